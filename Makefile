@@ -1,0 +1,94 @@
+# Every target works from a clean clone: it makes .venv, installs what it needs there and builds.
+# VENV=dir uses another environment; ARGS='...' is handed on to pytest.
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check -q
+sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '*.cmake' -o -name '*.pyx')
+sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test bench bench-quick isa asan tsan neon lint wheel clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# --- environment ------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	$(pip) install --upgrade 'pip>=25.1'
+	touch $@
+
+$(VENV)/.built: $(VENV)/.made pyproject.toml CMakeLists.txt $(sources)
+	$(pip) install --group build
+	PATH="$(abspath $(bin)):$$PATH" $(pip) install --no-build-isolation -e '.[plot]'
+	touch $@
+
+$(VENV)/.test-tools $(VENV)/.lint-tools: $(VENV)/.%-tools: $(VENV)/.built
+	PATH="$(abspath $(bin)):$$PATH" $(pip) install --no-build-isolation -e '.[$*]'
+	touch $@
+
+build: $(VENV)/.built  ## environment and editable build (again after changing csrc/ or a .pyx)
+
+# --- what a user runs -------------------------------------------------------------------------
+
+demo: build  ## train the default language model, print its perplexity and a sample
+	rm -rf runs/demo
+	$(bin)/pynlm train --out runs/demo
+	$(bin)/pynlm generate runs/demo
+
+test: $(VENV)/.test-tools  ## all tests
+	$(bin)/pytest $(ARGS)
+
+bench: $(VENV)/.test-tools  ## all benchmarks, and the report of this machine
+	$(bin)/pytest bench --benchmark-autosave --benchmark-group-by=group $(ARGS)
+	$(bin)/python bench/report.py
+
+bench-quick: $(VENV)/.test-tools  ## each benchmark once, as smoke
+	$(bin)/pytest bench --benchmark-disable $(ARGS)
+
+# --- checks -----------------------------------------------------------------------------------
+
+isa: $(VENV)/.test-tools  ## kernel tests at every instruction-set level of this machine
+	@for isa in $$($(bin)/python -c 'from pynlm._kernels import available_isas as a; print(*a())'); do \
+	  echo "PYNLM_ISA=$$isa"; PYNLM_ISA=$$isa $(bin)/pytest -q tests/kernels $(ARGS) || exit 1; done
+
+# A sanitised build lives in an environment of its own under build/, which borrows the packages of
+# $(VENV) through a .pth file (but not its editable pynlm: .pth files there are not followed).
+define sanitised_build
+	$(PYTHON) -m venv --without-pip build/$(1)/venv
+	$(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$(build/$(1)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth
+	PATH="$(abspath $(bin)):$$PATH" $(pip) --python build/$(1)/venv/bin/python install \
+	  --no-build-isolation --no-deps --force-reinstall \
+	  -Cbuild-dir=build/$(1)/cmake -Ccmake.define.NLM_SANITIZE="$(2)" .
+endef
+
+asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behaviour sanitisers
+	$(call sanitised_build,asan,address;undefined)
+	LD_PRELOAD="$(call sanitizer_lib,asan) $(call sanitizer_lib,stdc++)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider tests/kernels $(ARGS)
+
+tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser
+	$(call sanitised_build,tsan,thread)
+	LD_PRELOAD="$(call sanitizer_lib,tsan)" OPENBLAS_NUM_THREADS=1 \
+	  setarch -R build/tsan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider tests/kernels $(ARGS)
+
+lint: $(VENV)/.lint-tools  ## formatting, style and types
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	find csrc -name '*.h' -o -name '*.cpp' | xargs $(bin)/clang-format --dry-run --Werror
+	$(bin)/cython-lint pynlm
+	$(bin)/mypy
+	$(bin)/stubtest pynlm._kernels
+
+wheel: $(VENV)/.made  ## a wheel in dist/
+	$(pip) wheel --no-deps -w dist .
+
+clean:  ## remove what the build made (not $(VENV))
+	rm -rf build dist

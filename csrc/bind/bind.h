@@ -1,0 +1,12 @@
+// What module.cpp calls to fill the Python module: one function a family of kernels.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace nlm {
+
+void bind_recurrent(pybind11::module_& m);
+void bind_softmax(pybind11::module_& m);
+void bind_small(pybind11::module_& m);
+
+}  // namespace nlm

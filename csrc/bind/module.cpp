@@ -1,0 +1,37 @@
+// The Python module pynlm._kernels.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bind/bind.h"
+#include "common/threads.h"
+#include "isa/dispatch.h"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+PYBIND11_MODULE(_kernels, m) {
+    m.doc() = "Compiled CPU kernels. Call them through pynlm.kernels, which checks the contract.";
+
+    nlm::kernel_table();  // a wrong PYNLM_ISA fails here, at import, and not in the middle of a run
+
+    nlm::bind_recurrent(m);
+    nlm::bind_softmax(m);
+    nlm::bind_small(m);
+
+    m.def("isa_name", &nlm::isa_name, "Instruction-set level in use.");
+    m.def("available_isas", &nlm::available_isas,
+          "Levels that this build and this CPU have, best first; PYNLM_ISA takes any of them.");
+    m.def("get_num_threads", &nlm::get_num_threads, "Number of threads that kernels use.");
+    m.def(
+        "set_num_threads",
+        [](int n) {
+            if (n < 1)
+                throw py::value_error("set_num_threads: n must be at least 1, got " +
+                                      std::to_string(n));
+            nlm::set_num_threads(n);
+        },
+        "n"_a, "Set the number of threads that kernels use (>= 1).");
+}

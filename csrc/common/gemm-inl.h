@@ -1,0 +1,331 @@
+// Matrix products of one ISA level: register tiles on packed operands, and gemm() over them.
+// The one door to products; recurrent loops call the tiles directly on weights packed once.
+//
+// A tile is R rows by NV vectors of C held in registers. Operand A is packed as row blocks
+// [depth][R], operand B as column panels [depth][NV * kLanes], zero beyond the last column. Each
+// element of C is one chain of fused multiply-adds over its depth, whatever R, NV and the number
+// of threads, so results depend on none of them.
+
+#if defined(NLM_ISA_avx512) || defined(__aarch64__)
+constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B, 1 broadcast: 31 of 32 registers
+#else
+constexpr int kTileRows = 6;  // 12 + 2 + 1 of 16
+#endif
+constexpr int kTileVecs = 2;
+template <class T>
+constexpr int64_t kPanelWidth = kTileVecs * kLanes<T>;
+// a panel block [depth][width] and a row block [depth][R] share the first-level cache
+template <class T>
+constexpr int64_t kMaxDepth = int64_t(32768) / (kPanelWidth<T> * int64_t(sizeof(T)));
+constexpr int64_t kRowBytesInL2 = 384 << 10;
+
+// Where one vector column of a tile goes: row r at p + r * ld, n <= kLanes elements. The sum
+// starts from start[0:n] (a bias) or zero, and is added to what stands there if accumulate.
+template <class T>
+struct TileColumn {
+    T* p;
+    int64_t ld;
+    int64_t n;
+    bool accumulate;
+    const T* start;
+};
+
+template <class T, int R, int NV>
+void tile(int64_t depth, const T* __restrict a, const T* __restrict b, const TileColumn<T>* to) {
+    Vec<T> sum[R][NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+        const Vec<T> start = to[v].start ? load_n(to[v].start, to[v].n) : Vec<T>{};
+#pragma GCC unroll 14
+        for (int r = 0; r < R; ++r) sum[r][v] = start;
+    }
+    for (int64_t k = 0; k < depth; ++k) {
+        Vec<T> bv[NV];
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; ++v) bv[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 14
+        for (int r = 0; r < R; ++r) {
+            const Vec<T> ar = splat(a[r]);
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; ++v) sum[r][v] += ar * bv[v];
+        }
+        a += R;
+        b += NV * kLanes<T>;
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) {
+        T* p = to[v].p;
+        const int64_t ld = to[v].ld, n = to[v].n;
+        if (n >= kLanes<T>) {
+#pragma GCC unroll 14
+            for (int r = 0; r < R; ++r)
+                store(p + r * ld, to[v].accumulate ? load(p + r * ld) + sum[r][v] : sum[r][v]);
+        } else {
+#pragma GCC unroll 14
+            for (int r = 0; r < R; ++r)
+                store_n(p + r * ld,
+                        to[v].accumulate ? load_n(p + r * ld, n) + sum[r][v] : sum[r][v], n);
+        }
+    }
+}
+
+template <class T>
+using TileFunction = void (*)(int64_t, const T*, const T*, const TileColumn<T>*);
+
+// The tile of `rows` x NV vectors; rows in [1, kTileRows].
+template <class T, int NV>
+inline TileFunction<T> tile_of(int64_t rows) {
+    switch (rows) {
+        case 1: return tile<T, 1, NV>;
+        case 2: return tile<T, 2, NV>;
+        case 3: return tile<T, 3, NV>;
+        case 4: return tile<T, 4, NV>;
+        case 5: return tile<T, 5, NV>;
+        case 6: return tile<T, 6, NV>;
+#if defined(NLM_ISA_avx512) || defined(__aarch64__)
+        case 7: return tile<T, 7, NV>;
+        case 8: return tile<T, 8, NV>;
+        case 9: return tile<T, 9, NV>;
+        case 10: return tile<T, 10, NV>;
+        case 11: return tile<T, 11, NV>;
+        case 12: return tile<T, 12, NV>;
+        case 13: return tile<T, 13, NV>;
+#endif
+        default: return tile<T, kTileRows, NV>;
+    }
+}
+
+template <class T>
+inline void run_tile(int64_t rows, int vecs, int64_t depth, const T* a, const T* b,
+                     const TileColumn<T>* to) {
+    (vecs == 2 ? tile_of<T, 2>(rows) : tile_of<T, 1>(rows))(depth, a, b, to);
+}
+
+// Rows cut into `blocks` nearly equal blocks of at most kTileRows.
+struct RowBlocks {
+    int64_t rows, blocks;
+    int64_t first(int64_t block) const { return rows * block / blocks; }
+    int64_t count(int64_t block) const { return first(block + 1) - first(block); }
+};
+inline RowBlocks row_blocks(int64_t rows, int64_t multiple = 1) {
+    int64_t blocks = (rows + kTileRows - 1) / kTileRows;
+    if (blocks > multiple) blocks = (blocks + multiple - 1) / multiple * multiple;
+    return {rows, blocks};
+}
+
+#if defined(NLM_ISA_avx512)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+// out[k * stride + r] = p[r * ld + k] for 16 k and r < fill; rows r >= n count as zero.
+inline void transpose_16(float* out, int64_t stride, const float* p, int64_t ld, int64_t n,
+                         int64_t fill) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) a[i] = i < n ? _mm512_loadu_ps(p + i * ld) : _mm512_setzero_ps();
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        const __m512d l0 = _mm512_castps_pd(b[i]), l1 = _mm512_castps_pd(b[i + 2]);
+        const __m512d h0 = _mm512_castps_pd(b[i + 1]), h1 = _mm512_castps_pd(b[i + 3]);
+        a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(l0, l1));
+        a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(l0, l1));
+        a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(h0, h1));
+        a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(h0, h1));
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        store_n(out + i * stride, (Vec<float>)_mm512_shuffle_f32x4(b[i], b[i + 8], 0x88), fill);
+        store_n(out + (i + 4) * stride, (Vec<float>)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88),
+                fill);
+        store_n(out + (i + 8) * stride, (Vec<float>)_mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd),
+                fill);
+        store_n(out + (i + 12) * stride,
+                (Vec<float>)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd), fill);
+    }
+}
+#pragma GCC diagnostic pop
+#endif
+
+// out[k * stride + r] = p[r * ld + k], r < n; zero for n <= r < width.
+template <class T>
+inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, int64_t ld,
+                            int64_t n, int64_t depth) {
+    int64_t k = 0;
+#if defined(NLM_ISA_avx512)
+    if constexpr (sizeof(T) == 4) {
+        for (; k + 16 <= depth; k += 16)
+            for (int64_t r = 0; r < width; r += 16)
+                transpose_16(out + k * stride + r, stride, p + r * ld + k, ld,
+                             n - r < 0 ? 0 : n - r, width - r);
+    }
+#else
+    if constexpr (sizeof(T) == 4) {
+        typedef float F4 __attribute__((vector_size(16)));
+        for (; k + 4 <= depth; k += 4) {
+            int64_t r = 0;
+            for (; r + 4 <= n; r += 4) {
+                F4 a[4], b[4];
+                for (int i = 0; i < 4; ++i) __builtin_memcpy(&a[i], p + (r + i) * ld + k, 16);
+                b[0] = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5);
+                b[1] = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
+                b[2] = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
+                b[3] = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
+                a[0] = __builtin_shufflevector(b[0], b[2], 0, 1, 4, 5);
+                a[1] = __builtin_shufflevector(b[0], b[2], 2, 3, 6, 7);
+                a[2] = __builtin_shufflevector(b[1], b[3], 0, 1, 4, 5);
+                a[3] = __builtin_shufflevector(b[1], b[3], 2, 3, 6, 7);
+                for (int i = 0; i < 4; ++i)
+                    __builtin_memcpy(out + (k + i) * stride + r, &a[i], 16);
+            }
+            for (; r < width; ++r)
+                for (int i = 0; i < 4; ++i)
+                    out[(k + i) * stride + r] = r < n ? p[r * ld + k + i] : T(0);
+        }
+    }
+#endif
+    for (; k < depth; ++k)
+        for (int64_t r = 0; r < width; ++r) out[k * stride + r] = r < n ? p[r * ld + k] : T(0);
+}
+
+// out[k * stride + r] = p[k * ld + r], r < n; zero for n <= r < width.
+template <class T>
+inline void pack_straight(T* out, int64_t stride, int64_t width, const T* p, int64_t ld,
+                          int64_t n, int64_t depth) {
+    for (int64_t k = 0; k < depth; ++k) {
+        const T* from = p + k * ld;
+        T* to = out + k * stride;
+        int64_t r = 0;
+        for (; r + kLanes<T> <= n; r += kLanes<T>) store(to + r, load(from + r));
+        if (r < n) {
+            const int64_t room = width - r;
+            store_n(to + r, load_n(from + r, n - r), room < kLanes<T> ? room : kLanes<T>);
+            r += kLanes<T>;
+        }
+        for (; r < width; r += kLanes<T>) store_n(to + r, Vec<T>{}, width - r);
+    }
+}
+
+// One factor of a product. Element (r, k), r a row of A or a column of B, k the summed index,
+// stands at p[r * ld + k], or at p[k * ld + r] if k_major. For a k_major factor the first
+// head_depth values of k may stand elsewhere, at head[k * ld + r], and p begins after them.
+template <class T>
+struct Factor {
+    const T* p;
+    int64_t ld;
+    bool k_major;
+    const T* head = nullptr;
+    int64_t head_depth = 0;
+
+    void pack(T* out, int64_t width, int64_t r, int64_t n, int64_t k, int64_t depth) const {
+        if (!k_major) return pack_transposed(out, width, width, p + r * ld + k, ld, n, depth);
+        if (k < head_depth) {
+            const int64_t in_head = head_depth - k < depth ? head_depth - k : depth;
+            pack_straight(out, width, width, head + k * ld + r, ld, n, in_head);
+            out += in_head * width;
+            k += in_head;
+            depth -= in_head;
+        }
+        pack_straight(out, width, width, p + (k - head_depth) * ld + r, ld, n, depth);
+    }
+};
+
+// C [M, N] = A B (+ C if accumulate) (+ bias [N] on each row).
+template <class T>
+struct GemmArgs {
+    int64_t M, N, K;
+    Factor<T> a, b;
+    T* c;
+    int64_t ldc;
+    bool accumulate = false;
+    const T* bias = nullptr;
+};
+
+template <class T>
+void gemm(const GemmArgs<T>& g) {
+    if (g.M == 0 || g.N == 0) return;
+    if (g.K == 0) {
+        for (int64_t m = 0; m < g.M && !g.accumulate; ++m)
+            for (int64_t n = 0; n < g.N; ++n) g.c[m * g.ldc + n] = g.bias ? g.bias[n] : T(0);
+        return;
+    }
+    constexpr int64_t kWidth = kPanelWidth<T>;
+    const int64_t depth_blocks = (g.K + kMaxDepth<T> - 1) / kMaxDepth<T>;
+    const int64_t depth = (g.K + depth_blocks - 1) / depth_blocks;
+    const int64_t max_columns = 128 * kWidth, max_rows = 2048;
+    const int64_t columns = g.N < max_columns ? g.N : max_columns;
+    const int64_t rows = g.M < max_rows ? g.M : max_rows;
+    const int64_t b_size = depth * ((columns + kWidth - 1) / kWidth) * kWidth;
+    const int64_t a_size = (depth * rows + 15) / 16 * 16;
+    const int threads = threads_for(2.0 * double(g.M) * double(g.N) * double(g.K));
+    Scratch scratch;
+    // two of each: members pack the next block while others still read the last
+    T* const b_packed = scratch.take<T>(2 * b_size);
+    T* const a_packed = scratch.take<T>(2 * a_size);
+
+    auto body = [&](int tid, int size) {
+        int a_turn = 0, b_turn = 0;
+        for (int64_t n0 = 0; n0 < g.N; n0 += columns) {
+            const int64_t nc = g.N - n0 < columns ? g.N - n0 : columns;
+            const int64_t panels = (nc + kWidth - 1) / kWidth;
+            for (int64_t k0 = 0; k0 < g.K; k0 += depth) {
+                const int64_t kc = g.K - k0 < depth ? g.K - k0 : depth;
+                T* const bp = b_packed + (b_turn++ & 1) * b_size;
+                const Range mine = share(panels, 1, tid, size);
+                for (int64_t p = mine.begin; p < mine.end; ++p) {
+                    const int64_t n = nc - p * kWidth;
+                    const int64_t width = n <= kLanes<T> ? kLanes<T> : kWidth;
+                    g.b.pack(bp + p * kWidth * kc, width, n0 + p * kWidth,
+                             n < width ? n : width, k0, kc);
+                }
+                for (int64_t m0 = 0; m0 < g.M; m0 += rows) {
+                    const int64_t mc = g.M - m0 < rows ? g.M - m0 : rows;
+                    const bool split_rows = mc >= int64_t(size) * 8;
+                    const RowBlocks blocks = row_blocks(mc, split_rows ? size : 1);
+                    T* const ap = a_packed + (a_turn++ & 1) * a_size;
+                    const Range packing = share(blocks.blocks, 1, tid, size);
+                    for (int64_t i = packing.begin; i < packing.end; ++i)
+                        g.a.pack(ap + blocks.first(i) * kc, blocks.count(i), m0 + blocks.first(i),
+                                 blocks.count(i), k0, kc);
+                    team_barrier(size);
+                    const Range my_blocks = split_rows ? packing : Range{0, blocks.blocks};
+                    const Range my_panels = split_rows ? Range{0, panels} : mine;
+                    const int64_t fit = kRowBytesInL2 / (kc * kTileRows * int64_t(sizeof(T))) + 1;
+                    for (int64_t i0 = my_blocks.begin; i0 < my_blocks.end; i0 += fit) {
+                        const int64_t i1 = i0 + fit < my_blocks.end ? i0 + fit : my_blocks.end;
+                        for (int64_t p = my_panels.begin; p < my_panels.end; ++p) {
+                            const int64_t n = nc - p * kWidth;
+                            const int64_t column = n0 + p * kWidth;
+                            const int vecs = n <= kLanes<T> ? 1 : 2;
+                            const bool add = g.accumulate || k0 > 0;
+                            const T* bias = k0 == 0 ? g.bias : nullptr;
+                            TileColumn<T> to[2];
+                            for (int v = 0; v < vecs; ++v)
+                                to[v] = {nullptr, g.ldc, n - v * kLanes<T>, add,
+                                         bias ? bias + column + v * kLanes<T> : nullptr};
+                            for (int64_t i = i0; i < i1; ++i) {
+                                for (int v = 0; v < vecs; ++v)
+                                    to[v].p = g.c + (m0 + blocks.first(i)) * g.ldc + column +
+                                              v * kLanes<T>;
+                                run_tile(blocks.count(i), vecs, kc, ap + blocks.first(i) * kc,
+                                         bp + p * kWidth * kc, to);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    };
+    parallel(threads, body);
+}

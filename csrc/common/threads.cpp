@@ -1,0 +1,244 @@
+#include "common/threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+
+namespace nlm {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int64_t kSpinNanoseconds = 50'000;
+
+int64_t now_ns() noexcept {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return int64_t(t.tv_sec) * 1'000'000'000 + t.tv_nsec;
+}
+
+void pause_cpu() noexcept {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// A counter that waiters watch: spin first, then sleep until it moves past the value seen.
+class Event {
+public:
+    uint32_t value() const noexcept { return value_.load(std::memory_order_acquire); }
+
+    void advance() noexcept {
+        value_.fetch_add(1, std::memory_order_seq_cst);
+        if (sleepers_.load(std::memory_order_seq_cst) != 0) {
+            pthread_mutex_lock(&mutex_);
+            pthread_cond_broadcast(&condition_);
+            pthread_mutex_unlock(&mutex_);
+        }
+    }
+
+    void wait_past(uint32_t seen) noexcept {
+        for (int i = 0; i < 512; ++i) {  // most waits end within a microsecond: no clock calls
+            if (value() != seen) return;
+            pause_cpu();
+        }
+        const int64_t deadline = now_ns() + kSpinNanoseconds;
+        do {
+            for (int i = 0; i < 64; ++i) {
+                if (value() != seen) return;
+                pause_cpu();
+            }
+        } while (now_ns() < deadline);
+        sleepers_.fetch_add(1, std::memory_order_seq_cst);
+        pthread_mutex_lock(&mutex_);
+        while (value_.load(std::memory_order_seq_cst) == seen)
+            pthread_cond_wait(&condition_, &mutex_);
+        pthread_mutex_unlock(&mutex_);
+        sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    }
+
+private:
+    std::atomic<uint32_t> value_{0};
+    std::atomic<uint32_t> sleepers_{0};
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t condition_ = PTHREAD_COND_INITIALIZER;
+};
+
+class Barrier {
+public:
+    void wait(int count) noexcept {
+        const uint32_t seen = passed_.value();
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
+            arrived_.store(0, std::memory_order_relaxed);
+            passed_.advance();
+        } else {
+            passed_.wait_past(seen);
+        }
+    }
+
+private:
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) Event passed_;
+};
+
+struct Team {
+    std::atomic<bool> busy{false};
+    int workers = 0;  // started so far, besides the caller
+    Event job_posted;
+    Barrier members;   // of the running job
+    Barrier everyone;  // its end: also the workers that had no part in it
+    // the job, written before job_posted advances
+    TeamFunction function = nullptr;
+    void* context = nullptr;
+    int team_size = 1;
+};
+
+// Never destroyed: workers may outlive static destructors, and a forked child must not touch
+// the parent's mutexes.
+std::atomic<Team*> team{nullptr};
+std::atomic<int> requested_threads{0};
+thread_local bool inside_team = false;
+
+struct WorkerStart {
+    Team* team;
+    int tid;
+    uint32_t seen;
+};
+
+void* worker_main(void* raw) {
+    const WorkerStart start = *static_cast<WorkerStart*>(raw);
+    delete static_cast<WorkerStart*>(raw);
+    Team& t = *start.team;
+    inside_team = true;
+    uint32_t seen = start.seen;
+    for (;;) {
+        t.job_posted.wait_past(seen);
+        ++seen;
+        if (start.tid < t.team_size) t.function(t.context, start.tid, t.team_size);
+        t.everyone.wait(t.workers + 1);
+    }
+    return nullptr;
+}
+
+void after_fork_in_child() {
+    team.store(nullptr, std::memory_order_release);  // the parent's workers do not exist here
+    inside_team = false;
+}
+
+Team* current_team() {
+    Team* t = team.load(std::memory_order_acquire);
+    if (t != nullptr) return t;
+    static const int hook = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+    (void)hook;
+    Team* fresh = new Team;
+    Team* expected = nullptr;
+    if (team.compare_exchange_strong(expected, fresh)) return fresh;
+    delete fresh;
+    return expected;
+}
+
+// Starts workers up to `wanted`; a failure to start one leaves a smaller team.
+void grow(Team& t, int wanted) {
+    while (t.workers < wanted) {
+        auto* start = new WorkerStart{&t, t.workers + 1, t.job_posted.value()};
+        pthread_attr_t attributes;
+        pthread_attr_init(&attributes);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_t thread;
+        const int error = pthread_create(&thread, &attributes, worker_main, start);
+        pthread_attr_destroy(&attributes);
+        if (error != 0) {
+            delete start;
+            return;
+        }
+        ++t.workers;
+    }
+}
+
+int from_environment(const char* name) {
+    const char* text = std::getenv(name);
+    if (text == nullptr) return 0;
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    return end != text && n >= 1 ? int(std::min<long>(n, kMaxThreads)) : 0;
+}
+
+int cgroup_limit() {
+#if defined(__linux__)
+    std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (file == nullptr) return kMaxThreads;
+    long long quota = 0, period = 0;
+    const int fields = std::fscanf(file, "%lld %lld", &quota, &period);  // "max ..." reads none
+    std::fclose(file);
+    if (fields == 2 && quota > 0 && period > 0)
+        return int(std::clamp<long long>((quota + period - 1) / period, 1, kMaxThreads));
+#endif
+    return kMaxThreads;
+}
+
+int usable_cpus() {
+    int cpus = int(sysconf(_SC_NPROCESSORS_ONLN));
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) cpus = CPU_COUNT(&set);
+#endif
+    return std::clamp(std::min(cpus, cgroup_limit()), 1, kMaxThreads);
+}
+
+int default_threads() {
+    if (const int n = from_environment("PYNLM_NUM_THREADS")) return n;
+    if (const int n = from_environment("OMP_NUM_THREADS")) return n;
+    return usable_cpus();
+}
+
+}  // namespace
+
+int get_num_threads() {
+    int n = requested_threads.load(std::memory_order_relaxed);
+    if (n == 0) {
+        n = default_threads();
+        requested_threads.store(n, std::memory_order_relaxed);
+    }
+    return n;
+}
+
+void set_num_threads(int n) {
+    requested_threads.store(std::clamp(n, 1, kMaxThreads), std::memory_order_relaxed);
+}
+
+void team_run(int max_threads, TeamFunction function, void* context) {
+    const int wanted = std::min(max_threads, get_num_threads());
+    if (wanted <= 1 || inside_team) {
+        function(context, 0, 1);
+        return;
+    }
+    Team& t = *current_team();
+    if (t.busy.exchange(true, std::memory_order_acquire)) {
+        function(context, 0, 1);
+        return;
+    }
+    grow(t, wanted - 1);
+    t.function = function;
+    t.context = context;
+    t.team_size = std::min(wanted, t.workers + 1);
+    t.job_posted.advance();
+    inside_team = true;
+    function(context, 0, t.team_size);
+    t.everyone.wait(t.workers + 1);
+    inside_team = false;
+    t.busy.store(false, std::memory_order_release);
+}
+
+void team_barrier(int team_size) noexcept {
+    if (team_size > 1) team.load(std::memory_order_acquire)->members.wait(team_size);
+}
+
+}  // namespace nlm

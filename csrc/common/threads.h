@@ -1,0 +1,25 @@
+// The one door to threads: a lazily started team of pthreads (never OpenMP, whose second
+// runtime inside a host process that already spins one collapses).
+//
+// Workers spin for about 50 us at a barrier, then park. A caller that finds the team busy, or
+// that is itself a member of it, runs alone: kernels give the same bits for any team size.
+// After fork() the child starts a new team on first use.
+#pragma once
+
+namespace nlm {
+
+// Members a call may use: set_num_threads, else PYNLM_NUM_THREADS, else OMP_NUM_THREADS, else
+// the CPUs of the affinity mask, held to the cgroup's quota.
+int get_num_threads();
+void set_num_threads(int n);  // n >= 1
+
+using TeamFunction = void (*)(void* context, int tid, int team_size);
+
+// Calls function(context, tid, n) on n <= max_threads members at once, the caller as tid 0, and
+// returns when all have returned.
+void team_run(int max_threads, TeamFunction function, void* context);
+
+// Waits for all members of the running team. Only inside team_run, by every member.
+void team_barrier(int team_size) noexcept;
+
+}  // namespace nlm

@@ -1,0 +1,108 @@
+// CPU loops of the GRU (contract: gru.h, equations: gru_math.h).
+
+template <class T>
+struct GruForwardCell {
+    static constexpr int kGates = 3;
+    const GruForwardArgs<T>& a;
+    T* gates;  // of step `base` and later
+    T* hn;
+    int64_t base;
+
+    T* gate(int64_t t, int64_t row) const { return gates + ((t - base) * a.B + row) * 3 * a.H; }
+    T* recurrent(int64_t t, int64_t row) const { return hn + ((t - base) * a.B + row) * a.H; }
+
+    TileColumn<T> column(int64_t t, int64_t row, int64_t g, int64_t unit, int64_t n) const {
+        if (g == 2) return {recurrent(t, row) + unit, a.H, n, false, a.b_hn + unit};
+        return {gate(t, row) + g * a.H + unit, 3 * a.H, n, true, nullptr};
+    }
+
+    void finish(int64_t t, Range rows, int64_t unit, int64_t count) const {
+        const int64_t H = a.H;
+        const T* const h_prev = t > 0 ? a.y + (t - 1) * a.B * H : a.h0;
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            T* const p = gate(t, row) + unit;
+            Vec<T> r = load_n(p, count), z = load_n(p + H, count), n = load_n(p + 2 * H, count);
+            Vec<T> h = load_n(h_prev + row * H + unit, count);
+            gru_cell<VecFn<T>>(r, z, n, load_n(recurrent(t, row) + unit, count), h);
+            store_n(a.y + (t * a.B + row) * H + unit, h, count);
+            if (a.gates != nullptr) {
+                store_n(p, r, count);
+                store_n(p + H, z, count);
+                store_n(p + 2 * H, n, count);
+            }
+        }
+    }
+};
+
+template <class T>
+void gru_forward(const GruForwardArgs<T>& a) {
+    const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
+    Scratch scratch;
+    const int64_t chunk = a.gates != nullptr ? s.steps : chunk_steps(s);
+    T* const gates = a.gates != nullptr ? a.gates : scratch.take<T>(chunk * a.B * 3 * a.H);
+    T* const hn = a.hn != nullptr ? a.hn : scratch.take<T>(chunk * a.B * a.H);
+    T* const panels = scratch.take<T>(panel_size(s, 3));
+    T* const states = scratch.take<T>(2 * a.B * a.H);
+    const Split split = split_of(s.steps, a.B, a.H, 3 * a.H, 3 * a.H * a.H * int64_t(sizeof(T)));
+    for (int64_t t = 0; t < s.steps; t += chunk) {
+        const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
+        gemm(GemmArgs<T>{.M = (end - t) * a.B, .N = 3 * a.H, .K = a.I,
+                         .a = {a.x + t * a.B * a.I, a.I, false}, .b = {a.w_ih, a.I, false},
+                         .c = gates, .ldc = 3 * a.H, .bias = a.b});
+        forward_loop(GruForwardCell<T>{a, gates, hn, t}, s, t, end, a.w_hh,
+                     t == 0 ? a.h0 : a.y + (t - 1) * a.B * a.H, a.y, split, panels, states, t == 0);
+    }
+    last_states(s, a.y, a.h0, a.h_last);
+}
+
+template <class T>
+struct GruBackwardCell {
+    static constexpr int kGates = 3;
+    static constexpr bool kDirect = true;
+    const GruBackwardArgs<T>& a;
+    T* rec;
+
+    // The state's gradient flows through dr, dz and, for n, the gradient of its recurrent part.
+    T* gradient(int64_t t, int64_t g) const {
+        return g == 2 ? a.hn + t * a.B * a.H : a.gates + t * a.B * 3 * a.H + g * a.H;
+    }
+    int64_t gradient_ld(int64_t g) const { return g == 2 ? a.H : 3 * a.H; }
+
+    void pointwise(int64_t t, Range rows, int64_t unit, int64_t count) const {
+        const int64_t H = a.H;
+        const T* const h_prev = t > 0 ? a.y + (t - 1) * a.B * H : a.h0;
+        for (int64_t row = rows.begin; row < rows.end; ++row) {
+            T* const p = a.gates + (t * a.B + row) * 3 * H + unit;
+            const int64_t at = row * H + unit;
+            Vec<T> r = load_n(p, count), z = load_n(p + H, count), n = load_n(p + 2 * H, count);
+            Vec<T> hn = load_n(a.hn + t * a.B * H + at, count);
+            Vec<T> dh = load_n(a.dy + t * a.B * H + at, count) + load_n(rec + at, count);
+            gru_cell_backward<VecFn<T>>(r, z, n, hn, load_n(h_prev + at, count), dh);
+            store_n(p, r, count);
+            store_n(p + H, z, count);
+            store_n(p + 2 * H, n, count);
+            store_n(a.hn + t * a.B * H + at, hn, count);
+            store_n(rec + at, dh, count);
+        }
+    }
+};
+
+template <class T>
+void gru_backward(const GruBackwardArgs<T>& a) {
+    const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
+    const int64_t H = a.H, rows = s.steps * s.batch;
+    Scratch scratch;
+    T* const panels = scratch.take<T>(panel_size(s, 3));
+    T* const states = scratch.take<T>(2 * a.B * 3 * H);
+    const Split split = split_of(s.steps, a.B, 3 * H, H, 3 * H * H * int64_t(sizeof(T)));
+    start_gradient(a.dh0, a.dh_last, a.B * H);  // dh0 runs along with the sequence
+    backward_loop(GruBackwardCell<T>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
+    for (int64_t row = 0; a.lengths != nullptr && row < a.B; ++row)  // n's own gradient beyond
+        for (int64_t t = a.lengths[row]; t < s.steps; ++t)
+            for (int64_t u = 0; u < H; ++u) a.gates[((t * a.B + row) * 3 + 2) * H + u] = T(0);
+    input_gradients(a.dx, a.dw_ih, a.gates, a.x, a.w_ih, rows, a.I, 3 * H);
+    recurrent_gradient(s, a.dw_hh, a.gates, 2 * H, 3 * H, a.h0, a.y);
+    recurrent_gradient(s, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H, H, a.h0, a.y);
+    sum_rows(a.db, a.gates, rows, 3 * H);
+    sum_rows(a.db_hn, a.hn, rows, H);
+}

@@ -1,0 +1,30 @@
+// The reset-after GRU's equations (gru.h), once for all compiled backends. Includes nothing.
+#pragma once
+
+// In: r z n pre-activations (n without its recurrent part), hn the recurrent part of n, h the
+// previous state. Out: r z n gates, h the new state.
+template <class Fn>
+NLM_FN void gru_cell(typename Fn::Real& r, typename Fn::Real& z, typename Fn::Real& n,
+                     const typename Fn::Real& hn, typename Fn::Real& h) {
+    r = Fn::sigmoid(r);
+    z = Fn::sigmoid(z);
+    n = Fn::tanh(n + r * hn);
+    h = n + z * (h - n);
+}
+
+// In: r z n gates, hn saved, h_prev the previous state, dh the gradient of the new state. Out:
+// r z n gradients of the pre-activations, hn gradient of the recurrent part of n, dh the part of
+// the previous state's gradient that does not pass through the gates.
+template <class Fn>
+NLM_FN void gru_cell_backward(typename Fn::Real& r, typename Fn::Real& z, typename Fn::Real& n,
+                              typename Fn::Real& hn, const typename Fn::Real& h_prev,
+                              typename Fn::Real& dh) {
+    const typename Fn::Real dn = dh * (1 - z) * (1 - n * n);
+    const typename Fn::Real dz = dh * (h_prev - n) * z * (1 - z);
+    const typename Fn::Real dr = dn * hn * r * (1 - r);
+    dh = dh * z;
+    hn = dn * r;
+    r = dr;
+    z = dz;
+    n = dn;
+}

@@ -1,0 +1,63 @@
+// Long short-term memory over a sequence, forward and backward through time.
+//
+// Math        i, f, o = sigmoid(w_ih x_t + w_hh h_{t-1} + b), g = tanh(same), gate order i f g o;
+//             c_t = f c_{t-1} + i g,  h_t = o tanh(c_t),  y_t = h_t.
+//             Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000, eq. 3.1-3.8 without
+//             peepholes.
+// Shapes      x [T,B,I]  y c dy [T,B,H]  gates [T,B,4H]  h0 c0 h_last c_last [B,H]
+//             w_ih [4H,I]  w_hh [4H,H]  b [4H]; gradients as what they are of.
+// Aliasing    none, but gates of the backward call, which the gradients replace.
+// Saved       gates (after activation) and c; both null for a forward pass that saves nothing.
+// Lengths     int32 [B], not increasing, in [0, T], or null. Row r takes part in steps
+//             0..lengths[r]-1: y is 0 beyond, h_last and c_last are its states after its last step
+//             (h0, c0 if it has none), dy beyond is not read, gates' gradient beyond is 0.
+// Numerics    sums over I, H and T*B in T, each one chain of fused multiply-adds cut every 256
+//             (float32) or 128 terms; db over blocks of 64 rows.
+// Threading   any number of threads gives the same bits.
+#pragma once
+
+#include <cstdint>
+
+namespace nlm {
+
+template <class T>
+struct LstmForwardArgs {
+    T* y;
+    T* h_last;
+    T* c_last;
+    T* gates;  // saved, may be null with c
+    T* c;
+    const T* x;
+    const T* h0;
+    const T* c0;
+    const T* w_ih;
+    const T* w_hh;
+    const T* b;
+    const std::int32_t* lengths;  // may be null
+    std::int64_t T_, B, I, H;
+};
+
+template <class T>
+struct LstmBackwardArgs {
+    T* dx;  // may be null
+    T* dh0;
+    T* dc0;
+    T* dw_ih;
+    T* dw_hh;
+    T* db;
+    T* gates;  // in: saved; out: gradients of the pre-activations
+    const T* c;
+    const T* y;
+    const T* x;
+    const T* h0;
+    const T* c0;
+    const T* w_ih;
+    const T* w_hh;
+    const T* dy;
+    const T* dh_last;  // may be null: zero
+    const T* dc_last;
+    const std::int32_t* lengths;
+    std::int64_t T_, B, I, H;
+};
+
+}  // namespace nlm

@@ -1,0 +1,33 @@
+// The LSTM's equations (lstm.h), once for all compiled backends. Includes nothing: NVRTC reads it.
+#pragma once
+
+// In: i f g o pre-activations, c the previous cell state. Out: i f g o gates, c and h the new states.
+template <class Fn>
+NLM_FN void lstm_cell(typename Fn::Real& i, typename Fn::Real& f, typename Fn::Real& g,
+                      typename Fn::Real& o, typename Fn::Real& c, typename Fn::Real& h) {
+    i = Fn::sigmoid(i);
+    f = Fn::sigmoid(f);
+    g = Fn::tanh(g);
+    o = Fn::sigmoid(o);
+    c = f * c + i * g;
+    h = o * Fn::tanh(c);
+}
+
+// In: i f g o gates, c and c_prev states, dh and dc gradients of the new states. Out: i f g o
+// gradients of the pre-activations, dc gradient of the previous cell state.
+template <class Fn>
+NLM_FN void lstm_cell_backward(typename Fn::Real& i, typename Fn::Real& f, typename Fn::Real& g,
+                               typename Fn::Real& o, const typename Fn::Real& c,
+                               const typename Fn::Real& c_prev, const typename Fn::Real& dh,
+                               typename Fn::Real& dc) {
+    const typename Fn::Real tanh_c = Fn::tanh(c);
+    dc = dc + dh * o * (1 - tanh_c * tanh_c);
+    const typename Fn::Real di = dc * g * i * (1 - i);
+    const typename Fn::Real df = dc * c_prev * f * (1 - f);
+    const typename Fn::Real dg = dc * i * (1 - g * g);
+    o = dh * tanh_c * o * (1 - o);
+    dc = dc * f;
+    i = di;
+    f = df;
+    g = dg;
+}

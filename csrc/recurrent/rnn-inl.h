@@ -1,0 +1,77 @@
+// CPU loops of the simple recurrent network (contract: rnn.h, equations: rnn_math.h).
+
+template <class T, bool kRelu>
+struct RnnForwardCell {
+    static constexpr int kGates = 1;
+    const RnnForwardArgs<T>& a;
+
+    T* state(int64_t t, int64_t row) const { return a.y + (t * a.B + row) * a.H; }
+
+    // y holds the pre-activation until finish() replaces it.
+    TileColumn<T> column(int64_t t, int64_t row, int64_t, int64_t unit, int64_t n) const {
+        return {state(t, row) + unit, a.H, n, true, nullptr};
+    }
+
+    void finish(int64_t t, Range rows, int64_t unit, int64_t n) const {
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+            T* const p = state(t, r) + unit;
+            store_n(p, rnn_cell<VecFn<T>, kRelu>(load_n(p, n)), n);
+        }
+    }
+};
+
+template <class T>
+void rnn_forward(const RnnForwardArgs<T>& a) {
+    const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
+    Scratch scratch;
+    T* const panels = scratch.take<T>(panel_size(s, 1));
+    T* const states = scratch.take<T>(2 * a.B * a.H);
+    const Split split = split_of(s.steps, a.B, a.H, a.H, a.H * a.H * int64_t(sizeof(T)));
+    gemm(GemmArgs<T>{.M = s.steps * a.B, .N = a.H, .K = a.I, .a = {a.x, a.I, false},
+                     .b = {a.w_ih, a.I, false}, .c = a.y, .ldc = a.H, .bias = a.b});
+    if (a.relu)
+        forward_loop(RnnForwardCell<T, true>{a}, s, 0, s.steps, a.w_hh, a.h0, a.y, split, panels,
+                     states, true);
+    else
+        forward_loop(RnnForwardCell<T, false>{a}, s, 0, s.steps, a.w_hh, a.h0, a.y, split, panels,
+                     states, true);
+    last_states(s, a.y, a.h0, a.h_last);
+}
+
+template <class T, bool kRelu>
+struct RnnBackwardCell {
+    static constexpr int kGates = 1;
+    static constexpr bool kDirect = false;
+    const RnnBackwardArgs<T>& a;
+    T* rec;
+
+    T* gradient(int64_t t, int64_t) const { return a.dpre + t * a.B * a.H; }
+    int64_t gradient_ld(int64_t) const { return a.H; }
+
+    void pointwise(int64_t t, Range rows, int64_t unit, int64_t n) const {
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+            const int64_t at = r * a.H + unit, step = t * a.B * a.H;
+            const Vec<T> dh = load_n(a.dy + step + at, n) + load_n(rec + at, n);
+            store_n(a.dpre + step + at,
+                    rnn_cell_backward<VecFn<T>, kRelu>(load_n(a.y + step + at, n), dh), n);
+        }
+    }
+};
+
+template <class T>
+void rnn_backward(const RnnBackwardArgs<T>& a) {
+    const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
+    const int64_t H = a.H, rows = s.steps * s.batch;
+    Scratch scratch;
+    T* const panels = scratch.take<T>(panel_size(s, 1));
+    T* const states = scratch.take<T>(2 * a.B * H);
+    const Split split = split_of(s.steps, a.B, H, H, H * H * int64_t(sizeof(T)));
+    start_gradient(a.dh0, a.dh_last, a.B * H);  // dh0 runs along with the sequence
+    if (a.relu)
+        backward_loop(RnnBackwardCell<T, true>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
+    else
+        backward_loop(RnnBackwardCell<T, false>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
+    input_gradients(a.dx, a.dw_ih, a.dpre, a.x, a.w_ih, rows, a.I, H);
+    recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.dpre), H, H, a.h0, a.y);
+    sum_rows(a.db, a.dpre, rows, H);
+}

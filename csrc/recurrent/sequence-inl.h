@@ -1,0 +1,300 @@
+// The loops over time that all recurrent cells share. A cell gives its gates' places and its
+// pointwise equations; here are the packed weights, the threads and the order of the work.
+//
+// Weights are packed once a call. A member of the team owns either some rows of the batch, and
+// then needs no barrier in the whole sequence (weights that its cache holds, or many rows), or
+// some units, and then waits for the others once a step. Gates are computed in vectors of units,
+// all gates of a vector one after another, so the pointwise equations read them from the
+// first-level cache.
+
+template <class T>
+struct Sequence {
+    int64_t steps, batch, hidden;
+    const int32_t* lengths;  // not increasing, or null
+
+    // Rows of [begin, end) that take part in step t: a prefix, because rows are sorted.
+    int64_t active_end(int64_t t, int64_t begin, int64_t end) const {
+        if (lengths != nullptr)
+            while (end > begin && lengths[end - 1] <= t) --end;
+        return end;
+    }
+};
+
+struct Split {
+    int threads;
+    bool by_rows;
+};
+
+// How a loop of `steps` products [batch, depth] x [depth, columns] is divided.
+inline Split split_of(int64_t steps, int64_t batch, int64_t depth, int64_t columns,
+                      int64_t weight_bytes) {
+    const double step = 2.0 * double(batch) * double(depth) * double(columns);
+    const int most = get_num_threads();
+    if (batch >= 8 * int64_t(most) && weight_bytes <= (int64_t(3) << 20))
+        return {threads_for(step * double(steps)), true};
+    const int worth = int(step / 100e3);  // a barrier a step
+    return {worth < 1 ? 1 : (worth < most ? worth : most), false};
+}
+
+// What one member owns.
+struct Share {
+    Range rows, vectors;  // vectors of units
+    bool by_rows;
+    int tid, size;
+};
+template <class T>
+inline Share share_of(const Sequence<T>& s, const Split& split, int tid, int size) {
+    const int64_t vectors = (s.hidden + kLanes<T> - 1) / kLanes<T>;
+    if (split.by_rows) return {share(s.batch, 1, tid, size), {0, vectors}, true, tid, size};
+    return {{0, s.batch}, share(vectors, 1, tid, size), false, tid, size};
+}
+
+template <class T>
+inline int64_t units_in(const Sequence<T>& s, int64_t vector) {
+    const int64_t left = s.hidden - vector * kLanes<T>;
+    return left < kLanes<T> ? left : kLanes<T>;
+}
+
+// Packs rows [rows.begin, rows.end) of m [batch, ld], columns [c0, c1), as values k0.. of row
+// blocks of `depth`.
+template <class T>
+inline void pack_state(T* out, const RowBlocks& blocks, int64_t first_row, const T* m, int64_t ld,
+                       int64_t c0, int64_t c1, int64_t k0, int64_t depth) {
+    for (int64_t i = 0; i < blocks.blocks; ++i) {
+        const int64_t r = blocks.first(i), n = blocks.count(i);
+        pack_transposed(out + (first_row + r) * depth + k0 * n, n, n, m + (first_row + r) * ld + c0,
+                        ld, n, c1 - c0);
+    }
+}
+
+// Panels of w_hh [gates * hidden, hidden] for h w_hh^T: vector j of the panels holds gate
+// j % gates of unit vector j / gates.
+template <class T>
+inline void pack_forward(T* out, const Sequence<T>& s, const T* w_hh, int gates, Range vectors,
+                         int tid, int size) {
+    constexpr int64_t L = kLanes<T>;
+    const int64_t H = s.hidden, first = vectors.begin * gates, last = vectors.end * gates;
+    const Range mine = share((last - first + 1) / 2, 1, tid, size);
+    for (int64_t p = mine.begin; p < mine.end; ++p) {
+        const int64_t j0 = first + 2 * p;
+        const int64_t vecs = last - j0 < 2 ? 1 : 2;
+        for (int64_t v = 0; v < vecs; ++v) {
+            const int64_t unit = (j0 + v) / gates, gate = (j0 + v) % gates;
+            pack_transposed(out + j0 * H * L + v * L, vecs * L, L,
+                            w_hh + (gate * H + unit * L) * H, H, units_in(s, unit), H);
+        }
+    }
+}
+
+// Panels of w_hh [depth = gates * hidden, hidden] for d_gates w_hh.
+template <class T>
+inline void pack_backward(T* out, const Sequence<T>& s, const T* w_hh, int64_t depth,
+                          Range vectors, int tid, int size) {
+    constexpr int64_t L = kLanes<T>;
+    const Range mine = share((vectors.end - vectors.begin + 1) / 2, 1, tid, size);
+    for (int64_t p = mine.begin; p < mine.end; ++p) {
+        const int64_t v0 = vectors.begin + 2 * p;
+        const int64_t width = vectors.end - v0 < 2 ? L : 2 * L;
+        const int64_t left = s.hidden - v0 * L;
+        pack_straight(out + v0 * depth * L, width, width, w_hh + v0 * L, s.hidden,
+                      left < width ? left : width, depth);
+    }
+}
+
+// All row blocks of one panel, cut in depth so that the panel's part stays in the first-level
+// cache while the row blocks pass over it.
+template <class T, class Column>
+inline void run_panel(const RowBlocks& blocks, int64_t first_row, int vecs, int64_t depth,
+                      const T* a, const T* panel, const Column& column) {
+    const int64_t cuts = (depth + kMaxDepth<T> - 1) / kMaxDepth<T>;
+    const int64_t cut = (depth + cuts - 1) / cuts;
+    for (int64_t k = 0; k < depth; k += cut) {
+        const int64_t kc = depth - k < cut ? depth - k : cut;
+        for (int64_t i = 0; i < blocks.blocks; ++i) {
+            const int64_t row = first_row + blocks.first(i), n = blocks.count(i);
+            TileColumn<T> to[2];
+            for (int v = 0; v < vecs; ++v) {
+                to[v] = column(v, row);
+                if (k > 0) {
+                    to[v].accumulate = true;
+                    to[v].start = nullptr;
+                }
+            }
+            run_tile(n, vecs, kc, a + row * depth + k * n, panel + k * vecs * kLanes<T>, to);
+        }
+    }
+}
+
+// Runs steps [t0, t1) forward. Cell: kGates; column(t, row, gate, unit vector, n) says where a
+// gate's product goes; finish(t, rows, unit, n) computes the new state into y [steps, batch, H].
+// h_start is the state before t0; y beyond a row's length becomes zero. pack_weights: the panels
+// do not hold w_hh from an earlier call of the same pass.
+template <class T, class Cell>
+void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1, const T* w_hh,
+                  const T* h_start, T* y, const Split& split, T* panels, T* states,
+                  bool pack_weights) {
+    constexpr int64_t L = kLanes<T>;
+    constexpr int G = Cell::kGates;
+    const int64_t H = s.hidden, B = s.batch;
+    auto body = [&](int tid, int size) {
+        const Share own = share_of(s, split, tid, size);
+        // own panels depend on the size of the team, which another caller's work may have changed
+        if (!own.by_rows)
+            pack_forward(panels, s, w_hh, G, own.vectors, 0, 1);
+        else if (pack_weights)
+            pack_forward(panels, s, w_hh, G, own.vectors, tid, size);
+        const int64_t u0 = own.vectors.begin * L;
+        const int64_t u1 = own.vectors.end * L < H ? own.vectors.end * L : H;
+        const int64_t begin = own.rows.begin;
+        int64_t end = s.active_end(t0, begin, own.rows.end);
+        if (end > begin && u1 > u0)
+            pack_state(states, row_blocks(end - begin), begin, h_start, H, u0, u1, u0, H);
+        if (!own.by_rows || pack_weights) team_barrier(size);
+        for (int64_t t = t0; t < t1; ++t) {
+            T* const now = states + ((t - t0) & 1) * B * H;
+            T* const next = states + ((t - t0 + 1) & 1) * B * H;
+            const RowBlocks blocks = row_blocks(end - begin);
+            const int64_t first = own.vectors.begin * G, last = own.vectors.end * G;
+            int64_t unit = own.vectors.begin;
+            for (int64_t j = first; j < last && end > begin; j += 2) {
+                const int vecs = last - j < 2 ? 1 : 2;
+                run_panel(blocks, begin, vecs, H, now, panels + j * H * L,
+                          [&](int v, int64_t row) {
+                              const int64_t u = (j + v) / G;
+                              return cell.column(t, row, (j + v) % G, u * L, units_in(s, u));
+                          });
+                for (; (unit + 1) * G <= j + vecs; ++unit)
+                    cell.finish(t, Range{begin, end}, unit * L, units_in(s, unit));
+            }
+            for (int64_t r = end; r < own.rows.end; ++r)
+                for (int64_t u = u0; u < u1; ++u) y[(t * B + r) * H + u] = T(0);
+            if (t + 1 == t1) break;
+            end = s.active_end(t + 1, begin, end);
+            if (end > begin && u1 > u0)
+                pack_state(next, row_blocks(end - begin), begin, y + t * B * H, H, u0, u1, u0, H);
+            if (!own.by_rows) team_barrier(size);
+        }
+    };
+    parallel(split.threads, body);
+}
+
+// The state after each row's last step.
+template <class T>
+inline void last_states(const Sequence<T>& s, const T* y, const T* h0, T* h_last) {
+    const int64_t H = s.hidden;
+    for (int64_t r = 0; r < s.batch; ++r) {
+        const int64_t n = s.lengths != nullptr ? s.lengths[r] : s.steps;
+        const T* from = n == 0 ? h0 + r * H : y + ((n - 1) * s.batch + r) * H;
+        __builtin_memcpy(h_last + r * H, from, std::size_t(H) * sizeof(T));
+    }
+}
+
+// Runs all steps backward. Cell: kGates; kDirect, whether part of dh passes by the gates;
+// pointwise(t, rows, unit, n) turns dh (dy[t] + rec) into the gates' gradients; gradient(t, gate)
+// is where they stand, with their row length. `rec` [batch, H] is the gradient of the state
+// before step t; it starts as that of the last state.
+template <class T, class Cell>
+void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec,
+                   const Split& split, T* panels, T* states) {
+    constexpr int64_t L = kLanes<T>;
+    constexpr int G = Cell::kGates;
+    const int64_t H = s.hidden, B = s.batch, depth = G * H;
+    auto body = [&](int tid, int size) {
+        const Share own = share_of(s, split, tid, size);
+        if (own.by_rows) {
+            pack_backward(panels, s, w_hh, depth, own.vectors, tid, size);
+            team_barrier(size);
+        } else {
+            pack_backward(panels, s, w_hh, depth, own.vectors, 0, 1);
+        }
+        const int64_t u0 = own.vectors.begin * L;
+        const int64_t u1 = own.vectors.end * L < H ? own.vectors.end * L : H;
+        const int64_t begin = own.rows.begin;
+        for (int64_t t = s.steps - 1; t >= 0; --t) {
+            const int64_t end = s.active_end(t, begin, own.rows.end);
+            T* const now = states + (t & 1) * B * depth;
+            const RowBlocks blocks = row_blocks(end - begin);
+            for (int64_t v = own.vectors.begin; v < own.vectors.end && end > begin; ++v)
+                cell.pointwise(t, Range{begin, end}, v * L, units_in(s, v));
+            for (int g = 0; g < G; ++g) {
+                T* const gradient = cell.gradient(t, g);
+                const int64_t ld = cell.gradient_ld(g);
+                for (int64_t r = end; r < own.rows.end; ++r)
+                    for (int64_t u = u0; u < u1; ++u) gradient[r * ld + u] = T(0);
+                if (end > begin && u1 > u0)
+                    pack_state(now, blocks, begin, gradient, ld, u0, u1, g * H + u0, depth);
+            }
+            if (!own.by_rows) team_barrier(size);
+            for (int64_t v = own.vectors.begin; v < own.vectors.end && end > begin; v += 2) {
+                const int vecs = own.vectors.end - v < 2 ? 1 : 2;
+                run_panel(blocks, begin, vecs, depth, now, panels + v * depth * L,
+                          [&](int i, int64_t row) {
+                              return TileColumn<T>{rec + row * H + (v + i) * L, H,
+                                                   units_in(s, v + i), Cell::kDirect, nullptr};
+                          });
+            }
+        }
+    };
+    parallel(split.threads, body);
+}
+
+template <class T>
+inline int64_t panel_size(const Sequence<T>& s, int gates) {
+    return (s.hidden + kLanes<T> - 1) / kLanes<T> * kLanes<T> * gates * s.hidden;
+}
+
+// Sums the rows of m [rows, columns]: blocks of 64 rows first, then the blocks.
+template <class T>
+void sum_rows(T* out, const T* m, int64_t rows, int64_t columns) {
+    auto body = [&](int tid, int size) {
+        const Range mine = share(columns, 4 * kLanes<T>, tid, size);
+        for (int64_t c = mine.begin; c < mine.end; c += kLanes<T>) {
+            const int64_t n = mine.end - c;
+            Vec<T> total{};
+            for (int64_t r0 = 0; r0 < rows; r0 += 64) {
+                Vec<T> block{};
+                for (int64_t r = r0; r < rows && r < r0 + 64; ++r)
+                    block += load_n(m + r * columns + c, n);
+                total += block;
+            }
+            store_n(out + c, total, n);
+        }
+    };
+    parallel(threads_for(16.0 * double(rows) * double(columns)), body);
+}
+
+// Weight and input gradients from the pre-activations' d [N, columns]: dx = d w_ih,
+// dw_ih = d^T x.
+template <class T>
+void input_gradients(T* dx, T* dw_ih, const T* d, const T* x, const T* w_ih, int64_t rows,
+                     int64_t inputs, int64_t columns) {
+    if (dx != nullptr)
+        gemm(GemmArgs<T>{.M = rows, .N = inputs, .K = columns, .a = {d, columns, false},
+                         .b = {w_ih, inputs, true}, .c = dx, .ldc = inputs});
+    gemm(GemmArgs<T>{.M = columns, .N = inputs, .K = rows, .a = {d, columns, true},
+                     .b = {x, inputs, true}, .c = dw_ih, .ldc = inputs});
+}
+
+// dw_hh = d^T h_prev, where h_prev is h0 at the first step and y one step earlier at the others.
+template <class T>
+void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns,
+                        int64_t ld, const T* h0, const T* y) {
+    gemm(GemmArgs<T>{.M = columns, .N = s.hidden, .K = s.steps * s.batch, .a = {d, ld, true},
+                     .b = {y, s.hidden, true, h0, s.batch}, .c = dw_hh, .ldc = s.hidden});
+}
+
+// rec starts as the gradient of the last state, which may be absent.
+template <class T>
+inline void start_gradient(T* rec, const T* d_last, int64_t count) {
+    if (d_last == nullptr)
+        __builtin_memset(rec, 0, std::size_t(count) * sizeof(T));
+    else
+        __builtin_memcpy(rec, d_last, std::size_t(count) * sizeof(T));
+}
+
+// Steps whose gates fit a scratch of about 1024 rows, for forward passes that save nothing.
+template <class T>
+inline int64_t chunk_steps(const Sequence<T>& s) {
+    const int64_t steps = s.batch > 0 ? 1024 / s.batch : s.steps;
+    return steps < 1 ? 1 : (steps < s.steps ? steps : s.steps);
+}

@@ -1,0 +1,38 @@
+"""Evaluation: perplexity, scores and samples of a trained model."""
+
+from __future__ import annotations
+
+from pynlm.evaluate.facts import TextCounts, count_file, count_lines, count_text, start_of
+from pynlm.evaluate.generate import Detokeniser, Sampler, generate_ids
+from pynlm.evaluate.perplexity import (
+    CHUNK,
+    Evaluation,
+    evaluate_sentences,
+    evaluate_stream,
+    sentence_spans,
+    span_nll,
+    stream_nll,
+)
+from pynlm.evaluate.score import Scorer, SentenceScore, read_lines, split_lines
+
+__all__ = [
+    "CHUNK",
+    "Detokeniser",
+    "Evaluation",
+    "Sampler",
+    "Scorer",
+    "SentenceScore",
+    "TextCounts",
+    "count_file",
+    "count_lines",
+    "count_text",
+    "evaluate_sentences",
+    "evaluate_stream",
+    "generate_ids",
+    "read_lines",
+    "sentence_spans",
+    "span_nll",
+    "split_lines",
+    "start_of",
+    "stream_nll",
+]

@@ -1,0 +1,50 @@
+"""Kernels: stateless functions on NumPy arrays, forward and backward.
+
+Every function takes keyword arguments only, writes into arrays that the caller allocated
+(overwriting them), checks its contract, and runs on a backend: "cpu" (compiled, the default) or
+"reference" (plain NumPy). Order of the arguments: outputs, saved, inputs, weights, scalars. Outputs
+must not overlap other arguments unless the function says so.
+
+Dimensions: T time, B batch, N rows, I input, H hidden, O output, D embedding, V vocabulary. Arrays
+are C-contiguous; floats are all float32 or all float64; ids, targets and lengths are int32.
+"""
+
+from .adagrad import adagrad_update, adagrad_update_rows
+from .adam import adam_update, adam_update_rows
+from .clip import clip_values, sum_squares
+from .dropout import dropout
+from .embedding import embedding_backward, embedding_forward
+from .gru import gru_backward, gru_forward
+from .linear import linear_backward, linear_forward
+from .lstm import lstm_backward, lstm_forward
+from .rnn import rnn_backward, rnn_forward
+from .sgd import sgd_update, sgd_update_rows
+from .threads import get_num_threads, set_num_threads
+from .xent import xent_forward, xent_gradients, xent_log_prob
+
+__all__ = [
+    "adagrad_update",
+    "adagrad_update_rows",
+    "adam_update",
+    "adam_update_rows",
+    "clip_values",
+    "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "get_num_threads",
+    "gru_backward",
+    "gru_forward",
+    "linear_backward",
+    "linear_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
+    "set_num_threads",
+    "sgd_update",
+    "sgd_update_rows",
+    "sum_squares",
+    "xent_forward",
+    "xent_gradients",
+    "xent_log_prob",
+]

@@ -1,0 +1,196 @@
+"""Simple recurrent network (tanh or relu) over a whole sequence: contract and dispatch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pynlm.arrays import Array, check, check_lengths, describe
+
+from ._backend import function
+
+
+def rnn_forward(
+    *,
+    y: Array,
+    h_last: Array,
+    x: Array,
+    h0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b: Array,
+    nonlinearity: str,
+    lengths: Array | None = None,
+    backend: str = "cpu",
+) -> None:
+    """Run h_t = f(W_ih x_t + W_hh h_{t-1} + b) over T steps of B rows, f = tanh or relu.
+
+    Parameters
+    ----------
+    y : [T, B, H], output
+        h_t of every step, which is also all that `rnn_backward` needs; 0 beyond a row's length.
+    h_last : [B, H], output
+        State after each row's own last step; h0 where the length is 0.
+    x : [T, B, I]
+        Input.
+    h0 : [B, H]
+        Initial state.
+    w_ih : [H, I], w_hh : [H, H], b : [H]
+        Weights in torch.nn.RNN's layout, with one bias (the sum of torch's two).
+    nonlinearity : "tanh" or "relu"
+    lengths : int32 [B] or None
+        Steps that each row takes part in, non-increasing, 0 to T. None: all T.
+    backend : "cpu" or "reference"
+
+    Raises
+    ------
+    TypeError
+        An argument is no NumPy array or has another dtype.
+    ValueError
+        Shape, layout or range; an unknown nonlinearity.
+
+    Notes
+    -----
+    Source: Elman, "Finding structure in time", 1990.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> h, y, w = np.zeros((1, 2)), np.empty((3, 1, 2)), np.ones((2, 2))
+    >>> rnn_forward(y=y, h_last=h.copy(), x=np.ones((3, 1, 2)), h0=h, w_ih=w, w_hh=w,
+    ...             b=np.zeros(2), nonlinearity="relu")
+    >>> y[:, 0, 0]
+    array([ 2.,  6., 14.])
+    """
+    f = "rnn_forward"
+    d: dict[str, Any] = {}
+    check(x, "T B I", d, func=f, name="x")
+    check(h0, "B H", d, func=f, name="h0")
+    check(w_ih, "H I", d, func=f, name="w_ih")
+    check(w_hh, "H H", d, func=f, name="w_hh")
+    check(b, "H", d, func=f, name="b")
+    check(y, "T B H", d, func=f, name="y", out=True)
+    check(h_last, "B H", d, func=f, name="h_last", out=True)
+    _check_nonlinearity(nonlinearity, f)
+    check_lengths(lengths, d, func=f)
+    function(f, backend)(
+        y=y,
+        h_last=h_last,
+        x=x,
+        h0=h0,
+        w_ih=w_ih,
+        w_hh=w_hh,
+        b=b,
+        nonlinearity=nonlinearity,
+        lengths=lengths,
+    )
+
+
+def rnn_backward(
+    *,
+    dx: Array | None = None,
+    dh0: Array,
+    dw_ih: Array,
+    dw_hh: Array,
+    db: Array,
+    dpre: Array,
+    y: Array,
+    x: Array,
+    h0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    dy: Array,
+    dh_last: Array | None = None,
+    nonlinearity: str,
+    lengths: Array | None = None,
+    backend: str = "cpu",
+) -> None:
+    """Gradients of `rnn_forward` from those of y and h_last.
+
+    Walking back from dh = dh_last at each row's own last step::
+
+        da = (dh + dy_t) * (1 - h_t**2  for tanh,  h_t > 0  for relu)
+        dx_t = da W_ih;  dh = da W_hh
+        dW_ih = sum_t da^T x_t;  dW_hh = sum_t da^T h_{t-1};  db = sum_t sum_B da
+
+    Parameters
+    ----------
+    dx : [T, B, I] or None, output
+        0 beyond a row's length. None: not computed.
+    dh0 : [B, H], output
+    dw_ih : [H, I], dw_hh : [H, H], db : [H], output
+        Sums over time and batch, overwritten.
+    dpre : [T, B, H], output
+        da, the gradient of the pre-activations; 0 beyond a row's length.
+    y : [T, B, H]
+        As `rnn_forward` left it.
+    x, h0, w_ih, w_hh, nonlinearity, lengths
+        The arguments of `rnn_forward`.
+    dy : [T, B, H]
+        Ignored beyond a row's length.
+    dh_last : [B, H] or None
+        None: 0.
+    backend : "cpu" or "reference"
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rnn_forward`.
+
+    Notes
+    -----
+    Source: the chain rule on `rnn_forward`. The slope of relu at 0 is 0, as in torch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> h, w, x = np.zeros((1, 1)), np.ones((1, 1)), np.ones((2, 1, 1))
+    >>> y = np.array([[[1.0]], [[2.0]]])
+    >>> dw_ih, dw_hh, dpre = np.empty((1, 1)), np.empty((1, 1)), np.empty((2, 1, 1))
+    >>> rnn_backward(dh0=h.copy(), dw_ih=dw_ih, dw_hh=dw_hh, db=np.empty(1), dpre=dpre, y=y, x=x,
+    ...              h0=h, w_ih=w, w_hh=w, dy=np.ones((2, 1, 1)), nonlinearity="relu")
+    >>> dpre[:, 0, 0], dw_hh
+    (array([2., 1.]), array([[1.]]))
+    """
+    f = "rnn_backward"
+    d: dict[str, Any] = {}
+    check(x, "T B I", d, func=f, name="x")
+    check(h0, "B H", d, func=f, name="h0")
+    check(w_ih, "H I", d, func=f, name="w_ih")
+    check(w_hh, "H H", d, func=f, name="w_hh")
+    check(y, "T B H", d, func=f, name="y")
+    check(dy, "T B H", d, func=f, name="dy")
+    if dh_last is not None:
+        check(dh_last, "B H", d, func=f, name="dh_last")
+    if dx is not None:
+        check(dx, "T B I", d, func=f, name="dx", out=True)
+    check(dh0, "B H", d, func=f, name="dh0", out=True)
+    check(dw_ih, "H I", d, func=f, name="dw_ih", out=True)
+    check(dw_hh, "H H", d, func=f, name="dw_hh", out=True)
+    check(db, "H", d, func=f, name="db", out=True)
+    check(dpre, "T B H", d, func=f, name="dpre", out=True)
+    _check_nonlinearity(nonlinearity, f)
+    check_lengths(lengths, d, func=f)
+    function(f, backend)(
+        dx=dx,
+        dh0=dh0,
+        dw_ih=dw_ih,
+        dw_hh=dw_hh,
+        db=db,
+        dpre=dpre,
+        y=y,
+        x=x,
+        h0=h0,
+        w_ih=w_ih,
+        w_hh=w_hh,
+        dy=dy,
+        dh_last=dh_last,
+        nonlinearity=nonlinearity,
+        lengths=lengths,
+    )
+
+
+def _check_nonlinearity(nonlinearity: object, func: str) -> None:
+    if nonlinearity != "tanh" and nonlinearity != "relu":
+        kind = ValueError if isinstance(nonlinearity, str) else TypeError
+        got = describe(nonlinearity)
+        raise kind(f'{func}: nonlinearity must be "tanh" or "relu", got {got}')

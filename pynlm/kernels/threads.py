@@ -1,0 +1,46 @@
+"""Number of threads of the compiled kernels."""
+
+from __future__ import annotations
+
+from pynlm.arrays import check_integer
+
+from ._backend import function
+
+
+def set_num_threads(n: int) -> None:
+    """Let the compiled kernels use `n` threads from now on.
+
+    The results have the same bits whatever the number.
+
+    Parameters
+    ----------
+    n
+        1 to 1024.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not an integer, or out of range.
+
+    Examples
+    --------
+    >>> before = get_num_threads()
+    >>> set_num_threads(1)
+    >>> set_num_threads(before)
+    """
+    check_integer(n, func="set_num_threads", name="n", low=1, high=1024)
+    function("set_num_threads", "cpu")(int(n))
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that the compiled kernels use.
+
+    The first value comes from PYNLM_NUM_THREADS, else OMP_NUM_THREADS, else the number of
+    processors that this process may use.
+
+    Examples
+    --------
+    >>> get_num_threads() >= 1
+    True
+    """
+    return int(function("get_num_threads", "cpu")())

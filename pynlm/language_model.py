@@ -1,0 +1,423 @@
+"""A trained language model with its vocabulary: score, evaluate, sample, step."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynlm.evaluate import (
+    CHUNK,
+    Detokeniser,
+    Evaluation,
+    Sampler,
+    Scorer,
+    SentenceScore,
+    TextCounts,
+    count_file,
+    count_text,
+    evaluate_sentences,
+    evaluate_stream,
+    generate_ids,
+    read_lines,
+    split_lines,
+    start_of,
+)
+from pynlm.evaluate.perplexity import Progress
+from pynlm.layers.context import Context
+
+if TYPE_CHECKING:
+    from pynlm.models import RecurrentLM
+    from pynlm.text import Tokenizer
+
+Text = Union[str, bytes, Path, Sequence[int], "NDArray[np.integer[Any]]"]
+"""Running text (str, or bytes in UTF-8), a text file (Path), or token ids."""
+
+
+@dataclass(frozen=True)
+class LMState:
+    """What a model remembers of B histories. Never mutated: keep it, branch from it, go back.
+
+    ``layers`` holds one tuple of ``[B, H]`` arrays a layer; ``hidden`` ``[B, H]`` is the last
+    layer's output, from which the next token is predicted.
+    """
+
+    layers: tuple[tuple[NDArray[np.floating[Any]], ...], ...]
+    hidden: NDArray[np.floating[Any]]
+
+    @property
+    def batch(self) -> int:
+        """B, the number of histories."""
+        return len(self.hidden)
+
+    def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]] | slice) -> LMState:
+        """The histories ``rows`` as a new state (reorder or repeat the rows of a beam)."""
+        if isinstance(rows, (int, np.integer)):
+            rows = [int(rows)]
+        return LMState(
+            tuple(tuple(_frozen(part[rows]) for part in layer) for layer in self.layers),
+            _frozen(self.hidden[rows]),
+        )
+
+    @staticmethod
+    def stack(states: Sequence[LMState]) -> LMState:
+        """One state with the histories of all ``states``, in order."""
+        layers = zip(*(state.layers for state in states), strict=True)
+        return LMState(
+            tuple(
+                tuple(_frozen(np.concatenate(parts)) for parts in zip(*layer, strict=True))
+                for layer in layers
+            ),
+            _frozen(np.concatenate([state.hidden for state in states])),
+        )
+
+
+class LanguageModel:
+    """A model, its vocabulary and the way it was trained.
+
+    Parameters
+    ----------
+    model : ``pynlm.models.RecurrentLM``.
+    tokenizer : ``pynlm.text`` tokenizer.
+    batching : ``"contiguous"`` (state carried through a text) or ``"sentences"`` (each line on its
+        own); what :meth:`evaluate` does unless told.
+    backend : ``"cpu"``, or ``"reference"`` for the NumPy oracle.
+
+    Examples
+    --------
+    >>> from pynlm.models import RecurrentLM, RecurrentLMConfig
+    >>> from pynlm.text import Tokenizer
+    >>> tokenizer = Tokenizer(["the", "<eos>", "cat", "<unk>"], [3, 2, 1, 0], "word")
+    >>> model = RecurrentLM(RecurrentLMConfig(vocab_size=4, embedding_size=8, hidden_sizes=(8,)))
+    >>> lm = LanguageModel(model, tokenizer)  # with weights of zero: all tokens equally likely
+    >>> round(lm.perplexity("the cat"), 6)
+    4.0
+    >>> logp, state = lm.step("the", lm.start())
+    >>> logp.shape
+    (4,)
+    """
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        tokenizer: Tokenizer,
+        *,
+        batching: str = "contiguous",
+        backend: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batching = batching
+        self.backend = backend
+        self.start_id, self.start_token = start_of(tokenizer)
+        self._context = Context(train=False, backend=backend)
+
+    # ---- making one
+
+    @classmethod
+    def load(cls, directory: str | Path, which: str = "best") -> LanguageModel:
+        """The model of a run folder: its ``best`` checkpoint, or its ``last``.
+
+        Raises
+        ------
+        FileNotFoundError : the folder, its config, vocabulary or checkpoint is missing.
+        ValueError : a file in it is damaged or belongs to another run.
+        """
+        from pynlm.train.checkpoint import load_model
+
+        model, tokenizer, recipe = load_model(Path(directory), which)
+        return cls(model, tokenizer, batching=recipe.data.batching)
+
+    @classmethod
+    def train(
+        cls,
+        recipe: str | Path = "default",
+        *,
+        corpus: str | None = None,
+        text: Any = None,
+        valid: Any = None,
+        test: Any = None,
+        out: str | Path | None = None,
+        seed: int | None = None,
+        overrides: Iterable[str] = (),
+        quiet: bool = False,
+    ) -> LanguageModel:
+        """Train by a recipe and give the best model of the run; see ``pynlm.train.run_training``.
+
+        ``LanguageModel.train(text="book.txt", overrides=["train.epochs=3"])``
+        """
+        from pynlm.train import run_training
+
+        result = run_training(
+            recipe,
+            corpus=corpus,
+            text=text,
+            valid=valid,
+            test=test,
+            out=out,
+            seed=seed,
+            overrides=overrides,
+            quiet=quiet,
+        )
+        return cls.load(result.out)
+
+    # ---- text in, figures out
+
+    def evaluate(
+        self,
+        text: Text,
+        *,
+        carry: bool | None = None,
+        stripes: int = 1,
+        chunk: int = CHUNK,
+        progress: Progress | None = None,
+    ) -> Evaluation:
+        """Perplexity of ``text`` with every count (see ``pynlm.evaluate.Evaluation``).
+
+        ``carry`` reads the text as one stream (True) or each line from a zero state (False);
+        None does as the model was trained. ``stripes`` > 1 is faster and labelled in the result.
+        """
+        carry = self.batching != "sentences" if carry is None else carry
+        ids, counts = self._encode_counted(text)
+        facts: dict[str, Any] = {
+            "unk_id": self.tokenizer.unk_id,
+            "words": counts.words if counts else None,
+            "characters": counts.characters if counts else None,
+            "start_token": self.start_token,
+            "chunk": chunk,
+            "backend": self.backend,
+            "progress": progress,
+        }
+        eos = self.tokenizer.eos_id
+        if carry:
+            return evaluate_stream(
+                self.model, ids, self.start_id, stripes=stripes, eos_id=eos, **facts
+            )
+        if stripes != 1:
+            raise ValueError(
+                "evaluate: stripes are pieces of one stream; with the state reset at every "
+                "sentence there is no stream (leave stripes at 1)"
+            )
+        end = self.start_id if eos is None else eos
+        return evaluate_sentences(
+            self.model, ids, self.start_id, end, count_eos=eos is not None, **facts
+        )
+
+    def perplexity(self, text: Text, *, carry: bool | None = None, stripes: int = 1) -> float:
+        """``exp`` of the mean negative log-likelihood of ``text``, over all its tokens."""
+        return self.evaluate(text, carry=carry, stripes=stripes).perplexity
+
+    def score(
+        self, text: Text | Sequence[str] | Sequence[Sequence[int]], *, carry: bool = False
+    ) -> list[SentenceScore]:
+        """Log-probability in bits of every token, line by line.
+
+        Each line (of a str, of a file, of a list of str, or each of several id sequences) starts
+        from a zero state; ``carry=True`` reads them as one stream.
+        """
+        scorer = self.scorer(carry=carry)
+        if isinstance(text, Path):
+            with text.open("rb") as file:
+                batches = read_lines(file.fileno(), str(text), utf8=self.tokenizer.level != "byte")
+                return [score for lines in batches for score in scorer.score(self.encode(lines))]
+        if isinstance(text, bytes):
+            return scorer.score(self.encode(io.BytesIO(text)))
+        if isinstance(text, str):
+            return scorer.score(self.encode(split_lines(text)))
+        items: list[Any] = list(text)
+        if items and isinstance(items[0], str):
+            return scorer.score(self.encode(items))
+        rows = items if items and np.ndim(items[0]) else [items]
+        return scorer.score([self.tokenizer.encode(row) for row in rows])
+
+    def scorer(self, *, carry: bool = False, chunk: int = CHUNK) -> Scorer:
+        """A ``Scorer`` of encoded lines for input that arrives piece by piece."""
+        return Scorer(
+            self.model,
+            self.tokenizer,
+            self.start_id,
+            carry=carry,
+            chunk=chunk,
+            backend=self.backend,
+        )
+
+    # ---- sampling
+
+    @overload
+    def generate(
+        self,
+        prompt: str = ...,
+        tokens: int = ...,
+        *,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int = ...,
+        exclude_unk: bool = ...,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[int] | NDArray[np.integer[Any]],
+        tokens: int = ...,
+        *,
+        temperature: float = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        seed: int = ...,
+        exclude_unk: bool = ...,
+    ) -> NDArray[np.int32]: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer[Any]] = "",
+        tokens: int = 100,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        exclude_unk: bool = False,
+    ) -> str | NDArray[np.int32]:
+        """``prompt`` and a sample of ``tokens`` tokens that continues it.
+
+        Parameters
+        ----------
+        prompt : text, or token ids.
+        temperature, top_k, top_p, seed : see ``pynlm.evaluate.Sampler``; temperature 0 is greedy.
+        exclude_unk : never draw ``<unk>``.
+
+        Returns
+        -------
+        str, or int32 ``[n]`` for a prompt of ids.
+        """
+        sampler = Sampler(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            exclude=self.sampler_exclusions(exclude_unk),
+        )
+        if isinstance(prompt, str):
+            return prompt + "".join(self.stream(prompt, tokens, sampler))
+        ids = self.tokenizer.encode(prompt)
+        new = generate_ids(self.model, self._after_start(ids), sampler, tokens, backend=self.backend)
+        return np.concatenate([ids, np.fromiter(new, np.int32)])
+
+    def stream(self, prompt: str, tokens: int, sampler: Sampler) -> Iterator[str]:
+        """The continuation of ``prompt`` as pieces of text, each as soon as it is drawn."""
+        ids = self.tokenizer.encode(prompt) if prompt else np.zeros(0, np.int32)
+        eos = self.tokenizer.eos_id
+        if eos is not None and len(ids) and ids[-1] == eos and not prompt.endswith("\n"):
+            ids = ids[:-1]  # the prompt's line goes on
+        words = Detokeniser(self.tokenizer, after=prompt)
+        new = generate_ids(self.model, self._after_start(ids), sampler, tokens, backend=self.backend)
+        for token in new:
+            piece = words.push(token)
+            if piece:
+                yield piece
+        rest = words.finish()
+        if rest:
+            yield rest
+
+    def unknown(self, text: str) -> list[str]:
+        """The words (at character level: characters) of ``text`` that read as ``<unk>``."""
+        unk = self.tokenizer.unk_id
+        if unk is None:
+            return []
+        parts = list(text) if self.tokenizer.level == "char" else text.split()
+        return [part for part in dict.fromkeys(parts) if unk in self.tokenizer.encode(part)]
+
+    def sampler_exclusions(self, exclude_unk: bool) -> tuple[int, ...]:
+        """Ids that a sampler leaves out."""
+        unk = self.tokenizer.unk_id
+        return (int(unk),) if exclude_unk and unk is not None else ()
+
+    # ---- one step at a time
+
+    def start(self, batch: int = 1) -> LMState:
+        """``batch`` histories that have read the start token only.
+
+        :meth:`log_prob` of it is the distribution of the first token.
+        """
+        if batch < 1:
+            raise ValueError(f"start: batch must be at least 1, got {batch}")
+        ids = np.full((1, batch), self.start_id, np.int32)
+        return self._advance(ids, self.model.initial_state(batch))
+
+    def step(
+        self, tokens: int | str | Sequence[int] | Sequence[str] | NDArray[Any], state: LMState
+    ) -> tuple[NDArray[np.floating[Any]], LMState]:
+        """Read one token a history; give the distribution of the next one.
+
+        Parameters
+        ----------
+        tokens : an id or a token's text, or B of them. A state of one history branches into B.
+        state : from :meth:`start` or an earlier step; it is not changed.
+
+        Returns
+        -------
+        logp : natural log-probabilities ``[V]`` of the next token, ``[B, V]`` for B tokens.
+        state : the histories with ``tokens`` read.
+
+        Raises
+        ------
+        ValueError : a number of tokens other than the state's batch. IndexError : id >= V.
+        """
+        single = isinstance(tokens, str) or np.ndim(tokens) == 0
+        items: list[Any] = [tokens] if single else list(tokens)  # type: ignore[arg-type]
+        ids = self.tokenizer.encode([self._token_id(item) for item in items])
+        if state.batch == 1 and len(ids) > 1:
+            state = state[np.zeros(len(ids), np.intp)]
+        if len(ids) != state.batch:
+            raise ValueError(
+                f"step: tokens must be one a history [{state.batch}], got [{len(ids)}]"
+            )
+        new = self._advance(ids.reshape(1, -1), state.layers)
+        logp = self.log_prob(new)
+        return (logp[0] if single else logp), new
+
+    def log_prob(self, state: LMState) -> NDArray[np.floating[Any]]:
+        """Natural log-probabilities ``[B, V]`` of the next token of each history."""
+        logp: NDArray[np.floating[Any]] = self.model.log_prob(state.hidden, self._context)
+        return logp
+
+    # ---- helpers
+
+    def encode(self, lines: Iterable[str | bytes]) -> list[NDArray[np.int32]]:
+        """Ids of each line."""
+        return [self.tokenizer.encode(line) for line in lines]
+
+    def _advance(self, ids: NDArray[np.int32], layers: Any) -> LMState:
+        hidden, layers = self.model.hidden(ids, layers, self._context)
+        return LMState(
+            tuple(tuple(_frozen(part) for part in layer) for layer in layers),
+            _frozen(np.array(hidden[-1])),
+        )
+
+    def _after_start(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        return np.concatenate([np.array([self.start_id], np.int32), ids])
+
+    def _token_id(self, token: Any) -> int:
+        return int(self.tokenizer.id(token)) if isinstance(token, str) else int(token)
+
+    def _encode_counted(self, text: Text) -> tuple[NDArray[np.int32], TextCounts | None]:
+        level = self.tokenizer.level
+        if isinstance(text, Path):
+            ids = self.tokenizer.encode_file(text)
+            return ids, None if level == "integer" else count_file(text, level)
+        ids = self.tokenizer.encode(text)
+        if level == "integer" or not isinstance(text, (str, bytes)):
+            return ids, None
+        return ids, count_text(text, level)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array

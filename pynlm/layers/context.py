@@ -1,0 +1,66 @@
+"""What a forward pass is told: train or eval, and where its random numbers stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UINT32_MAX = 0xFFFFFFFF
+
+
+class Site:
+    """The purposes of random numbers: the upper half of Philox's last counter word.
+
+    The map stands in `csrc/common/philox.h` and `pynlm/reference/philox.py`.
+    """
+
+    EMBEDDING = 1
+    INPUT = 2
+    BETWEEN = 3
+    OUTPUT = 4
+    RECURRENT = 5
+    WEIGHT = 6
+    SAMPLE = 7
+    INIT = 8
+    SHUFFLE = 9
+
+
+@dataclass(frozen=True)
+class Context:
+    """Train or eval, seed and step: all that a layer knows besides its inputs and parameters.
+
+    Dropout masks are a function of (seed, step, site, layer, absolute time, row, unit), so a
+    forward pass repeated with an equal context gives the same bits, and the backward pass
+    recomputes its masks from it.
+
+    Parameters
+    ----------
+    train
+        True: apply dropout and return backprops. False: no dropout, backprops are None.
+    seed, step
+        The generator's key, each in [0, 2^32).
+    time0
+        Absolute time of the first step of the input.
+    backend
+        Passed through to the kernels.
+
+    Raises
+    ------
+    ValueError
+        A number outside its range.
+    """
+
+    train: bool
+    seed: int = 0
+    step: int = 0
+    time0: int = 0
+    backend: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "step", "time0"):
+            value = getattr(self, name)
+            if not 0 <= value <= UINT32_MAX:
+                raise ValueError(f"Context: {name} must be in [0, 2^32), got {value}")
+
+
+SCORING = Context(train=False)
+"""The context of calls that take none: no dropout, the kernels' default backend."""

@@ -1,0 +1,122 @@
+"""What layers and models convert for their callers: lists, int64 ids, layouts, row order.
+
+Kernels convert nothing. Floats keep their precision: a float64 array for a float32 layer is an
+error, which the kernel raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm.layers.pool import Pool
+
+Array = npt.NDArray[Any]
+IntArray = npt.NDArray[np.int32]
+_INT32 = np.dtype(np.int32)
+
+
+def as_ids(x: object, *, func: str, name: str) -> IntArray:
+    """Integers of any width (array or nested lists) as C-contiguous int32.
+
+    Raises
+    ------
+    TypeError
+        Not integers.
+    IndexError
+        A value that int32 cannot hold.
+    """
+    if type(x) is np.ndarray and x.dtype == _INT32 and x.flags.c_contiguous:
+        return x
+    a = np.asarray(x)
+    if a.dtype.kind not in "iu":
+        if a.size:
+            raise TypeError(f"{func}: {name} must be integers, got {a.dtype}")
+        a = a.astype(_INT32)
+    if a.size and a.dtype.itemsize >= 4 and a.dtype != _INT32:
+        info = np.iinfo(_INT32)
+        low, high = int(a.min()), int(a.max())
+        if low < info.min or high > info.max:
+            value = low if low < info.min else high
+            raise IndexError(f"{func}: {name} must fit in int32, got {value}")
+    return np.ascontiguousarray(a, _INT32)
+
+
+def as_floats(x: object, dtype: np.dtype[Any]) -> Array:
+    """An array made C-contiguous; a list (or other non-array) also gets `dtype`."""
+    if type(x) is np.ndarray:
+        return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    return np.ascontiguousarray(x, None if isinstance(x, np.ndarray) else dtype)
+
+
+class RowOrder:
+    """Rows of a batch sorted by falling length, as the recurrent kernels take them.
+
+    Attributes
+    ----------
+    rows
+        int64 [B]: row b of the sorted batch is row `rows[b]` of the caller's batch.
+    lengths
+        int32 [B], non-increasing.
+    """
+
+    __slots__ = ("_back", "lengths", "rows")
+
+    def __init__(self, lengths: IntArray) -> None:
+        self.rows = np.argsort(-lengths.astype(np.int64), kind="stable")
+        self.lengths = np.ascontiguousarray(lengths[self.rows])
+        self._back = np.empty_like(self.rows)
+        self._back[self.rows] = np.arange(len(self.rows))
+
+    def sort(self, x: Array, pool: Pool, axis: int = 1) -> Array:
+        """A leased copy of `x` in sorted order."""
+        return take(x, self.rows, pool, axis)
+
+    def restore(self, x: Array, pool: Pool, axis: int = 1) -> Array:
+        """A leased copy of `x` in the caller's order."""
+        return take(x, self._back, pool, axis)
+
+    def sort_state(self, state: Sequence[Array]) -> tuple[Array, ...]:
+        """Copies of a layer's state [B, H] in sorted order."""
+        return tuple(s[self.rows] for s in state)
+
+    def restore_state(self, state: Sequence[Array]) -> tuple[Array, ...]:
+        """Copies of a layer's state [B, H] in the caller's order."""
+        return tuple(s[self._back] for s in state)
+
+
+def row_order(
+    lengths: object, time: int, batch: int, *, func: str
+) -> tuple[IntArray | None, RowOrder | None]:
+    """Checked `lengths` as the kernels take them, and the row order if they had to be sorted.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `lengths` is not [B] integers in [0, T].
+    """
+    if lengths is None:
+        return None, None
+    n = as_ids(lengths, func=func, name="lengths")
+    if n.shape != (batch,):
+        raise ValueError(f"{func}: lengths must be int32 [B={batch}], got {list(n.shape)}")
+    if batch == 0:
+        return n, None
+    low, high = int(n.min()), int(n.max())
+    if low < 0 or high > time:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{func}: lengths must be in [0, T={time}], got {wrong}")
+    if not (n[1:] > n[:-1]).any():
+        return n, None
+    order = RowOrder(n)
+    return order.lengths, order
+
+
+def take(x: Array, index: npt.NDArray[np.intp], pool: Pool, axis: int = 0) -> Array:
+    """`np.take` into a lease; the index must be in range."""
+    shape = x.shape[:axis] + index.shape + x.shape[axis + 1 :]
+    # mode="clip" spares the buffered output that "raise" makes; nothing is clipped.
+    return np.take(x, index, axis=axis, out=pool.lease(shape, x.dtype), mode="clip")

@@ -1,0 +1,211 @@
+"""What the recurrent layers share: states, lengths in any order, the closure."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm.layers.backprop import Once
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray, RowOrder, as_floats, row_order
+from pynlm.layers.parameters import Parameter, Spec
+
+Array = npt.NDArray[Any]
+State = tuple[Array, ...]
+"""State of one layer: (h, c) for an LSTM, (h,) for the others; each [B, H]."""
+
+
+class Recurrent(ABC):
+    """A recurrent layer: `(y, state), backprop = layer(x, state, ctx, lengths=None)`.
+
+    Subclasses say how many gates and state arrays they have and call their kernels.
+
+    Parameters
+    ----------
+    parameters
+        Holds `{prefix}.w_ih` and so on, as listed by `specs`.
+    prefix
+        For example "recurrent.0".
+    """
+
+    gates: int
+    """Gate blocks in `w_ih` [gates*H, I]."""
+    states: int
+    """Arrays in the state."""
+    extra_biases: tuple[str, ...] = ()
+    """Biases [H] besides `b` [gates*H]."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], prefix: str) -> None:
+        self.w_ih = parameters[f"{prefix}.w_ih"]
+        self.w_hh = parameters[f"{prefix}.w_hh"]
+        self.b = parameters[f"{prefix}.b"]
+        self.name = f"{type(self).__name__} {prefix}"
+        self.pool = self.w_ih.pool
+        self.dtype = self.w_ih.data.dtype
+        self.input_size = self.w_ih.data.shape[1]
+        self.hidden_size = self.w_hh.data.shape[1]
+
+    @classmethod
+    def specs(
+        cls, prefix: str, input_size: int, hidden_size: int, group: str = "recurrent"
+    ) -> list[Spec]:
+        """The parameters that the layer needs, for `Parameters`."""
+        rows = cls.gates * hidden_size
+        return [
+            Spec(f"{prefix}.w_ih", (rows, input_size), group),
+            Spec(f"{prefix}.w_hh", (rows, hidden_size), group),
+            Spec(f"{prefix}.b", (rows,), group),
+            *(Spec(f"{prefix}.{name}", (hidden_size,), group) for name in cls.extra_biases),
+        ]
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros [B, H], one array a state."""
+        shape = (batch, self.hidden_size)
+        return tuple(np.zeros(shape, self.dtype) for _ in range(self.states))
+
+    def __call__(
+        self,
+        x: Array,
+        state: Sequence[Array],
+        ctx: Context,
+        lengths: object = None,
+    ) -> tuple[tuple[Array, State], RecurrentBackprop | None]:
+        """Run over a batch of sequences.
+
+        Parameters
+        ----------
+        x
+            [T, B, I]; in training kept, and not to be changed, until backprop.
+        state
+            Arrays [B, H]; likewise.
+        ctx
+            `train` decides whether a backprop is returned.
+        lengths
+            Integers [B] in [0, T], in any order; None means T for every row.
+
+        Returns
+        -------
+        (y, state), backprop
+            y [T, B, H], zero beyond each row's length (in training not to be changed until
+            backprop); new state arrays, each the state after the row's own last step;
+            `dx = backprop(dy, dstate=None)`, None unless `ctx.train`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong kinds, shapes or lengths.
+        """
+        x = as_floats(x, self.dtype)
+        if x.ndim != 3 or x.shape[2] != self.input_size:
+            raise ValueError(
+                f"{self.name}: x must be [T, B, I={self.input_size}], got {list(x.shape)}"
+            )
+        time, batch, _ = x.shape
+        if len(state) != self.states:
+            raise ValueError(
+                f"{self.name}: state must have {self.states} array(s) [B, H], got {len(state)}"
+            )
+        start = tuple(as_floats(s, self.dtype) for s in state)
+        for s in start:
+            if s.shape != (batch, self.hidden_size):
+                raise ValueError(
+                    f"{self.name}: arrays of state must be [B={batch}, H={self.hidden_size}], "
+                    f"got {list(s.shape)}"
+                )
+        lengths, order = row_order(lengths, time, batch, func=self.name)
+        if order is not None:
+            x = order.sort(x, self.pool)
+            start = order.sort_state(start)
+        y, last, saved = self._forward(x, start, lengths, ctx)
+        backprop = None
+        if ctx.train:
+            backprop = RecurrentBackprop(self.name, self, order, y, x, start, saved, lengths, ctx)
+        if order is not None:
+            y = order.restore(y, self.pool)
+            last = order.restore_state(last)
+        return (y, last), backprop
+
+    def _new_state(self, batch: int) -> State:
+        # Not leases: callers may keep thousands of states (beams), which would burden the pool.
+        shape = (batch, self.hidden_size)
+        return tuple(np.empty(shape, self.dtype) for _ in range(self.states))
+
+    @abstractmethod
+    def _forward(
+        self, x: Array, state: State, lengths: IntArray | None, ctx: Context
+    ) -> tuple[Array, State, tuple[Array, ...]]:
+        """y, last state, arrays saved for `_backward`; rows sorted by length."""
+
+    @abstractmethod
+    def _backward(
+        self,
+        dx: Array,
+        dstart: State,
+        saved: tuple[Array, ...],
+        y: Array,
+        x: Array,
+        start: State,
+        dy: Array,
+        dstate: State | None,
+        lengths: IntArray | None,
+        ctx: Context,
+    ) -> None:
+        """Fill `dx` and `dstart`, add to the parameters' gradients."""
+
+
+class RecurrentBackprop(Once):
+    """`dx = backprop(dy, dstate=None)`: adds into the layer's gradients; may be called once.
+
+    Attributes
+    ----------
+    dstart
+        After the call: gradients of the initial state, one [B, H] each.
+    """
+
+    __slots__ = ("dstart",)
+
+    def __call__(self, dy: Array, dstate: Sequence[Array] | None = None) -> Array:
+        """Gradient of the input from those of the outputs and (if given) of the last state.
+
+        Parameters
+        ----------
+        dy
+            [T, B, H]; what stands beyond a row's length is ignored.
+        dstate
+            One [B, H] a state array; None means zero (truncated backpropagation).
+
+        Returns
+        -------
+        ndarray
+            [T, B, I].
+        """
+        layer, order, y, x, start, saved, lengths, ctx = self._take()
+        dy = as_floats(dy, layer.dtype)
+        if dy.shape != y.shape:
+            raise ValueError(
+                f"{self._name}: dy must be [T, B, H] = {list(y.shape)}, got {list(dy.shape)}"
+            )
+        dlast: State | None = None
+        if dstate is not None:
+            if len(dstate) != layer.states:
+                raise ValueError(
+                    f"{self._name}: dstate must have {layer.states} array(s) [B, H], "
+                    f"got {len(dstate)}"
+                )
+            dlast = tuple(as_floats(d, layer.dtype) for d in dstate)
+        ordered: RowOrder | None = order
+        if ordered is not None:
+            dy = ordered.sort(dy, layer.pool)
+            dlast = None if dlast is None else ordered.sort_state(dlast)
+        dx: Array = layer.pool.like(x)
+        dstart = layer._new_state(x.shape[1])
+        layer._backward(dx, dstart, saved, y, x, start, dy, dlast, lengths, ctx)
+        if ordered is not None:
+            dx = ordered.restore(dx, layer.pool)
+            dstart = ordered.restore_state(dstart)
+        self.dstart: State = dstart
+        return dx

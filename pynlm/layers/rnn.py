@@ -1,0 +1,88 @@
+"""Simple (Elman) recurrent layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pynlm.kernels.rnn import rnn_backward, rnn_forward
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray
+from pynlm.layers.parameters import Parameter
+from pynlm.layers.recurrent import Array, Recurrent, State
+
+NONLINEARITIES = ("tanh", "relu")
+
+
+class RNN(Recurrent):
+    """h' = nonlinearity(w_ih x + w_hh h + b).
+
+    Parameters: `w_ih` [H, I], `w_hh` [H, H], `b` [H]. State: (h,). See `Recurrent` for the call.
+
+    Parameters
+    ----------
+    parameters, prefix
+        As for `Recurrent`.
+    nonlinearity
+        "tanh" or "relu".
+
+    Raises
+    ------
+    ValueError
+        Another nonlinearity.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pynlm.layers import Context, Parameters
+    >>> layer = RNN(Parameters(RNN.specs("rnn", input_size=3, hidden_size=5)), "rnn")
+    >>> x, state = np.ones((7, 2, 3), np.float32), layer.initial_state(2)
+    >>> (y, state), backprop = layer(x, state, Context(train=True))
+    >>> backprop(y).shape
+    (7, 2, 3)
+    """
+
+    gates = 1
+    states = 1
+
+    def __init__(
+        self, parameters: Mapping[str, Parameter], prefix: str, nonlinearity: str = "tanh"
+    ) -> None:
+        super().__init__(parameters, prefix)
+        if nonlinearity not in NONLINEARITIES:
+            raise ValueError(f"RNN: nonlinearity must be tanh or relu, got {nonlinearity!r}")
+        self.nonlinearity = nonlinearity
+
+    def _forward(
+        self, x: Array, state: State, lengths: IntArray | None, ctx: Context
+    ) -> tuple[Array, State, tuple[Array, ...]]:
+        time, batch, _ = x.shape
+        last = self._new_state(batch)
+        y = self.pool.lease((time, batch, self.hidden_size), self.dtype)
+        rnn_forward(
+            y=y, h_last=last[0],
+            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=self.w_hh.data, b=self.b.data,
+            nonlinearity=self.nonlinearity, lengths=lengths, backend=ctx.backend,
+        )  # fmt: skip
+        return y, last, ()
+
+    def _backward(
+        self,
+        dx: Array,
+        dstart: State,
+        saved: tuple[Array, ...],
+        y: Array,
+        x: Array,
+        start: State,
+        dy: Array,
+        dstate: State | None,
+        lengths: IntArray | None,
+        ctx: Context,
+    ) -> None:
+        dpre = self.pool.like(y)
+        with self.w_ih.target() as dw_ih, self.w_hh.target() as dw_hh, self.b.target() as db:
+            rnn_backward(
+                dx=dx, dh0=dstart[0], dw_ih=dw_ih, dw_hh=dw_hh, db=db, dpre=dpre,
+                y=y, x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=self.w_hh.data,
+                dy=dy, dh_last=None if dstate is None else dstate[0],
+                nonlinearity=self.nonlinearity, lengths=lengths, backend=ctx.backend,
+            )  # fmt: skip

@@ -1,0 +1,120 @@
+"""What a recurrent language model is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+INITS = ("uniform", "xavier", "he", "orthogonal", "torch")
+BIASES = ("zero", "uniform")
+
+
+@dataclass(frozen=True)
+class RecurrentLMConfig:
+    """Sizes, dropout and initial weights of a `RecurrentLM`.
+
+    Parameters
+    ----------
+    vocab_size, embedding_size
+        V and the width of the embedding.
+    hidden_sizes
+        Width of each recurrent layer, first to last.
+    cell
+        "lstm", "gru", "rnn_tanh" or "rnn_relu".
+    dropout_input, dropout_between, dropout_output
+        Probability of a zero after the embedding, between recurrent layers, before the head.
+    locked
+        One dropout mask for all time steps of a call.
+    tied
+        The head's weight is the embedding's; the last hidden size must equal `embedding_size`.
+    head_bias
+        Whether the head has a bias.
+    init
+        Distribution of the weights, see `RecurrentLM.initialise`.
+    init_scale
+        Bound of "uniform", and of the embedding in "xavier", "he" and "orthogonal".
+    init_bias
+        "zero", or "uniform": drawn like the weights they belong to.
+    forget_bias
+        Added to the LSTM's forget-gate bias after initialisation.
+
+    Raises
+    ------
+    ValueError
+        A value outside its range, or two that contradict each other.
+
+    Examples
+    --------
+    >>> config = RecurrentLMConfig(100, embedding_size=8, hidden_sizes=(16, 8), tied=True)
+    >>> RecurrentLMConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    vocab_size: int
+    embedding_size: int
+    hidden_sizes: tuple[int, ...]
+    cell: str = "lstm"
+    dropout_input: float = 0.0
+    dropout_between: float = 0.0
+    dropout_output: float = 0.0
+    locked: bool = False
+    tied: bool = False
+    head_bias: bool = True
+    init: str = "uniform"
+    init_scale: float = 0.1
+    init_bias: str = "zero"
+    forget_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        for name in ("vocab_size", "embedding_size"):
+            _require(getattr(self, name) >= 1, name, "positive", getattr(self, name))
+        _require(
+            bool(self.hidden_sizes) and min(self.hidden_sizes) >= 1,
+            "hidden_sizes", "one or more positive widths", list(self.hidden_sizes),
+        )  # fmt: skip
+        for name in ("dropout_input", "dropout_between", "dropout_output"):
+            p = getattr(self, name)
+            _require(0.0 <= p < 1.0, name, "in [0, 1)", p)
+        for name, valid in (("cell", CELLS), ("init", INITS), ("init_bias", BIASES)):
+            value = getattr(self, name)
+            _require(value in valid, name, f"one of {', '.join(valid)}", repr(value))
+        _require(self.init_scale > 0.0, "init_scale", "positive", self.init_scale)
+        _require(
+            self.cell == "lstm" or self.forget_bias == 0.0,
+            "forget_bias", f"0 for cell {self.cell!r}, which has no forget gate", self.forget_bias,
+        )  # fmt: skip
+        _require(
+            not self.tied or self.hidden_sizes[-1] == self.embedding_size,
+            "hidden_sizes",
+            f"ended by embedding_size={self.embedding_size} when tied", list(self.hidden_sizes),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name, for TOML or JSON."""
+        return {**asdict(self), "hidden_sizes": list(self.hidden_sizes)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RecurrentLMConfig:
+        """The inverse of `to_dict`.
+
+        Raises
+        ------
+        ValueError
+            Unknown or missing names.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = [name for name in values if name not in known]
+        missing = [n for n in ("vocab_size", "embedding_size", "hidden_sizes") if n not in values]
+        if unknown or missing:
+            raise ValueError(
+                f"RecurrentLMConfig: missing {missing or 'none'}, unknown {unknown or 'none'}"
+            )
+        return cls(**values)
+
+
+def _require(good: bool, name: str, want: str, got: object) -> None:
+    if not good:
+        raise ValueError(f"RecurrentLMConfig: {name} must be {want}, got {got}")

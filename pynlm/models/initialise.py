@@ -1,0 +1,106 @@
+"""Initial weights of a recurrent language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm.layers.initialisers import Stream, fan_bound, he_bound, xavier_bound
+from pynlm.layers.parameters import Parameters
+from pynlm.models.config import RecurrentLMConfig
+
+Array = npt.NDArray[Any]
+
+
+def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> None:
+    """Overwrite all weights.
+
+    ========== ================== ======================== =================== ================
+    init       embedding          w_ih, w_hh (each gate)   head                "uniform" biases
+    ========== ================== ======================== =================== ================
+    uniform    U(+-init_scale)    U(+-init_scale)          U(+-init_scale)     U(+-init_scale)
+    xavier     U(+-init_scale)    U, 6/(fan_in+fan_out)    the same            U(+-1/sqrt(H))
+    he         U(+-init_scale)    U, 6/fan_in              the same            U(+-1/sqrt(H))
+    orthogonal U(+-init_scale)    xavier; w_hh orthogonal  xavier              U(+-1/sqrt(H))
+    torch      N(0, 1)            U(+-1/sqrt(H))           U(+-1/sqrt(H))      U(+-1/sqrt(H))
+    ========== ================== ======================== =================== ================
+
+    fan_in is the width of a matrix's input, fan_out that of one gate. A tied table is drawn as an
+    embedding, but from U(+-init_scale) with "torch": unit logits' weights of variance 1 would start
+    far above the loss of a uniform distribution. "zero" biases are 0. PyTorch has two biases where
+    pynlm has one: "torch" with "uniform" biases draws the sum of two. `forget_bias` is added at
+    the end.
+
+    Parameters
+    ----------
+    parameters
+        A `RecurrentLM`'s.
+    config
+        Its configuration.
+    seed
+        In [0, 2^32).
+
+    Raises
+    ------
+    ValueError
+        Seed outside its range.
+    """
+    for name, p in parameters.items():
+        stream = Stream(seed, name)
+        if name == "embedding.weight":
+            if config.init == "torch" and not config.tied:
+                stream.normal(p.data)
+            else:
+                stream.uniform(p.data, config.init_scale)
+        elif p.data.ndim == 2:
+            rows, fan_in = p.data.shape
+            fan_out = rows if name == "head.weight" else config.hidden_sizes[_layer(name)]
+            for first in range(0, rows, fan_out):
+                _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
+        elif config.init_bias == "zero":
+            p.data.fill(0)
+        else:
+            _bias(stream, p.data, name, config)
+        if config.cell == "lstm" and name.startswith("recurrent.") and name.endswith(".b"):
+            size = len(p.data) // 4
+            p.data[size : 2 * size] += config.forget_bias
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def _matrix(
+    stream: Stream, w: Array, name: str, fan_in: int, fan_out: int, config: RecurrentLMConfig
+) -> None:
+    if config.init == "orthogonal" and name.endswith("w_hh"):
+        stream.orthogonal(w)
+        return
+    stream.uniform(
+        w,
+        {
+            "uniform": config.init_scale,
+            "xavier": xavier_bound(fan_in, fan_out),
+            "orthogonal": xavier_bound(fan_in, fan_out),
+            "he": he_bound(fan_in),
+            "torch": fan_bound(fan_in if name == "head.weight" else fan_out),
+        }[config.init],
+    )
+
+
+def _bias(stream: Stream, b: Array, name: str, config: RecurrentLMConfig) -> None:
+    if config.init == "uniform":
+        stream.uniform(b, config.init_scale)
+        return
+    head = name == "head.bias"
+    bound = fan_bound(config.hidden_sizes[-1 if head else _layer(name)])
+    stream.uniform(b, bound)
+    if config.init == "torch" and not head:
+        # A GRU's new gate keeps its two biases apart: the end of `b`, and `b_hn`.
+        shared = {"gru": 2, "lstm": 4}.get(config.cell, 1) * config.hidden_sizes[_layer(name)]
+        if not name.endswith("b_hn"):
+            second = np.empty(shared, b.dtype)
+            stream.uniform(second, bound)
+            b[:shared] += second

@@ -1,0 +1,42 @@
+"""The oracle: every kernel in plain NumPy, for any float dtype, checking nothing.
+
+Same names and arguments as `pynlm.kernels`; written for reading, imported only where it is asked
+for by name (`backend="reference"`, tests).
+"""
+
+from .adagrad import adagrad_update, adagrad_update_rows
+from .adam import adam_update, adam_update_rows
+from .clip import clip_values, sum_squares
+from .dropout import dropout
+from .embedding import embedding_backward, embedding_forward
+from .gru import gru_backward, gru_forward
+from .linear import linear_backward, linear_forward
+from .lstm import lstm_backward, lstm_forward
+from .rnn import rnn_backward, rnn_forward
+from .sgd import sgd_update, sgd_update_rows
+from .xent import xent_forward, xent_gradients, xent_log_prob
+
+__all__ = [
+    "adagrad_update",
+    "adagrad_update_rows",
+    "adam_update",
+    "adam_update_rows",
+    "clip_values",
+    "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "gru_backward",
+    "gru_forward",
+    "linear_backward",
+    "linear_forward",
+    "lstm_backward",
+    "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
+    "sgd_update",
+    "sgd_update_rows",
+    "sum_squares",
+    "xent_forward",
+    "xent_gradients",
+    "xent_log_prob",
+]

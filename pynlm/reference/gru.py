@@ -1,0 +1,122 @@
+"""GRU with the reset gate applied after the recurrent product (PyTorch's and cuDNN's form).
+
+Source: Cho et al., "Learning phrase representations using RNN encoder-decoder", arXiv:1406.1078v1,
+eq. 5-8 (v3 applies the reset gate before the product); the update convention is torch.nn.GRU's: z
+keeps the old state. Gate order r, z, n.
+
+    r = sigmoid(W_ir x + W_hr h + b_r)
+    z = sigmoid(W_iz x + W_hz h + b_z)
+    hn = W_hn h + b_hn
+    n = tanh(W_in x + b_n + r * hn)
+    h' = (1 - z) * n + z * h
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def gru_forward(
+    *,
+    y: Array,
+    h_last: Array,
+    gates: Array | None = None,
+    hn: Array | None = None,
+    x: Array,
+    h0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b: Array,
+    b_hn: Array,
+    lengths: Array | None = None,
+) -> None:
+    """Run a GRU over time; see `pynlm.kernels.gru_forward`."""
+    T, B, _ = x.shape
+    H = h0.shape[1]
+    y[...] = 0
+    h_last[...] = h0
+    for t in range(T):
+        m = _rows_at(t, lengths, B)  # rows 0..m-1 are still running
+        h = h_last[:m]
+        from_x = x[t, :m] @ w_ih.T + b
+        from_h = h @ w_hh.T
+        r = sigmoid(from_x[:, :H] + from_h[:, :H])
+        z = sigmoid(from_x[:, H : 2 * H] + from_h[:, H : 2 * H])
+        hn_t = from_h[:, 2 * H :] + b_hn
+        n = np.tanh(from_x[:, 2 * H :] + r * hn_t)
+        y[t, :m] = (1 - z) * n + z * h
+        h_last[:m] = y[t, :m]
+        if gates is not None and hn is not None:
+            gates[t, :m] = np.concatenate([r, z, n], axis=1)
+            hn[t, :m] = hn_t
+
+
+def gru_backward(
+    *,
+    dx: Array | None = None,
+    dh0: Array,
+    dw_ih: Array,
+    dw_hh: Array,
+    db: Array,
+    db_hn: Array,
+    gates: Array,
+    hn: Array,
+    y: Array,
+    x: Array,
+    h0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    dy: Array,
+    dh_last: Array | None = None,
+    lengths: Array | None = None,
+) -> None:
+    """Back-propagate through `gru_forward`; see `pynlm.kernels.gru_backward`."""
+    T, B, _ = x.shape
+    if dx is not None:
+        dx[...] = 0
+    for gradient in (dw_ih, dw_hh, db, db_hn):
+        gradient[...] = 0
+    # Gradient of the state after step t; rows beyond their length hold that of their last state.
+    dh = np.zeros_like(h0) if dh_last is None else dh_last.copy()
+    for t in reversed(range(T)):
+        m = _rows_at(t, lengths, B)
+        r, z, n = np.split(gates[t, :m], 3, axis=1)
+        h_prev = (y[t - 1] if t > 0 else h0)[:m]
+
+        dh_t = dh[:m] + dy[t, :m]
+        da_z = dh_t * (h_prev - n) * z * (1 - z)
+        da_n = dh_t * (1 - z) * (1 - n**2)
+        da_r = da_n * hn[t, :m] * r * (1 - r)
+        dhn = da_n * r
+        through_x = np.concatenate([da_r, da_z, da_n], axis=1)
+        through_h = np.concatenate([da_r, da_z, dhn], axis=1)
+
+        dw_ih += through_x.T @ x[t, :m]
+        dw_hh += through_h.T @ h_prev
+        db += through_x.sum(axis=0)
+        db_hn += dhn.sum(axis=0)
+        if dx is not None:
+            dx[t, :m] = through_x @ w_ih
+        dh[:m] = dh_t * z + through_h @ w_hh
+        gates[t, :m] = through_x
+        gates[t, m:] = 0
+        hn[t, :m] = dhn
+        hn[t, m:] = 0
+    dh0[...] = dh
+
+
+def sigmoid(a: Array) -> Array:
+    """1 / (1 + exp(-a)), without overflow and without losing the small values."""
+    e = np.exp(-np.abs(a))
+    value: Array = np.where(a >= 0, 1, e) / (1 + e)
+    return value
+
+
+def _rows_at(t: int, lengths: Array | None, B: int) -> int:
+    """Rows that take part in step t; they come first because lengths do not increase."""
+    return B if lengths is None else int(np.count_nonzero(lengths > t))

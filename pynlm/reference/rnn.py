@@ -1,0 +1,86 @@
+"""Simple recurrent network, tanh or relu.
+
+Source: Elman, "Finding structure in time", Cognitive Science 14(2), 1990; layout: torch.nn.RNN.
+
+    h_t = f(W_ih x_t + W_hh h_{t-1} + b),   f = tanh or relu
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def rnn_forward(
+    *,
+    y: Array,
+    h_last: Array,
+    x: Array,
+    h0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b: Array,
+    nonlinearity: str,
+    lengths: Array | None = None,
+) -> None:
+    """Run a simple recurrent network over time; see `pynlm.kernels.rnn_forward`."""
+    T, B, _ = x.shape
+    y[...] = 0
+    h_last[...] = h0
+    for t in range(T):
+        n = _rows_at(t, lengths, B)  # rows 0..n-1 are still running
+        a = x[t, :n] @ w_ih.T + h_last[:n] @ w_hh.T + b
+        y[t, :n] = np.tanh(a) if nonlinearity == "tanh" else np.maximum(a, 0)
+        h_last[:n] = y[t, :n]
+
+
+def rnn_backward(
+    *,
+    dx: Array | None = None,
+    dh0: Array,
+    dw_ih: Array,
+    dw_hh: Array,
+    db: Array,
+    dpre: Array,
+    y: Array,
+    x: Array,
+    h0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    dy: Array,
+    dh_last: Array | None = None,
+    nonlinearity: str,
+    lengths: Array | None = None,
+) -> None:
+    """Back-propagate through `rnn_forward`; see `pynlm.kernels.rnn_backward`."""
+    T, B, _ = x.shape
+    if dx is not None:
+        dx[...] = 0
+    for gradient in (dw_ih, dw_hh, db):
+        gradient[...] = 0
+    dpre[...] = 0
+    # Gradient of the state after step t; rows beyond their length hold that of their last state.
+    dh = np.zeros_like(h0) if dh_last is None else dh_last.copy()
+    for t in reversed(range(T)):
+        n = _rows_at(t, lengths, B)
+        h_t = y[t, :n]
+        h_prev = (y[t - 1] if t > 0 else h0)[:n]
+        slope = 1 - h_t**2 if nonlinearity == "tanh" else h_t > 0
+        da = (dh[:n] + dy[t, :n]) * slope
+        dw_ih += da.T @ x[t, :n]
+        dw_hh += da.T @ h_prev
+        db += da.sum(axis=0)
+        if dx is not None:
+            dx[t, :n] = da @ w_ih
+        dh[:n] = da @ w_hh
+        dpre[t, :n] = da
+    dh0[...] = dh
+
+
+def _rows_at(t: int, lengths: Array | None, B: int) -> int:
+    """Rows that take part in step t; they come first because lengths do not increase."""
+    return B if lengths is None else int(np.count_nonzero(lengths > t))

@@ -1,0 +1,240 @@
+"""The one catalogue of cases: for every kernel, the shapes and options that tests and checks run.
+
+Each list has: all dimensions distinct primes (a swapped dimension cannot hide), one step, one row,
+one unit, sizes around the vector and tile widths, empty batches, the options of the kernel, and one
+case large enough that several threads share it ("threads").
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Dims = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of shapes and options of a kernel.
+
+    Parameters
+    ----------
+    kernel
+        Basename, for example "lstm".
+    name
+        Unique within the kernel.
+    dims
+        Size of every dimension symbol.
+    options
+        What else the argument maker of the kernel understands (`lengths`, `nonlinearity`, ...).
+    """
+
+    kernel: str
+    name: str
+    dims: Dims
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def terms(self) -> int:
+        """A bound on the length of the longest sum, which the tolerance grows with."""
+        sizes = [max(size, 1) for size in self.dims.values()]
+        steps = max(self.dims.get("T", 1), 1) * max(self.dims.get("B", 1), 1)
+        return max(*sizes, steps, sum(self.dims.get(k, 0) for k in "IH"))
+
+    @property
+    def is_tiny(self) -> bool:
+        """Small enough for a check of every single element by finite differences."""
+        return math.prod(max(size, 1) for size in self.dims.values()) <= 500
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator for this case's numbers; the same in every run and for every dtype."""
+        return np.random.default_rng(zlib.crc32(f"{self.kernel}/{self.name}/{purpose}".encode()))
+
+
+def _recurrent(kernel: str, **options: Any) -> list[Case]:
+    def case(name: str, T: int, B: int, I: int, H: int, **more: Any) -> Case:
+        suffix = f"-{options['nonlinearity']}" if options else ""
+        dims = {"T": T, "B": B, "I": I, "H": H}
+        return Case(kernel, name + suffix, dims, {**options, **more})
+
+    return [
+        case("primes", 5, 3, 7, 11),
+        case("tiny", 2, 3, 2, 2),
+        case("tiny-ragged", 3, 3, 2, 2, lengths=[3, 1, 0]),
+        case("one-step", 1, 3, 7, 11),
+        case("one-row", 5, 1, 7, 11),
+        case("one-unit", 5, 3, 1, 1),
+        case("vector-width", 4, 8, 16, 32),
+        case("beyond-vector", 3, 13, 19, 37),
+        case("many-rows", 3, 67, 5, 17),
+        case("long", 101, 2, 3, 5),
+        case("no-rows", 5, 0, 7, 11),
+        case("no-steps", 0, 3, 7, 11),
+        case("saturated", 5, 3, 7, 11, weight_scale=30.0),
+        case("ragged", 7, 6, 5, 13, lengths=[7, 7, 5, 3, 1, 0]),
+        case("ragged-below-full", 7, 5, 3, 17, lengths=[4, 4, 2, 2, 2]),
+        case("ragged-many-rows", 5, 40, 3, 9, lengths=sorted([5, 4, 3, 2, 1] * 8, reverse=True)),
+        case("lengths-full", 5, 3, 7, 11, lengths=[5, 5, 5]),
+        case("lengths-zero", 5, 3, 7, 11, lengths=[0, 0, 0]),
+        case("threads", 6, 20, 64, 128),
+        case("threads-ragged", 6, 24, 64, 130, lengths=[6] * 10 + [3] * 10 + [1] * 3 + [0]),
+    ]
+
+
+def _linear() -> list[Case]:
+    def case(name: str, N: int, I: int, O: int, **options: Any) -> Case:
+        return Case("linear", name, {"N": N, "I": I, "O": O}, options)
+
+    return [
+        case("primes", 13, 7, 11),
+        case("tiny", 3, 2, 5),
+        case("no-bias", 13, 7, 11, bias=False),
+        case("one-row", 1, 7, 11),
+        case("one-input", 13, 1, 11),
+        case("one-output", 13, 7, 1),
+        case("no-rows", 0, 7, 11),
+        case("vector-width", 16, 32, 64),
+        case("beyond-tiles", 67, 129, 131),
+        case("deep", 5, 1031, 3),
+        case("threads", 300, 128, 260),
+    ]
+
+
+def _xent() -> list[Case]:
+    def case(name: str, N: int, H: int, V: int, **options: Any) -> Case:
+        return Case("xent", name, {"N": N, "H": H, "V": V}, options)
+
+    return [
+        case("primes", 13, 7, 101),
+        case("tiny", 3, 2, 5),
+        case("tiny-weights", 3, 2, 5, weights=True),
+        case("no-bias", 13, 7, 101, bias=False),
+        case("weights", 13, 7, 101, weights=True),
+        case("one-row", 1, 7, 101),
+        case("one-word", 13, 7, 1),
+        case("one-unit", 13, 1, 101),
+        case("no-rows", 0, 7, 101),
+        case("one-target", 13, 7, 101, targets="same"),
+        case("extreme-logits", 13, 4, 101, logits="extreme"),
+        case("equal-large-logits", 13, 4, 101, logits="large"),
+        case("sharp", 13, 7, 101, weight_scale=20.0),
+        case("many-words", 17, 19, 5003),
+        case("many-rows", 301, 19, 67),
+        case("many-units", 13, 211, 67),
+        case("threads", 200, 64, 3001, weights=True),
+    ]
+
+
+def _embedding() -> list[Case]:
+    def case(name: str, N: int, V: int, D: int, **options: Any) -> Case:
+        return Case("embedding", name, {"N": N, "V": V, "D": D}, options)
+
+    return [
+        case("primes", 13, 29, 7),
+        case("tiny", 4, 3, 2),
+        case("one-id", 1, 29, 7),
+        case("one-word", 13, 1, 7),
+        case("one-unit", 13, 29, 1),
+        case("no-ids", 0, 29, 7),
+        case("same-id", 13, 29, 7, ids="same"),
+        case("vector-width", 16, 29, 32),
+        case("threads", 700, 500, 200),
+    ]
+
+
+def _dropout() -> list[Case]:
+    def case(name: str, T: int, B: int, D: int, p: float = 0.5, **options: Any) -> Case:
+        return Case("dropout", name, {"T": T, "B": B, "D": D}, {"p": p, **options})
+
+    return [
+        case("primes", 5, 3, 7),
+        case("tiny", 2, 3, 5),
+        case("nothing-dropped", 5, 3, 7, p=0.0),
+        case("almost-all-dropped", 5, 3, 7, p=0.999),
+        case("p-third", 11, 7, 37, p=0.35),
+        case("locked", 5, 3, 7, locked=True),
+        case("later", 5, 3, 7, time0=123456789),
+        case("largest-words", 2, 3, 19, seed=2**32 - 1, step=2**32 - 1, site=65535, layer=65535),
+        case("one-step", 1, 3, 7),
+        case("one-row", 5, 1, 7),
+        case("one-unit", 5, 3, 1),
+        case("no-steps", 0, 3, 7),
+        case("no-rows", 5, 0, 7),
+        case("vector-width", 3, 4, 64),
+        case("threads", 35, 20, 650),
+    ]
+
+
+_FLAT_SIZES = {"one": 1, "primes": 13, "vector-width": 64, "none": 0, "threads": 100_003}
+_TABLES = {
+    "rows": (13, 5, [0, 3, 12]),
+    "rows-wide": (7, 37, [2, 3]),
+    "rows-all": (5, 3, [0, 1, 2, 3, 4]),
+    "rows-none": (5, 3, []),
+    "rows-one": (1, 1, [0]),
+    "rows-threads": (1009, 101, list(range(0, 1009, 7))),
+}
+
+
+def _optimiser(kernel: str, variants: Mapping[str, Mapping[str, Any]]) -> list[Case]:
+    cases = []
+    for variant, options in variants.items():
+        for name, size in _FLAT_SIZES.items():
+            cases.append(Case(kernel, f"{name}-{variant}", {"P": size}, options))
+        for name, (V, D, rows) in _TABLES.items():
+            dims = {"V": V, "D": D, "R": len(rows)}
+            cases.append(Case(kernel, f"{name}-{variant}", dims, {**options, "rows": rows}))
+    return cases
+
+
+def _clip() -> list[Case]:
+    sizes = [0, 1, 13, 4095, 4096, 4097, 100_003]
+    return [Case("clip", f"size-{size}", {"P": size}) for size in sizes]
+
+
+CASES: dict[str, list[Case]] = {
+    "lstm": _recurrent("lstm"),
+    "gru": _recurrent("gru"),
+    "rnn": _recurrent("rnn", nonlinearity="tanh") + _recurrent("rnn", nonlinearity="relu"),
+    "linear": _linear(),
+    "xent": _xent(),
+    "embedding": _embedding(),
+    "dropout": _dropout(),
+    "sgd": _optimiser(
+        "sgd",
+        {
+            "plain": {},
+            "decay": {"weight_decay": 0.01},
+            "momentum": {"momentum": 0.9},
+            "momentum-decay": {"momentum": 0.9, "weight_decay": 0.01},
+            "nesterov": {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True},
+        },
+    ),
+    "adam": _optimiser(
+        "adam",
+        {
+            "plain": {},
+            "first": {"t": 1},
+            "decay": {"weight_decay": 0.01},
+            "decoupled": {"weight_decay": 0.01, "decoupled": True},
+        },
+    ),
+    "adagrad": _optimiser("adagrad", {"plain": {}, "decay": {"weight_decay": 0.01}}),
+    "clip": _clip(),
+}
+
+
+def find_case(kernel: str, name: str) -> Case:
+    """Return the case of that name; KeyError if there is none."""
+    for case in CASES[kernel]:
+        if case.name == name:
+            return case
+    raise KeyError(f"{kernel} has no case {name!r}: {[case.name for case in CASES[kernel]]}")

@@ -1,0 +1,278 @@
+"""Gradients against central differences in float64.
+
+`check_vjp` compares, for each input, <v, f(x + s u) - f(x - s u)> / 2 s with <vjp(v), u> for one
+random direction u and one random upstream gradient v, which costs two forward passes an input at
+any size (the idea of jax.test_util.check_vjp). `check_elementwise` does it for every single element
+of a tiny case, so that an error says which element is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm import kernels
+
+from .arguments import Arguments, arguments, beyond, empty
+from .cases import CASES, Case
+from .checks import assert_close
+from .tolerances import FINITE_DIFFERENCE_STEP, finite_difference_tolerance
+
+Array = npt.NDArray[Any]
+Named = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Map:
+    """A kernel as a differentiable map.
+
+    Parameters
+    ----------
+    inputs
+        Point at which to differentiate.
+    forward
+        Inputs -> outputs.
+    vjp
+        Inputs and upstream gradients (named like the outputs) -> gradients (named like the inputs).
+    upstream
+        Upstream gradients to use instead of random ones.
+    """
+
+    inputs: Named
+    forward: Callable[[Named], Named]
+    vjp: Callable[[Named, Named], Named]
+    upstream: Named | None = None
+
+
+def gradient_cases(kernel: str) -> list[Case]:
+    """The kernel's cases that suit finite differences: all but the large ones.
+
+    (There some relu unit always crosses its kink within the step.)
+    """
+    return [case for case in CASES[kernel] if not case.name.startswith("threads")]
+
+
+def check_vjp(kernel: str, case: Case, backend: str = "reference") -> None:
+    """Raise AssertionError unless the backend's gradients match finite differences along a line.
+
+    One random direction for each input, in float64.
+    """
+    mapping = MAPS[kernel](case, backend)
+    rng = case.rng("vjp")
+    upstream = _upstream(mapping, rng)
+    gradients = mapping.vjp(mapping.inputs, upstream)
+    assert gradients.keys() == mapping.inputs.keys()
+    for name, x in mapping.inputs.items():
+        direction = rng.normal(size=x.shape)
+        slope = _slope(mapping, upstream, name, direction)
+        expected = float((gradients[name] * direction).sum())
+        size = float(np.abs(gradients[name] * direction).sum())
+        # Appended `size` sets the scale: the terms of the inner product may cancel.
+        assert_close(
+            np.array([slope, size]),
+            np.array([expected, size]),
+            finite_difference_tolerance(case.name),
+            what=f"finite differences [got] and backward [expected] for {name}, [slope, scale]",
+            kernel=kernel,
+            case=case,
+            backend=backend,
+        )
+
+
+def check_elementwise(kernel: str, case: Case, backend: str = "reference") -> None:
+    """Like `check_vjp`, for every element of every input; for tiny cases."""
+    assert case.is_tiny, f"{case} is too large to be differentiated element by element"
+    mapping = MAPS[kernel](case, backend)
+    upstream = _upstream(mapping, case.rng("elementwise"))
+    gradients = mapping.vjp(mapping.inputs, upstream)
+    for name, x in mapping.inputs.items():
+        slopes = np.empty_like(x)
+        for index in np.ndindex(x.shape):
+            direction = np.zeros_like(x)
+            direction[index] = 1
+            slopes[index] = _slope(mapping, upstream, name, direction)
+        assert_close(
+            slopes,
+            gradients[name],
+            finite_difference_tolerance(case.name),
+            what=f"finite differences [got] and backward [expected] for {name}",
+            kernel=kernel,
+            case=case,
+            backend=backend,
+        )
+
+
+def _upstream(mapping: Map, rng: np.random.Generator) -> Named:
+    if mapping.upstream is not None:
+        return mapping.upstream
+    outputs = mapping.forward(mapping.inputs)
+    return {name: rng.normal(size=value.shape) for name, value in outputs.items()}
+
+
+def _slope(mapping: Map, upstream: Named, name: str, direction: Array) -> float:
+    """Central difference of <upstream, outputs> along `direction` of one input."""
+    ends = []
+    for sign in (1, -1):
+        moved = dict(mapping.inputs)
+        moved[name] = moved[name] + sign * FINITE_DIFFERENCE_STEP * direction
+        ends.append(mapping.forward(moved))
+    total = sum(float((upstream[k] * (ends[0][k] - ends[1][k])).sum()) for k in upstream)
+    return total / (2 * FINITE_DIFFERENCE_STEP)
+
+
+def _split(kernel: str, case: Case, names: tuple[str, ...]) -> tuple[Named, Arguments]:
+    """The forward function's arguments as (differentiable inputs, everything else)."""
+    made = arguments(kernel, case, np.float64)
+    inputs = {name: made.pop(name) for name in names if made.get(name) is not None}
+    return inputs, made
+
+
+def _recurrent_map(
+    kernel: str,
+    case: Case,
+    backend: str,
+    inputs_of: tuple[str, ...],
+    states: tuple[str, ...],
+    saved: tuple[str, ...],
+) -> Map:
+    inputs, fixed = _split(f"{kernel}_forward", case, inputs_of)
+    forward_function = getattr(kernels, f"{kernel}_forward")
+    backward_function = getattr(kernels, f"{kernel}_backward")
+    results = ("y", *(f"{state}_last" for state in states))
+    options = {name: fixed[name] for name in ("lengths", "nonlinearity") if name in fixed}
+
+    def all_results(given: Named) -> Arguments:
+        out = {name: empty(*fixed[name].shape) for name in (*results, *saved)}
+        forward_function(**out, **given, **options, backend=backend)
+        return out
+
+    def forward(given: Named) -> Named:
+        out = all_results(given)
+        return {name: out[name] for name in results}
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        out = all_results(given)
+        gradients = {f"d{name}": empty(*value.shape) for name, value in given.items()}
+        extra = {"dpre": empty(*out["y"].shape)} if kernel == "rnn" else {}
+        dy = np.where(beyond(case)[:, :, None], np.nan, upstream["y"])  # must be ignored there
+        backward_function(
+            **gradients,
+            **extra,
+            **{name: out[name] for name in ("y", *saved)},
+            **{name: value for name, value in given.items() if not name.startswith("b")},
+            dy=dy,
+            **{f"d{name}": upstream[name] for name in results[1:]},
+            **options,
+            backend=backend,
+        )
+        return {name: gradients[f"d{name}"] for name in given}
+
+    return Map(inputs, forward, vjp)
+
+
+def _lstm(case: Case, backend: str) -> Map:
+    names = ("x", "h0", "c0", "w_ih", "w_hh", "b")
+    return _recurrent_map("lstm", case, backend, names, ("h", "c"), ("gates", "c"))
+
+
+def _gru(case: Case, backend: str) -> Map:
+    names = ("x", "h0", "w_ih", "w_hh", "b", "b_hn")
+    return _recurrent_map("gru", case, backend, names, ("h",), ("gates", "hn"))
+
+
+def _rnn(case: Case, backend: str) -> Map:
+    names = ("x", "h0", "w_ih", "w_hh", "b")
+    return _recurrent_map("rnn", case, backend, names, ("h",), ())
+
+
+def _linear(case: Case, backend: str) -> Map:
+    inputs, fixed = _split("linear_forward", case, ("x", "w", "b"))
+
+    def forward(given: Named) -> Named:
+        y = empty(*fixed["y"].shape)
+        kernels.linear_forward(y=y, **given, backend=backend)
+        return {"y": y}
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        gradients = {f"d{name}": empty(*value.shape) for name, value in given.items()}
+        kernels.linear_backward(
+            **gradients, dy=upstream["y"], x=given["x"], w=given["w"], backend=backend
+        )
+        return {name: gradients[f"d{name}"] for name in given}
+
+    return Map(inputs, forward, vjp)
+
+
+def _xent(case: Case, backend: str) -> Map:
+    inputs, fixed = _split("xent_gradients", case, ("h", "w", "b"))
+    targets, weights = fixed["targets"], fixed["weights"]
+
+    def forward(given: Named) -> Named:
+        nll = empty(len(targets))
+        kernels.xent_forward(nll=nll, **given, targets=targets, backend=backend)
+        return {"nll": nll}
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        gradients = {f"d{name}": empty(*value.shape) for name, value in given.items()}
+        kernels.xent_gradients(
+            nll=empty(len(targets)),
+            **gradients,
+            **given,
+            targets=targets,
+            weights=upstream["nll"],
+            backend=backend,
+        )
+        return {name: gradients[f"d{name}"] for name in given}
+
+    return Map(inputs, forward, vjp, None if weights is None else {"nll": weights})
+
+
+def _embedding(case: Case, backend: str) -> Map:
+    inputs, fixed = _split("embedding_forward", case, ("w",))
+    ids, shape = fixed["ids"], fixed["y"].shape
+
+    def forward(given: Named) -> Named:
+        y = empty(*shape)
+        kernels.embedding_forward(y=y, ids=ids, **given, backend=backend)
+        return {"y": y}
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        rows, drows = np.empty(len(ids), np.int32), empty(*shape)
+        n = kernels.embedding_backward(
+            rows=rows, drows=drows, ids=ids, dy=upstream["y"], backend=backend
+        )
+        dw = np.zeros_like(given["w"])
+        dw[rows[:n]] = drows[:n]
+        return {"w": dw}
+
+    return Map(inputs, forward, vjp)
+
+
+def _dropout(case: Case, backend: str) -> Map:
+    inputs, fixed = _split("dropout", case, ("x",))
+    del fixed["y"]
+
+    def apply(x: Array) -> Array:
+        y = empty(*x.shape)
+        kernels.dropout(y=y, x=x, **fixed, backend=backend)
+        return y
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        return {"x": apply(upstream["y"])}  # the map is its own adjoint
+
+    return Map(inputs, lambda given: {"y": apply(given["x"])}, vjp)
+
+
+MAPS: dict[str, Callable[[Case, str], Map]] = {
+    "lstm": _lstm,
+    "gru": _gru,
+    "rnn": _rnn,
+    "linear": _linear,
+    "xent": _xent,
+    "embedding": _embedding,
+    "dropout": _dropout,
+}

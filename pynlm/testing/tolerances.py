@@ -1,0 +1,102 @@
+"""The only table of tolerances.
+
+An element passes if
+
+    |actual - expected| <= (relative * |expected| + scaled * max|expected|) * sqrt(K) + absolute
+
+where K bounds the length of the longest sum (`Case.terms`): rounding errors of a sum grow like
+sqrt(K), and a sum whose terms cancel is as exact as its terms are large.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds on one comparison; see the formula above."""
+
+    relative: float = 0.0
+    scaled: float = 0.0
+    absolute: float = 0.0
+
+    def bound(self, magnitude: Any, scale: float, terms: int) -> Any:
+        """Largest difference allowed where the expected magnitude is `magnitude`."""
+        growth = math.sqrt(terms)
+        return (self.relative * magnitude + self.scaled * scale) * growth + self.absolute
+
+
+EXACT = Tolerance()
+
+# Backend against the oracle, which runs in float64 on the same numbers. The kernels' exp, tanh and
+# sigmoid are good to a few units in the last place; a recurrence carries errors on.
+_KERNELS = {
+    "float32": {
+        "lstm": Tolerance(5e-7, 5e-7, 2e-7),
+        "gru": Tolerance(5e-7, 5e-7, 2e-7),
+        "rnn": Tolerance(5e-7, 5e-7, 2e-7),
+        "linear": Tolerance(2e-7, 3e-7),
+        "xent": Tolerance(5e-7, 3e-7, 5e-7),
+        "embedding": Tolerance(0.0, 2e-7),
+        "dropout": Tolerance(3e-7),
+        "sgd": Tolerance(1e-6, 0.0, 1e-7),
+        "adam": Tolerance(2e-6, 0.0, 2e-7),
+        "adagrad": Tolerance(2e-6, 0.0, 2e-7),
+        "clip": Tolerance(1e-7),
+    },
+    "float64": {
+        "lstm": Tolerance(1e-15, 1e-15, 1e-15),
+        "gru": Tolerance(1e-15, 1e-15, 1e-15),
+        "rnn": Tolerance(1e-15, 1e-15, 1e-15),
+        "linear": Tolerance(5e-16, 1e-15),
+        "xent": Tolerance(1e-15, 1e-15, 1e-15),
+        "embedding": Tolerance(0.0, 5e-16),
+        "dropout": Tolerance(5e-16),
+        "sgd": Tolerance(2e-15, 0.0, 2e-16),
+        "adam": Tolerance(5e-15, 0.0, 5e-16),
+        "adagrad": Tolerance(5e-15, 0.0, 5e-16),
+        "clip": Tolerance(1e-15),
+    },
+}
+
+# Chaotic or saturated cases, where the forward pass amplifies an input's last digit: factor on the
+# whole bound.
+_LOOSER = {"saturated": 100.0, "sharp": 30.0, "long": 10.0, "extreme": 10.0}
+
+# Analytic gradients against central differences of the float64 forward pass (step 1e-5): truncation
+# and cancellation leave about 1e-10 of the numbers' size.
+_FINITE_DIFFERENCES = Tolerance(1e-7, 1e-8, 1e-8)
+FINITE_DIFFERENCE_STEP = 1e-5
+
+# A hand-computed number with that many digits.
+HAND = Tolerance(1e-6, 0.0, 1e-7)
+ROUNDED = Tolerance(0.0, 0.0, 5e-5)
+CLOSED_FORM = Tolerance(1e-13, 0.0, 1e-13)
+
+# torch in the same dtype: both sides round.
+_TORCH = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e-15, 4e-15)}
+
+
+def kernel_tolerance(kernel: str, dtype: Any, case_name: str = "") -> Tolerance:
+    """Tolerance of `kernel`'s results in `dtype` against the oracle."""
+    return _for_case(_KERNELS[np.dtype(dtype).name][kernel], case_name)
+
+
+def finite_difference_tolerance(case_name: str) -> Tolerance:
+    """Tolerance of finite differences against an analytic gradient."""
+    return _for_case(_FINITE_DIFFERENCES, case_name)
+
+
+def torch_tolerance(dtype: Any) -> Tolerance:
+    """Tolerance of a kernel's results in `dtype` against torch's in the same dtype."""
+    return _TORCH[np.dtype(dtype).name]
+
+
+def _for_case(base: Tolerance, case_name: str) -> Tolerance:
+    factor = max((f for word, f in _LOOSER.items() if case_name.startswith(word)), default=1.0)
+    return Tolerance(base.relative * factor, base.scaled * factor, base.absolute * factor)

@@ -1,0 +1,29 @@
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+class WordTable:
+    def __init__(self, words: Sequence[bytes] = ...) -> None: ...
+    def __len__(self) -> int: ...
+    def count(self, chunk: bytes) -> None: ...
+    def encode(self, chunk: bytes, eos: int, unk: int) -> tuple[npt.NDArray[np.int32], int]: ...
+    def words(self) -> list[bytes]: ...
+    def counts(self) -> npt.NDArray[np.int64]: ...
+
+def first_outside(ids: npt.NDArray[np.int32], size: int) -> int: ...
+def cut_window(
+    ids: npt.NDArray[np.int32],
+    stripe: int,
+    start: int,
+    inputs: npt.NDArray[np.int32],
+    targets: npt.NDArray[np.int32],
+) -> None: ...
+def pad_sentences(
+    ids: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int32],
+    first: int,
+    inputs: npt.NDArray[np.int32],
+    targets: npt.NDArray[np.int32],
+) -> None: ...

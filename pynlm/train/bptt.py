@@ -1,0 +1,141 @@
+"""One step of truncated backpropagation through time: forward, backward, clip, update."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pynlm.layers.context import Context
+from pynlm.models import RecurrentLM
+from pynlm.models.recurrent_lm import ModelState
+from pynlm.text import Batch
+from pynlm.train.config import TrainConfig
+from pynlm.train.optimisers import Optimiser, clip_gradient_values, gradient_norm
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss or the gradient is not a number any more; weights were not touched by that step."""
+
+
+class StepResult(NamedTuple):
+    """What one step measured.
+
+    Attributes
+    ----------
+    nats : summed negative log-likelihood of the batch, before the update.
+    tokens : targets that count.
+    grad_norm : of the gradient that was clipped by value, before it is clipped by norm.
+    """
+
+    nats: float
+    tokens: int
+    grad_norm: float
+
+
+class BPTT:
+    """A model with its optimiser and the recurrent state that runs through the text.
+
+    The loss is the mean over a batch's tokens, or the sum over time and mean over rows. Either is
+    one number that the head's fused gradient already includes; clipping by norm is one number that
+    the optimiser's update includes. So neither costs a pass.
+
+    Parameters
+    ----------
+    model, optimiser : as made for a recipe; changed in place.
+    config : the recipe's `[train]`.
+    backend : of the kernels.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentLM,
+        optimiser: Optimiser,
+        config: TrainConfig,
+        *,
+        backend: str = "cpu",
+    ) -> None:
+        self.model, self.optimiser, self.config, self.backend = model, optimiser, config, backend
+        self.state: ModelState | None = None
+
+    def step(self, batch: Batch, *, lr: float, step: int) -> StepResult:
+        """Learn from one batch.
+
+        Parameters
+        ----------
+        batch : `fresh` starts from the zero state, otherwise from where the last batch ended.
+        lr : learning rate.
+        step : number of the step, which (with the seed) decides the dropout masks.
+
+        Raises
+        ------
+        TrainingDiverged : loss or gradient is NaN or infinite; nothing has been changed.
+        """
+        config, model = self.config, self.model
+        rows, tokens = batch.ids.shape[1], batch.tokens
+        state = self.state
+        if batch.fresh or state is None:
+            state = model.initial_state(rows)
+        context = Context(train=True, seed=config.seed, step=step, backend=self.backend)
+        model.parameters.zero_grad()
+        nll, state, backprop = model(
+            batch.ids,
+            batch.targets,
+            state,
+            context,
+            batch.lengths,
+            weights=1.0 / (rows if config.loss == "sum_time" else tokens),
+        )
+        nats = float(nll.sum(dtype=np.float64))
+        if not math.isfinite(nats):
+            raise TrainingDiverged(f"the loss of step {step} is {nats / tokens}")
+        assert backprop is not None, "a model in training returns its backprop"
+        backprop()
+        parameters = model.parameters
+        if config.clip_value is not None:
+            clip_gradient_values(parameters, config.clip_value, backend=self.backend)
+        norm = gradient_norm(parameters, backend=self.backend)
+        if not math.isfinite(norm):
+            raise TrainingDiverged(f"the gradient's norm of step {step} is {norm}")
+        scale = 1.0
+        if config.clip_norm is not None and norm > config.clip_norm:
+            scale = config.clip_norm / norm
+        self.optimiser.step(lr=lr, scale=scale)
+        self.state = state
+        return StepResult(nats, tokens, norm)
+
+    def tensors(self) -> Tensors:
+        """Optimiser and recurrent state by name, for a checkpoint."""
+        found = {f"optimiser.{name}": x for name, x in self.optimiser.state_dict().items()}
+        for layer, parts in enumerate(self.state or ()):
+            found.update({f"state.{layer}.{i}": part for i, part in enumerate(parts)})
+        return found
+
+    def load_tensors(self, tensors: Tensors) -> None:
+        """The inverse of `tensors`; ValueError names what does not fit."""
+        prefix = "optimiser."
+        self.optimiser.load_state_dict(
+            {n[len(prefix) :]: x for n, x in tensors.items() if n.startswith(prefix)}
+        )
+        if "state.0.0" not in tensors:
+            self.state = None
+            return
+        rows = len(tensors["state.0.0"])
+        layers = []
+        for layer, parts in enumerate(self.model.initial_state(rows)):
+            found = []
+            for i, part in enumerate(parts):
+                x = tensors.get(f"state.{layer}.{i}")
+                if x is None or x.shape != part.shape or x.dtype != part.dtype:
+                    got = "nothing" if x is None else f"{x.dtype} {list(x.shape)}"
+                    raise ValueError(
+                        f"recurrent state {layer}.{i} must be {part.dtype} {list(part.shape)}, "
+                        f"got {got}"
+                    )
+                found.append(np.array(x))
+            layers.append(tuple(found))
+        self.state = tuple(layers)

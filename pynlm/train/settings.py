@@ -1,0 +1,184 @@
+"""From the arguments of a call to a decided recipe and a run folder; what a resume may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+from pynlm.models import RecurrentLMConfig
+from pynlm.train.checkpoint import CheckpointError, CheckpointMissing
+from pynlm.train.config import (
+    Recipe,
+    apply_overrides,
+    differing_keys,
+    load_recipe,
+    parse_override,
+    parse_recipe,
+)
+from pynlm.train.data import SPLITS, IntArray, Source, arrays_of, files_of
+
+Overrides = Union[Iterable[Union[str, tuple[str, Any]]], Mapping[str, Any]]
+
+# Keys that leave every weight of the steps already made as it is.
+FREE_KEYS = {
+    "name",
+    "description",
+    "train.checkpoint_seconds",
+    "train.log_every",
+    "train.epochs",
+    "schedule.early_stop",
+}
+
+
+class ResumeError(CheckpointError):
+    """The run cannot be continued with what was asked; the message names what differs."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A decided run.
+
+    Attributes
+    ----------
+    recipe : everything, text and seed included: what `config.toml` holds.
+    run : the run folder.
+    arrays : token ids given instead of files, by split.
+    resumes : whether the folder holds a run that goes on.
+    """
+
+    recipe: Recipe
+    run: Path
+    arrays: dict[str, IntArray]
+    resumes: bool
+
+
+def decide(
+    recipe: str | Path | Mapping[str, Any] | Recipe | None,
+    *,
+    corpus: str | None,
+    text: Source | None,
+    valid: Source | None,
+    test: Source | None,
+    out: str | Path | None,
+    seed: int | None,
+    overrides: Overrides,
+    resume: bool,
+) -> Settings:
+    """Put recipe, overrides and text together, and check them against the run folder.
+
+    Raises
+    ------
+    RecipeError : unknown recipe, key or value.
+    ResumeError : `resume` with another recipe, seed or text than the run's.
+    FileExistsError : the folder holds a run, and `resume` was not asked for.
+    """
+    pairs = _pairs(overrides)
+    sources = {"train": text, "valid": valid, "test": test}
+    arrays = arrays_of(sources)
+    changes = _text_changes(corpus, sources, arrays)
+    if seed is not None:
+        changes["train.seed"] = seed
+
+    def build(base: Recipe) -> Recipe:
+        built = apply_overrides(apply_overrides(base, changes), pairs)
+        model_config(built, vocab_size=2)  # its errors now, not after minutes of reading text
+        return built
+
+    base = load_recipe("default" if recipe is None else recipe)
+    if out is None:
+        if resume and recipe is None:
+            raise ResumeError("resume: say which run to continue (out, --out DIR)")
+        decided = build(base)
+        run = _default_folder(f"{decided.name}-{decided.train.seed}", resume)
+    else:
+        run = Path(out)
+    stored = run / "config.toml"
+    if not resume:
+        if stored.exists() or (run / "checkpoints").exists():
+            raise FileExistsError(
+                f"{run} already holds a run; continue it with resume (--resume), or choose "
+                "another folder"
+            )
+        return Settings(build(base), run, arrays, resumes=False)
+    if not stored.exists():
+        if recipe is None:
+            raise CheckpointMissing(f"resume: {run} holds no run (it has no config.toml)")
+        return Settings(build(base), run, arrays, resumes=False)
+    old = load_recipe(stored)
+    new = build(old if recipe is None else base)
+    return Settings(_continued(run, old, new, dict(pairs)), run, arrays, resumes=True)
+
+
+def model_config(recipe: Recipe, vocab_size: int) -> RecurrentLMConfig:
+    """The model that a recipe describes, for a vocabulary of `vocab_size`."""
+    return RecurrentLMConfig(vocab_size=vocab_size, **recipe.model.model_dump())
+
+
+def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise ResumeError unless a checkpoint's state was made with `recipe` (free keys aside)."""
+    _continued(run, parse_recipe(state["recipe"], f"{run / 'last' / 'state.json'}"), recipe, {})
+
+
+def _continued(run: Path, old: Recipe, new: Recipe, asked: Mapping[str, Any]) -> Recipe:
+    """The stored recipe with the free keys that were asked for; ResumeError for any other."""
+    free: dict[str, Any] = {}
+    refused = []
+    for key, before, after in differing_keys(old, new):
+        if key.startswith("figure.") or key in FREE_KEYS:
+            if key in asked:
+                free[key] = after
+        else:
+            refused.append(f"{key} was {before!r}, now {after!r}")
+    if refused:
+        raise ResumeError(
+            f"resume: {run} was begun with other settings: {'; '.join(refused)}. "
+            "Leave recipe, text and overrides out to continue it as it is, "
+            "or begin a new run in another folder"
+        )
+    return apply_overrides(old, free)
+
+
+def _text_changes(
+    corpus: str | None, sources: Mapping[str, Source | None], arrays: Mapping[str, IntArray]
+) -> dict[str, Any]:
+    given = [split for split in SPLITS if sources[split] is not None]
+    if not given:
+        return {} if corpus is None else {"data.corpus": corpus, "data.text": []}
+    if corpus is not None:
+        raise ValueError("train: give a corpus by name or texts, not both")
+    if "train" not in given:
+        raise ValueError(f"train: {given[0]} is given, but no text to train on")
+    if arrays and len(arrays) != len(given):
+        files = next(split for split in given if split not in arrays)
+        raise ValueError(f"train: all texts must be files or all token ids; {files} is a file")
+    changes: dict[str, Any] = {"data.corpus": None, "data.text": []}
+    if arrays:
+        return {**changes, "data.level": "integer", "data.min_count": 1, "data.max_size": None}
+    for split in given:
+        source = sources[split]
+        assert source is not None
+        files = files_of(source)
+        if split == "train":
+            changes["data.text"] = list(files)
+        elif len(files) == 1:
+            changes[f"data.{split}"] = files[0]
+        else:
+            raise ValueError(f"train: {split} must be one file, got {len(files)}")
+    return changes
+
+
+def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:
+    items = overrides.items() if isinstance(overrides, Mapping) else overrides
+    return [parse_override(item) if isinstance(item, str) else item for item in items]
+
+
+def _default_folder(name: str, resume: bool) -> Path:
+    """`runs/NAME`, or `runs/NAME-2` and so on: the newest to resume, the next free one to begin."""
+    folder, number = Path("runs") / name, 1
+    newest = folder
+    while folder.exists():
+        newest, number = folder, number + 1
+        folder = Path("runs") / f"{name}-{number}"
+    return newest if resume else folder

@@ -1,0 +1,541 @@
+"""A run from recipe to result: epochs, validation, checkpoints, interruption, report."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import pynlm
+from pynlm.evaluate import Evaluation, evaluate_sentences, evaluate_stream
+from pynlm.evaluate.facts import start_of
+from pynlm.models import RecurrentLM
+from pynlm.text import Tokenizer
+from pynlm.train.bptt import BPTT, TrainingDiverged
+from pynlm.train.checkpoint import (
+    CheckpointError,
+    CheckpointMissing,
+    RunLock,
+    Snapshot,
+    check_parameters,
+    find_checkpoint,
+    load_checkpoint,
+    replace_file,
+    restore_links,
+    save_checkpoint,
+)
+from pynlm.train.config import Recipe, to_mapping, to_toml
+from pynlm.train.curve import draw_curve
+from pynlm.train.data import Data, IntArray, Source, make_batches, prepare, unigram_perplexity
+from pynlm.train.log import Reporter, RunLog, perplexity
+from pynlm.train.optimisers import make_optimiser
+from pynlm.train.result import TrainResult
+from pynlm.train.schedules import make_schedule
+from pynlm.train.settings import Overrides, ResumeError, check_unchanged, decide, model_config
+
+CURVE_SECONDS = 20.0
+"""The curve is drawn after an epoch, but not more often than this."""
+
+
+class Progress(NamedTuple):
+    """What `on_step` is told after each step; losses in nats a token."""
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+
+
+@dataclass
+class Position:
+    """Where a run stands; with weights, optimiser and recurrent state, all that resuming needs.
+
+    `epoch` and `batch` count what is done, so they are the next ones' 0-based numbers.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    epoch_nats: float = 0.0
+    epoch_tokens: int = 0
+    logged_nats: float = 0.0
+    logged_tokens: int = 0
+    best_nats: float | None = None
+    best_epoch: int = 0
+    waited: int = 0
+
+
+class Trainer:
+    """Trains a model by a recipe.
+
+    Parameters
+    ----------
+    recipe : a name, a TOML file, a mapping or a Recipe; None is `default`, or with `resume` the
+        run's own.
+    corpus : a corpus by name instead of the recipe's.
+    text, valid, test : text files (training: one or several) or token ids instead of a corpus.
+        Without `valid` the end of the text is held out.
+    out : run folder; default `runs/NAME-SEED`.
+    seed : of weights, dropout masks and shuffles.
+    overrides : `"train.epochs=3"` strings, pairs, or a mapping of dotted keys.
+    resume : go on from the folder's last checkpoint, to the same bits as without the break.
+    device : "cpu".
+    quiet : print nothing.
+    backend : kernels' backend, "cpu" or "reference" (NumPy, for tests).
+    on_step : called after each step.
+
+    Attributes
+    ----------
+    recipe, run : what was decided, and the run folder.
+    model, tokenizer : after `run`: the best model, and its vocabulary.
+
+    Examples
+    --------
+    >>> from pynlm.train import Trainer
+    >>> trainer = Trainer("zaremba-small", out="runs/ptb", seed=1)   # doctest: +SKIP
+    >>> result = trainer.run()                                       # doctest: +SKIP
+    >>> print(result.test_perplexity, result.gap)                    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+        *,
+        corpus: str | None = None,
+        text: Source | None = None,
+        valid: Source | None = None,
+        test: Source | None = None,
+        out: str | Path | None = None,
+        seed: int | None = None,
+        overrides: Overrides = (),
+        resume: bool = False,
+        device: str = "cpu",
+        quiet: bool = False,
+        backend: str = "cpu",
+        on_step: Callable[[Progress], None] | None = None,
+    ) -> None:
+        if device != "cpu":
+            raise ValueError(f"Trainer: device must be 'cpu', got {device!r}")
+        settings = decide(
+            recipe,
+            corpus=corpus,
+            text=text,
+            valid=valid,
+            test=test,
+            out=out,
+            seed=seed,
+            overrides=overrides,
+            resume=resume,
+        )
+        self.recipe, self.folder, self.backend = settings.recipe, settings.run, backend
+        self._arrays, self._resumes = settings.arrays, settings.resumes
+        self._quiet, self._on_step = quiet, on_step
+        self._stop = False
+        self._best_valid: Evaluation | None = None
+        self._best_name: str | None = None
+
+    def run(self) -> TrainResult:
+        """Train (or go on training), evaluate, and report.
+
+        Raises
+        ------
+        TrainingDiverged : NaN or infinite loss; the last good checkpoint is kept.
+        CheckpointError : a checkpoint cannot be written or read, or does not fit.
+        OSError, ValueError, IndexError : text that cannot be used.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(self.folder)
+        try:
+            self._open()
+            try:
+                with self._interruptible():
+                    stopped = self._train()
+                    result = self._finish(stopped)
+            except (TrainingDiverged, FloatingPointError) as error:
+                self._log.write("diverged", step=self.position.step, reason=str(error))
+                raise TrainingDiverged(f"{error}: training stopped; {self._last_good()}") from None
+            finally:
+                self._reporter.close()
+                self._log.close()
+        finally:
+            lock.release()
+        return result
+
+    # ---- beginning
+
+    def _open(self) -> None:
+        """Vocabulary, ids, model and optimiser, as new or as the last checkpoint left them."""
+        run, recipe = self.folder, self.recipe
+        snapshot = self._last_snapshot()
+        replace_file(run / "config.toml", to_toml(recipe).encode())
+        tokenizer = None if snapshot is None else _stored_tokenizer(run, snapshot)
+        self.data = prepare(
+            recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer
+        )
+        self.tokenizer = self.data.tokenizer
+        if snapshot is None:
+            self.tokenizer.save(run / "tokenizer.json")
+        else:
+            _check_data(run, self.data, snapshot)
+        config = model_config(recipe, self.tokenizer.vocab_size)
+        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
+        optimiser = make_optimiser(
+            recipe.optimiser, self.model.parameters, backend=self.backend
+        )
+        self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
+        self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
+        self.position = Position()
+        kept = 0
+        if snapshot is None:
+            self.model.initialise(recipe.train.seed)
+        else:
+            self._restore(snapshot)
+            kept = int(snapshot.state["log_bytes"])
+        self._log = RunLog(run / "log.jsonl", kept)
+        self._saved = time.monotonic()
+        self._drawn = 0.0
+        self._first = self.position.tokens
+        self._seconds = self.position.seconds
+        per_epoch = make_batches(recipe, self.data, 0).tokens
+        self._reporter = Reporter(
+            quiet=self._quiet, total=per_epoch * recipe.train.epochs, done=self._first
+        )
+        self._announce(resumed=snapshot is not None)
+
+    def _last_snapshot(self) -> Snapshot | None:
+        if not self._resumes:
+            return None
+        try:
+            directory = find_checkpoint(self.folder, "last")
+        except CheckpointMissing:
+            return None  # killed before the first checkpoint: the same run from its beginning
+        snapshot = load_checkpoint(directory)
+        check_unchanged(self.folder, snapshot.state, self.recipe)
+        self._best_name = restore_links(self.folder, directory, snapshot.state["best"])
+        return snapshot
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        place = self.folder / "last"
+        check_parameters(self.model, snapshot.model, place / "model.safetensors")
+        self.model.load_state_dict(snapshot.model)
+        try:
+            self._bptt.load_tensors(snapshot.training)
+            self._schedule.load_state_dict(snapshot.state["schedule"])
+            self.position = Position(**snapshot.state["position"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{place} does not fit this run: {error}") from None
+
+    def _announce(self, *, resumed: bool) -> None:
+        say, recipe, data, p = self._reporter.say, self.recipe, self.data, self.position
+        self._log.write(
+            "resume" if resumed else "start",
+            recipe=recipe.name,
+            seed=recipe.train.seed,
+            step=p.step,
+            parameters=self.model.parameters.count,
+            vocabulary=self.tokenizer.vocab_size,
+            data=data.digests,
+            version=pynlm.__version__,
+        )
+        for note in data.notes:
+            say(note)
+        sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
+        layers = "-".join(map(str, recipe.model.hidden_sizes))
+        say(
+            f"recipe {recipe.name}, seed {recipe.train.seed}: {recipe.model.cell} {layers}, "
+            f"{self.model.parameters.count:,} parameters; {sizes} tokens "
+            f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
+        )
+        if resumed:
+            say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
+        else:
+            say(f"run folder {self.folder}")
+
+    # ---- training
+
+    def _train(self) -> str:
+        """Epochs until all are done, or something stops them; how it ended."""
+        p, patience = self.position, self.recipe.schedule.early_stop
+        while p.epoch < self.recipe.train.epochs:
+            if patience and p.waited >= patience:
+                return "early stop"
+            if not self._epoch():
+                return "interrupted"
+        return "finished"
+
+    def _epoch(self) -> bool:
+        """The rest of an epoch and its validation; False if interrupted."""
+        p, train = self.position, self.recipe.train
+        batches = make_batches(self.recipe, self.data, p.epoch)
+        lr = self._schedule.rate(p.epoch)
+        while p.batch < len(batches):
+            self._step(batches[p.batch], lr)
+            if self._stop:
+                self._save()
+                return False
+            if time.monotonic() - self._saved >= train.checkpoint_seconds:
+                self._save()
+        # Validation may be long; a kill during it must not cost the epoch's last minute.
+        if p.epoch_tokens:
+            self._save()
+        began = time.perf_counter()
+        valid = self._evaluate(self.data.valid, stripes=train.valid_stripes)
+        loss = valid.nats_per_token
+        better = p.best_nats is None or loss < p.best_nats
+        if better:
+            p.best_nats, p.best_epoch, p.waited = loss, p.epoch + 1, 0
+            self._best_valid = valid if valid.stripes == 1 else None
+        else:
+            p.waited += 1
+        self._schedule.observe(loss)
+        self._end_epoch(lr, loss, better, time.perf_counter() - began)
+        p.epoch, p.batch, p.epoch_nats, p.epoch_tokens = p.epoch + 1, 0, 0.0, 0
+        self._bptt.state = None
+        self._save(best=better)
+        self._draw()
+        return not self._stop or p.epoch == train.epochs
+
+    def _step(self, batch: Any, lr: float) -> None:
+        p, recipe = self.position, self.recipe
+        began = time.perf_counter()
+        result = self._bptt.step(batch, lr=lr, step=p.step + 1)
+        p.seconds += time.perf_counter() - began
+        p.step, p.batch, p.tokens = p.step + 1, p.batch + 1, p.tokens + result.tokens
+        p.epoch_nats, p.epoch_tokens = p.epoch_nats + result.nats, p.epoch_tokens + result.tokens
+        p.logged_nats += result.nats
+        p.logged_tokens += result.tokens
+        loss = p.logged_nats / p.logged_tokens
+        if p.step % recipe.train.log_every == 0:
+            self._log.write(
+                "step",
+                step=p.step,
+                epoch=p.epoch + 1,
+                tokens=p.tokens,
+                loss=loss,
+                lr=lr,
+                grad_norm=result.grad_norm,
+                tokens_per_second=round(self._rate(), 1),
+                seconds=round(p.seconds, 3),
+            )
+            p.logged_nats, p.logged_tokens = 0.0, 0
+        label = f"epoch {p.epoch + 1}/{recipe.train.epochs}"
+        self._reporter.step(tokens=p.tokens, label=label, loss=loss, rate=self._rate())
+        if self._on_step is not None:
+            nats = result.nats / result.tokens
+            self._on_step(Progress(p.step, p.epoch + 1, nats, lr, result.grad_norm, p.tokens))
+
+    def _end_epoch(self, lr: float, loss: float, better: bool, seconds: float) -> None:
+        p = self.position
+        train = p.epoch_nats / p.epoch_tokens if p.epoch_tokens else float("nan")
+        self._log.write(
+            "epoch",
+            epoch=p.epoch + 1,
+            step=p.step,
+            tokens=p.tokens,
+            lr=lr,
+            train_nats=train,
+            train_perplexity=perplexity(train),
+            valid_nats=loss,
+            valid_perplexity=perplexity(loss),
+            best=better,
+            tokens_per_second=round(self._rate(), 1),
+            seconds=round(p.seconds, 3),
+            valid_seconds=round(seconds, 3),
+        )
+        width = len(str(self.recipe.train.epochs))
+        self._reporter.say(
+            f"epoch {p.epoch + 1:{width}}/{self.recipe.train.epochs}  "
+            f"train {perplexity(train):8.2f}  valid {perplexity(loss):8.2f}"
+            f"{' *' if better else '  '}  lr {lr:.4g}  {self._rate():,.0f} tokens/s  "
+            f"{p.seconds:.1f} s"
+        )
+
+    def _rate(self) -> float:
+        """Tokens a second of this process's training steps."""
+        seconds = self.position.seconds - self._seconds
+        return (self.position.tokens - self._first) / seconds if seconds > 0.0 else 0.0
+
+    def _evaluate(self, ids: IntArray, stripes: int = 1) -> Evaluation:
+        start_id, start_token = start_of(self.tokenizer)
+        eos = self.tokenizer.eos_id
+        facts: dict[str, Any] = {
+            "unk_id": self.tokenizer.unk_id,
+            "start_token": start_token,
+            "backend": self.backend,
+        }
+        if self.recipe.data.batching == "sentences" and eos is not None:
+            return evaluate_sentences(self.model, ids, start_id, eos, **facts)
+        stripes = min(stripes, len(ids))
+        return evaluate_stream(self.model, ids, start_id, stripes=stripes, eos_id=eos, **facts)
+
+    # ---- saving and ending
+
+    def _save(self, *, best: bool = False) -> None:
+        p = self.position
+        if not _all_finite(self.model):
+            raise TrainingDiverged(f"a weight is not finite after step {p.step}")
+        state = {
+            "version": pynlm.__version__,
+            "recipe": to_mapping(self.recipe),
+            "position": asdict(p),
+            "schedule": self._schedule.state_dict(),
+            "best": self._best_name,
+            "tokenizer": self.tokenizer.digest(),
+            "data": self.data.digests,
+            "log_bytes": self._log.sync(),
+        }
+        directory = save_checkpoint(
+            self.folder,
+            Snapshot(
+                model=self.model.state_dict(),
+                training=self._bptt.tensors(),
+                state=state,
+                metadata={"config": json.dumps(self.model.config.to_dict()), "vocabulary": self.tokenizer.digest()},
+            ),
+            best=best,
+        )
+        if best:
+            self._best_name = directory.name
+        self._saved = time.monotonic()
+
+    def _draw(self, *, last: bool = False) -> None:
+        if not last and time.monotonic() - self._drawn < CURVE_SECONDS:
+            return
+        figure = self.recipe.figure
+        target = None
+        if figure is not None and figure.corpus == self.recipe.data.corpus:
+            value = figure.valid if figure.valid is not None else figure.test
+            if value is not None:
+                nats = {"nats_per_token": 1.0, "bits_per_token": 0.6931471805599453}
+                scale = nats.get(figure.metric)
+                target = value if scale is None else perplexity(value * scale)
+        drawn = draw_curve(
+            self._log.path,
+            self.folder / "curve.png",
+            title=f"{self.recipe.name}, seed {self.recipe.train.seed}",
+            target=target,
+            target_label="published" if figure and figure.valid is not None else "published (test)",
+        )
+        self._drawn = time.monotonic()
+        if last and not drawn:
+            self._reporter.say("no curve.png: matplotlib is not installed (pip install pynlm[plot])")
+
+    def _finish(self, stopped: str) -> TrainResult:
+        """Evaluate the best model (interrupted: the model as it stands) and report."""
+        p, say = self.position, self._reporter.say
+        valid = test = None
+        if stopped == "interrupted":
+            say(f"interrupted after step {p.step}; saved in {self.folder / 'last'}")
+            valid = self._evaluate(self.data.valid, stripes=self.recipe.train.valid_stripes)
+        else:
+            self.model.load_state_dict(load_checkpoint(find_checkpoint(self.folder, "best")).model)
+            valid = self._best_valid or self._evaluate(self.data.valid)
+            if self.data.test is not None:
+                test = self._evaluate(self.data.test)
+        heldout = self.data.valid if self.data.test is None else self.data.test
+        result = TrainResult(
+            out=self.folder,
+            recipe=self.recipe,
+            valid=valid,
+            test=test,
+            unigram_perplexity=unigram_perplexity(self.tokenizer.counts, heldout),
+            best_epoch=p.best_epoch,
+            epochs=p.epoch,
+            steps=p.step,
+            tokens=p.tokens,
+            seconds=p.seconds,
+            tokens_per_second=self._rate() or p.tokens / max(p.seconds, 1e-9),
+            stopped=stopped,
+        )
+        self._log.write(
+            stopped.replace(" ", "_"),
+            step=p.step,
+            epochs=p.epoch,
+            seconds=round(p.seconds, 3),
+            valid=None if valid is None else valid.to_dict(),
+            test=None if test is None else test.to_dict(),
+            unigram_perplexity=result.unigram_perplexity,
+            gap=result.gap,
+        )
+        self._draw(last=True)
+        self._reporter.close()
+        if result.interrupted:
+            say(f"validation perplexity of the model as it stands {valid.perplexity:.2f}")
+            say(f"continue with: pynlm train --resume --out {self.folder}")
+        else:
+            for line in result.lines():
+                say(line)
+        return result
+
+    def _last_good(self) -> str:
+        try:
+            directory = find_checkpoint(self.folder, "last")
+            step = load_checkpoint(directory).state["position"]["step"]
+        except CheckpointError:
+            return "no checkpoint had been saved yet"
+        return f"the last good checkpoint is {self.folder / 'last'} (after step {step})"
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the run after the step in hand, the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(signum: int, frame: object) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, previous)
+            self._reporter.say("Ctrl-C: finishing the step, then saving (again: stop at once)")
+
+        previous = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def run_training(
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = None, **arguments: Any
+) -> TrainResult:
+    """Train by a recipe: `Trainer(recipe, **arguments).run()`, what `pynlm train` does."""
+    return Trainer(recipe, **arguments).run()
+
+
+def _all_finite(model: RecurrentLM) -> bool:
+    # A sum of finite numbers may overflow, so look at the numbers; blocks keep the mask small.
+    data = model.parameters.data
+    return all(np.isfinite(data[i : i + (1 << 20)]).all() for i in range(0, data.size, 1 << 20))
+
+
+def _stored_tokenizer(run: Path, snapshot: Snapshot) -> Tokenizer:
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    if tokenizer.digest() != snapshot.state["tokenizer"]:
+        raise ResumeError(
+            f"resume: the vocabulary {run / 'tokenizer.json'} is not the one that the run was "
+            f"begun with ({tokenizer.vocab_size:,} tokens now)"
+        )
+    return tokenizer
+
+
+def _check_data(run: Path, data: Data, snapshot: Snapshot) -> None:
+    old = snapshot.state["data"]
+    changed = [s for s in {**old, **data.digests} if old.get(s) != data.digests.get(s)]
+    if changed:
+        counts = ", ".join(
+            f"{split} had {old.get(split, {}).get('tokens', 0):,} tokens, now "
+            f"{data.digests.get(split, {}).get('tokens', 0):,}"
+            for split in changed
+        )
+        raise ResumeError(f"resume: the text of {run} has changed since it was begun: {counts}")
