@@ -6,6 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 
 bin := $(VENV)/bin
+export PATH := $(abspath $(bin)):$(PATH)
 pip := $(bin)/python -m pip --disable-pip-version-check -q
 sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '*.cmake' -o -name '*.pyx')
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
@@ -25,11 +26,11 @@ $(VENV)/.made:
 
 $(VENV)/.built: $(VENV)/.made pyproject.toml CMakeLists.txt $(sources)
 	$(pip) install --group build
-	PATH="$(abspath $(bin)):$$PATH" $(pip) install --no-build-isolation -e '.[plot]'
+	$(pip) install --no-build-isolation -e '.[plot]'
 	touch $@
 
 $(VENV)/.test-tools $(VENV)/.lint-tools: $(VENV)/.%-tools: $(VENV)/.built
-	PATH="$(abspath $(bin)):$$PATH" $(pip) install --no-build-isolation -e '.[$*]'
+	$(pip) install --no-build-isolation -e '.[$*]'
 	touch $@
 
 build: $(VENV)/.built  ## environment and editable build (again after changing csrc/ or a .pyx)
@@ -63,7 +64,7 @@ define sanitised_build
 	$(PYTHON) -m venv --without-pip build/$(1)/venv
 	$(bin)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  > $$(build/$(1)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth
-	PATH="$(abspath $(bin)):$$PATH" $(pip) --python build/$(1)/venv/bin/python install \
+	$(pip) --python build/$(1)/venv/bin/python install \
 	  --no-build-isolation --no-deps --force-reinstall \
 	  -Cbuild-dir=build/$(1)/cmake -Ccmake.define.NLM_SANITIZE="$(2)" .
 endef
@@ -78,6 +79,14 @@ tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser
 	$(call sanitised_build,tsan,thread)
 	LD_PRELOAD="$(call sanitizer_lib,tsan)" OPENBLAS_NUM_THREADS=1 \
 	  setarch -R build/tsan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider tests/kernels $(ARGS)
+
+# Needs a cross compiler and an emulator: apt-get install g++-aarch64-linux-gnu qemu-user
+neon: $(VENV)/.test-tools  ## all kernel cases on NEON, cross-built and run in an emulator
+	cmake -S tests/neon -B build/neon -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+	  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+	cmake --build build/neon
+	$(bin)/python tests/neon/check.py qemu-aarch64 build/neon/server
 
 lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/ruff check .

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -135,8 +135,12 @@ _CHECKPOINT = Annotated[Checkpoint, typer.Option(help="Which checkpoint of the r
 @_user_errors
 def train(
     recipe: Annotated[
-        str, typer.Option(metavar="NAME|FILE", help="Recipe by name, or a TOML file.")
-    ] = "default",
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Recipe by name, or a TOML file; default: `default`, or with --resume the run's.",
+        ),
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option(metavar="NAME", help="Named corpus; default: the recipe's.")
     ] = None,
@@ -159,7 +163,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint of the run folder.")
     ] = False,
     device: _DEVICE = Device.cpu,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress display.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a model by a recipe."""
     where = _check_device(device)
@@ -216,7 +220,7 @@ def evaluate(
     _check_device(device)
     if (text is None) == (corpus is None):
         raise ValueError("eval: give either --text FILE or --corpus NAME (with --split)")
-    from pynlm.evaluate.report import table, to_json
+    from pynlm.evaluate.report import to_json, to_text
 
     lm = _load(run, checkpoint)
     source: Any
@@ -231,7 +235,7 @@ def evaluate(
     if as_json:
         print(to_json(result, run=str(run), text=name))
     else:
-        _console().print(table(result, f"{run}, {checkpoint.value} checkpoint, on {name}"))
+        print(to_text(result, f"{run}, {checkpoint.value} checkpoint, on {name}"))
 
 
 @app.command()
@@ -261,14 +265,16 @@ def score(
     from pynlm.evaluate import read_lines
     from pynlm.evaluate.score import TSV_HEADER, to_dict, write_tsv
 
-    with sys.stdin.buffer if file in (None, "-") else Path(file or "").open("rb") as source:
+    piped = file is None or file == "-"
+    name = "stdin" if piped else str(file)
+    with nullcontext(sys.stdin.buffer) if piped else open(name, "rb") as source:
         lm = _load(run, checkpoint)
         scorer = lm.scorer(carry=carry)
         if not as_json:
             sys.stdout.write(TSV_HEADER)
         utf8 = lm.tokenizer.level != "byte"
-        for lines in read_lines(source.fileno(), file or "stdin", utf8=utf8):
-            scores = scorer.score(lm.encode(lines))
+        for lines in read_lines(source.fileno(), name, utf8=utf8):
+            scores = scorer.score(lm.encode(lines, name=name, first=scorer.lines + 1))
             if as_json:
                 for one in scores:
                     sys.stdout.write(json.dumps(to_dict(one), ensure_ascii=False) + "\n")
@@ -391,13 +397,6 @@ def _corpus_file(name: str, split: Split) -> Path:
     if path is None:
         raise ValueError(f"--split {split.value}: the corpus {name} has no {split.value} part")
     return Path(path)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    # A table in a file or a pipe must not be cut at 80 columns.
-    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 @contextmanager

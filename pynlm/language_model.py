@@ -136,7 +136,7 @@ class LanguageModel:
     @classmethod
     def train(
         cls,
-        recipe: str | Path = "default",
+        recipe: str | Path | None = None,
         *,
         corpus: str | None = None,
         text: Any = None,
@@ -145,6 +145,7 @@ class LanguageModel:
         out: str | Path | None = None,
         seed: int | None = None,
         overrides: Iterable[str] = (),
+        resume: bool = False,
         quiet: bool = False,
     ) -> LanguageModel:
         """Train by a recipe and give the best model of the run; see ``pynlm.train.run_training``.
@@ -162,6 +163,7 @@ class LanguageModel:
             out=out,
             seed=seed,
             overrides=overrides,
+            resume=resume,
             quiet=quiet,
         )
         return cls.load(result.out)
@@ -222,9 +224,13 @@ class LanguageModel:
         """
         scorer = self.scorer(carry=carry)
         if isinstance(text, Path):
+            scores: list[SentenceScore] = []
             with text.open("rb") as file:
-                batches = read_lines(file.fileno(), str(text), utf8=self.tokenizer.level != "byte")
-                return [score for lines in batches for score in scorer.score(self.encode(lines))]
+                utf8 = self.tokenizer.level != "byte"
+                for lines in read_lines(file.fileno(), str(text), utf8=utf8):
+                    ids = self.encode(lines, name=str(text), first=scorer.lines + 1)
+                    scores += scorer.score(ids)
+            return scores
         if isinstance(text, bytes):
             return scorer.score(self.encode(io.BytesIO(text)))
         if isinstance(text, str):
@@ -307,7 +313,8 @@ class LanguageModel:
         if isinstance(prompt, str):
             return prompt + "".join(self.stream(prompt, tokens, sampler))
         ids = self.tokenizer.encode(prompt)
-        new = generate_ids(self.model, self._after_start(ids), sampler, tokens, backend=self.backend)
+        start = self._after_start(ids)
+        new = generate_ids(self.model, start, sampler, tokens, backend=self.backend)
         return np.concatenate([ids, np.fromiter(new, np.int32)])
 
     def stream(self, prompt: str, tokens: int, sampler: Sampler) -> Iterator[str]:
@@ -317,7 +324,8 @@ class LanguageModel:
         if eos is not None and len(ids) and ids[-1] == eos and not prompt.endswith("\n"):
             ids = ids[:-1]  # the prompt's line goes on
         words = Detokeniser(self.tokenizer, after=prompt)
-        new = generate_ids(self.model, self._after_start(ids), sampler, tokens, backend=self.backend)
+        start = self._after_start(ids)
+        new = generate_ids(self.model, start, sampler, tokens, backend=self.backend)
         for token in new:
             piece = words.push(token)
             if piece:
@@ -390,9 +398,18 @@ class LanguageModel:
 
     # ---- helpers
 
-    def encode(self, lines: Iterable[str | bytes]) -> list[NDArray[np.int32]]:
-        """Ids of each line."""
-        return [self.tokenizer.encode(line) for line in lines]
+    def encode(
+        self, lines: Iterable[str | bytes], *, name: str = "text", first: int = 1
+    ) -> list[NDArray[np.int32]]:
+        """Ids of each line; ``name`` and the number of the ``first`` line stand in errors."""
+        out = []
+        for number, line in enumerate(lines, first):
+            try:
+                out.append(self.tokenizer.encode(line))
+            except ValueError as error:
+                place = str(error).removeprefix("text: line 1, ")
+                raise ValueError(f"{name}: line {number}: {place}") from None
+        return out
 
     def _advance(self, ids: NDArray[np.int32], layers: Any) -> LMState:
         hidden, layers = self.model.hidden(ids, layers, self._context)

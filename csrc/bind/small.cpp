@@ -146,8 +146,8 @@ void bind_sgd(py::module_& m) {
                 call.launch(kernels<T>().sgd_update, a);
             });
         },
-        py::kw_only(), "w"_a, "g"_a, "momentum_buffer"_a = py::none(), "scale"_a, "lr"_a,
-        "momentum"_a = 0.0, "weight_decay"_a = 0.0, "nesterov"_a = false);
+        py::kw_only(), "w"_a, "g"_a, "momentum_buffer"_a, "scale"_a, "lr"_a, "momentum"_a = 0.0,
+        "weight_decay"_a = 0.0, "nesterov"_a = false);
 
     m.def(
         "sgd_update_rows",
@@ -162,8 +162,8 @@ void bind_sgd(py::module_& m) {
                 call.launch(kernels<T>().sgd_update_rows, a);
             });
         },
-        py::kw_only(), "w"_a, "rows"_a, "drows"_a, "momentum_buffer"_a = py::none(), "scale"_a,
-        "lr"_a, "momentum"_a = 0.0, "weight_decay"_a = 0.0, "nesterov"_a = false);
+        py::kw_only(), "w"_a, "rows"_a, "drows"_a, "momentum_buffer"_a, "scale"_a, "lr"_a,
+        "momentum"_a = 0.0, "weight_decay"_a = 0.0, "nesterov"_a = false);
 }
 
 void bind_adam(py::module_& m) {

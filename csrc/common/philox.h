@@ -8,19 +8,9 @@
 //   unit u takes word u & 3 of its block; a unit is kept iff word >= round(p 2^32)
 //
 // `row` is the row of the caller's batch, `time` the absolute time step (kPhiloxLocked for a
-// mask that all steps share), `site` the purpose, so that no two uses share a number.
-
-enum PhiloxSite : uint32_t {
-    kSiteEmbedding = 1,
-    kSiteInput = 2,
-    kSiteBetween = 3,
-    kSiteOutput = 4,
-    kSiteRecurrent = 5,
-    kSiteWeight = 6,
-    kSiteSample = 7,
-    kSiteInit = 8,
-    kSiteShuffle = 9,
-};
+// mask that all steps share), `site` the purpose, so that no two uses share a number:
+// 1 embedding, 2 input, 3 between layers, 4 output, 5 recurrent, 6 weight, 7 sample, 8 init,
+// 9 shuffle.
 
 constexpr uint32_t kPhiloxLocked = 0xFFFFFFFFu;
 constexpr uint32_t kPhiloxMul0 = 0xD2511F53u, kPhiloxMul1 = 0xCD9E8D57u;
@@ -46,6 +36,22 @@ constexpr PhiloxWords philox(uint32_t seed, uint32_t step, PhiloxWords counter) 
     return {{c0, c1, c2, c3}};
 }
 
+// Known answers of Random123 (its file kat_vectors).
+constexpr bool philox_gives(uint32_t seed, uint32_t step, PhiloxWords counter, PhiloxWords words) {
+    const PhiloxWords got = philox(seed, step, counter);
+    for (int i = 0; i < 4; ++i)
+        if (got.word[i] != words.word[i]) return false;
+    return true;
+}
+static_assert(philox_gives(0, 0, {{0, 0, 0, 0}},
+                           {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}));
+static_assert(philox_gives(0xffffffff, 0xffffffff,
+                           {{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}},
+                           {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}));
+static_assert(philox_gives(0xa4093822, 0x299f31d0,
+                           {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}},
+                           {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}));
+
 // The site and layer word of the counter.
 constexpr uint32_t philox_purpose(uint32_t site, uint32_t layer) { return site << 16 | layer; }
 
@@ -65,7 +71,7 @@ constexpr int kPhiloxBlocks = kVecBytes / 8;
 constexpr int kPhiloxUnits = 4 * kPhiloxBlocks;  // of one philox_units
 
 inline PhiloxLanes philox_multiply(PhiloxLanes a, uint32_t b) {
-    const PhiloxLanes factor = PhiloxLanes{} + b;
+    [[maybe_unused]] const PhiloxLanes factor = PhiloxLanes{} + b;
 #if defined(NLM_ISA_avx512)
     // the unmasked intrinsic trips -Wmaybe-uninitialized in GCC 12
     return (PhiloxLanes)_mm512_maskz_mul_epu32(__mmask8(-1), (__m512i)a, (__m512i)factor);
@@ -73,6 +79,8 @@ inline PhiloxLanes philox_multiply(PhiloxLanes a, uint32_t b) {
     return (PhiloxLanes)_mm256_mul_epu32((__m256i)a, (__m256i)factor);
 #elif defined(__SSE2__)
     return (PhiloxLanes)_mm_mul_epu32((__m128i)a, (__m128i)factor);
+#elif defined(__ARM_NEON)
+    return (PhiloxLanes)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
 #else
     return (a & 0xFFFFFFFFu) * factor;
 #endif

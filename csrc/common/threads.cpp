@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 constexpr int64_t kSpinNanoseconds = 50'000;
+constexpr int64_t kSleptLeast = 500'000;  // less is a worker's waking up
+constexpr int64_t kAloneLeast = 2'000'000, kAloneMost = 64'000'000;
 
 int64_t now_ns() noexcept {
     timespec t;
@@ -45,15 +47,16 @@ public:
         }
     }
 
-    void wait_past(uint32_t seen) noexcept {
+    // Returns the nanoseconds slept, 0 where spinning was enough.
+    int64_t wait_past(uint32_t seen) noexcept {
         for (int i = 0; i < 512; ++i) {  // most waits end within a microsecond: no clock calls
-            if (value() != seen) return;
+            if (value() != seen) return 0;
             pause_cpu();
         }
         const int64_t deadline = now_ns() + kSpinNanoseconds;
         do {
             for (int i = 0; i < 64; ++i) {
-                if (value() != seen) return;
+                if (value() != seen) return 0;
                 pause_cpu();
             }
         } while (now_ns() < deadline);
@@ -63,6 +66,7 @@ public:
             pthread_cond_wait(&condition_, &mutex_);
         pthread_mutex_unlock(&mutex_);
         sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+        return now_ns() - deadline;
     }
 
 private:
@@ -74,14 +78,15 @@ private:
 
 class Barrier {
 public:
-    void wait(int count) noexcept {
+    // Returns the nanoseconds slept.
+    int64_t wait(int count) noexcept {
         const uint32_t seen = passed_.value();
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
             arrived_.store(0, std::memory_order_relaxed);
             passed_.advance();
-        } else {
-            passed_.wait_past(seen);
+            return 0;
         }
+        return passed_.wait_past(seen);
     }
 
 private:
@@ -95,6 +100,10 @@ struct Team {
     Event job_posted;
     Barrier members;   // of the running job
     Barrier everyone;  // its end: also the workers that had no part in it
+    std::atomic<int64_t> slept{0};  // by members at barriers of the running job, nanoseconds
+    // Other work on our CPUs makes members wait milliseconds for each other, at every barrier.
+    // Then callers work alone, which a busy CPU does not disturb, and try again from time to time.
+    int64_t alone_until = 0, alone_for = 0;
     // the job, written before job_posted advances
     TeamFunction function = nullptr;
     void* context = nullptr;
@@ -225,6 +234,12 @@ void team_run(int max_threads, TeamFunction function, void* context) {
         function(context, 0, 1);
         return;
     }
+    const int64_t start = now_ns();
+    if (start < t.alone_until) {
+        t.busy.store(false, std::memory_order_release);
+        function(context, 0, 1);
+        return;
+    }
     grow(t, wanted - 1);
     t.function = function;
     t.context = context;
@@ -232,13 +247,24 @@ void team_run(int max_threads, TeamFunction function, void* context) {
     t.job_posted.advance();
     inside_team = true;
     function(context, 0, t.team_size);
-    t.everyone.wait(t.workers + 1);
+    t.slept.fetch_add(t.everyone.wait(t.workers + 1), std::memory_order_relaxed);
     inside_team = false;
+    const int64_t end = now_ns();
+    const int64_t slept = t.slept.exchange(0, std::memory_order_relaxed);
+    if (slept > std::max(kSleptLeast, (end - start) / 2)) {
+        t.alone_for = std::clamp<int64_t>(2 * t.alone_for, kAloneLeast, kAloneMost);
+        t.alone_until = end + t.alone_for;
+    } else {
+        t.alone_for /= 2;
+    }
     t.busy.store(false, std::memory_order_release);
 }
 
 void team_barrier(int team_size) noexcept {
-    if (team_size > 1) team.load(std::memory_order_acquire)->members.wait(team_size);
+    if (team_size <= 1) return;
+    Team& t = *team.load(std::memory_order_acquire);
+    if (const int64_t slept = t.members.wait(team_size))
+        t.slept.fetch_add(slept, std::memory_order_relaxed);
 }
 
 }  // namespace nlm

@@ -2,7 +2,8 @@
 // runtime inside a host process that already spins one collapses).
 //
 // Workers spin for about 50 us at a barrier, then park. A caller that finds the team busy, or
-// that is itself a member of it, runs alone: kernels give the same bits for any team size.
+// that is itself a member of it, runs alone: kernels give the same bits for any team size. So it
+// does for some milliseconds after a job whose members slept half its time waiting for one another.
 // After fork() the child starts a new team on first use.
 #pragma once
 

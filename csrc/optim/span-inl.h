@@ -11,16 +11,14 @@ struct OptimFn {
     using Real = Vec<T>;
     static Real sqrt(Real x) {
         Real y;
-        for (int i = 0; i < kLanes<T>; ++i) y[i] = T(__builtin_sqrt(x[i]));
+        for (int i = 0; i < kLanes<T>; ++i)  // becomes one vector instruction
+            if constexpr (sizeof(T) == 4)
+                y[i] = __builtin_sqrtf(x[i]);
+            else
+                y[i] = __builtin_sqrt(x[i]);
         return y;
     }
 };
-template <>
-inline Vec<float> OptimFn<float>::sqrt(Vec<float> x) {
-    Vec<float> y;
-    for (int i = 0; i < kLanes<float>; ++i) y[i] = __builtin_sqrtf(x[i]);
-    return y;
-}
 
 // step(i, lanes) for the vectors of n elements; inlined, it has no branch on `lanes` but the
 // tail's.

@@ -1,15 +1,12 @@
-"""An evaluation as people read it (a table) and as programs do (JSON)."""
+"""An evaluation as people read it and as programs do (JSON)."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pynlm.evaluate.perplexity import Evaluation
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 def to_json(evaluation: Evaluation, **extra: Any) -> str:
@@ -22,17 +19,10 @@ def to_json(evaluation: Evaluation, **extra: Any) -> str:
     return json.dumps(finite, indent=2, ensure_ascii=False)
 
 
-def table(evaluation: Evaluation, title: str) -> RenderableType:
-    """The report as a rich table: figures, the counts under them, how they were made."""
-    from rich.table import Table
-
-    grid = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    grid.add_column(style="bold")
-    grid.add_column(justify="right")
-    grid.add_column(style="dim")
-    for name, value, note in rows(evaluation):
-        grid.add_row(name, value, note)
-    return grid
+def to_text(evaluation: Evaluation, title: str) -> str:
+    """The report for people: figures, the counts under them, how they were made."""
+    lines = [f"{name:<25} {value:>10}  {note}".rstrip() for name, value, note in rows(evaluation)]
+    return "\n".join([title, *lines])
 
 
 def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -47,19 +37,18 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         note = f"over {e.characters:,} characters"
         out.append(("bits per character", f"{e.bits_per_character:.4f}", note))
     if e.perplexity_without_eos is not None and e.eos_tokens is not None:
-        kept = e.tokens - e.eos_tokens
-        note = f"all nats over {kept:,} tokens: {e.eos_tokens:,} <eos> not counted"
+        note = f"over {e.tokens - e.eos_tokens:,} tokens: <eos> not counted"
         out.append(("perplexity without <eos>", _figure(e.perplexity_without_eos), note))
     if e.perplexity_without_unk is not None and e.unk_tokens is not None:
-        note = f"targets that are not <unk>: {e.unk_tokens:,} left out"
+        note = f"over the {e.tokens - e.unk_tokens:,} targets that are not <unk>"
         out.append(("perplexity without <unk>", _figure(e.perplexity_without_unk), note))
     if e.perplexity_per_word is not None and e.eos_tokens is None and e.words is not None:
-        note = f"all nats over {e.words:,} words"
+        note = f"over {e.words:,} words"
         out.append(("perplexity per word", _figure(e.perplexity_per_word), note))
     if e.sentences is not None:
         out.append(("state", "reset", f"before each of {e.sentences:,} sentences"))
     elif e.stripes > 1:
-        note = f"{e.stripes} stripes, each from a zero state: approximate, a little pessimistic"
+        note = f"in {e.stripes} stripes, each from zero: approximate"
         out.append(("state", "carried", note))
     else:
         out.append(("state", "carried", "one stream from a zero state"))

@@ -66,15 +66,15 @@ class Scorer:
     ) -> None:
         self.model, self.tokenizer, self.carry = model, tokenizer, carry
         self.start_id, self.chunk, self.backend = start_id, chunk, backend
-        self._number = 0
+        self.lines = 0  # read so far
         self._state: Any = None
         self._last = start_id
 
     def score(self, lines: Sequence[Sequence[int] | NDArray[np.int32]]) -> list[SentenceScore]:
         """Scores of encoded lines; a line without tokens is counted and left out."""
         rows = [np.asarray(line, np.int32) for line in lines]
-        numbers = range(self._number + 1, self._number + 1 + len(rows))
-        self._number += len(rows)
+        numbers = range(self.lines + 1, self.lines + 1 + len(rows))
+        self.lines += len(rows)
         lengths = np.array([len(row) for row in rows], np.int64)
         if not lengths.sum():
             return []
@@ -106,7 +106,7 @@ class Scorer:
         if self.tokenizer.level != "byte":
             return str(self.tokenizer.token(token_id))
         value = self.tokenizer.to_bytes([token_id])[0]
-        return chr(value) if 0x20 <= value < 0x7F else f"\\x{value:02x}"
+        return chr(value) if 0x20 <= value < 0x7F else f"<0x{value:02X}>"
 
 
 TSV_HEADER = "sentence\ttoken_index\ttoken\tlog2_prob\tcumulative\n"

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {"cpu": "pynlm._kernels", "reference": "pynlm.reference"}
+# Filled on first use: scoring and training never load the reference.
 _found: dict[tuple[str, str], Callable[..., Any]] = {}
 
 

@@ -69,8 +69,8 @@ def rnn_backward(
         n = _rows_at(t, lengths, B)
         h_t = y[t, :n]
         h_prev = (y[t - 1] if t > 0 else h0)[:n]
-        slope = 1 - h_t**2 if nonlinearity == "tanh" else h_t > 0
-        da = (dh[:n] + dy[t, :n]) * slope
+        dh_t = dh[:n] + dy[t, :n]
+        da = dh_t * (1 - h_t**2) if nonlinearity == "tanh" else np.where(h_t > 0, dh_t, 0)
         dw_ih += da.T @ x[t, :n]
         dw_hh += da.T @ h_prev
         db += da.sum(axis=0)

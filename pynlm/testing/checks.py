@@ -145,6 +145,32 @@ def check_against_reference(function: str, case: Case, dtype: Any, backend: str 
         )
 
 
+def check_nan_shows(function: str, case: Case, dtype: Any) -> None:
+    """Raise AssertionError unless a NaN in an input shows where it does in the oracle.
+
+    Training stops on a loss that is not a number, so no kernel may turn one into a number.
+    """
+    for name, value in arguments(function, case, dtype).items():
+        if (
+            not isinstance(value, np.ndarray)
+            or value.dtype.kind != "f"
+            or name in FUNCTIONS[function].writes
+        ):
+            continue
+        given = arguments(function, case, dtype)
+        given[name].reshape(-1)[value.size // 2] = np.nan
+        got, want = run(function, given, "cpu"), run_oracle(function, given)
+        for output, expected in want.items():
+            if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
+                assert_close(
+                    np.isnan(specified(function, output, got[output], got, case)),
+                    np.isnan(specified(function, output, expected, want, case)),
+                    EXACT,
+                    what=f"{function} NaN in {name}: isnan({output}) {np.dtype(dtype).name}",
+                    case=case,
+                )
+
+
 def check_threads(function: str, case: Case, dtype: Any, threads: tuple[int, ...] = (1, 2)) -> None:
     """Raise AssertionError unless all numbers of threads give the same bits (cpu backend)."""
     given = arguments(function, case, dtype)

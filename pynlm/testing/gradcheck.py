@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from pynlm import kernels
 
-from .arguments import Arguments, arguments, beyond, empty
+from .arguments import Arguments, arguments, beyond
 from .cases import CASES, Case
 from .checks import assert_close
 from .tolerances import FINITE_DIFFERENCE_STEP, finite_difference_tolerance
@@ -61,9 +61,9 @@ def check_vjp(kernel: str, case: Case, backend: str = "reference") -> None:
 
     One random direction for each input, in float64.
     """
-    mapping = MAPS[kernel](case, backend)
+    mapping = MAPS[kernel](case, backend, np.float64)
     rng = case.rng("vjp")
-    upstream = _upstream(mapping, rng)
+    upstream = random_upstream(mapping, rng)
     gradients = mapping.vjp(mapping.inputs, upstream)
     assert gradients.keys() == mapping.inputs.keys()
     for name, x in mapping.inputs.items():
@@ -86,8 +86,8 @@ def check_vjp(kernel: str, case: Case, backend: str = "reference") -> None:
 def check_elementwise(kernel: str, case: Case, backend: str = "reference") -> None:
     """Like `check_vjp`, for every element of every input; for tiny cases."""
     assert case.is_tiny, f"{case} is too large to be differentiated element by element"
-    mapping = MAPS[kernel](case, backend)
-    upstream = _upstream(mapping, case.rng("elementwise"))
+    mapping = MAPS[kernel](case, backend, np.float64)
+    upstream = random_upstream(mapping, case.rng("elementwise"))
     gradients = mapping.vjp(mapping.inputs, upstream)
     for name, x in mapping.inputs.items():
         slopes = np.empty_like(x)
@@ -106,11 +106,18 @@ def check_elementwise(kernel: str, case: Case, backend: str = "reference") -> No
         )
 
 
-def _upstream(mapping: Map, rng: np.random.Generator) -> Named:
+def random_upstream(mapping: Map, rng: np.random.Generator) -> Named:
+    """Upstream gradients for every output."""
     if mapping.upstream is not None:
         return mapping.upstream
     outputs = mapping.forward(mapping.inputs)
-    return {name: rng.normal(size=value.shape) for name, value in outputs.items()}
+    return {
+        name: rng.normal(size=value.shape).astype(value.dtype) for name, value in outputs.items()
+    }
+
+
+def _blank(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.full(shape, np.nan, dtype)
 
 
 def _slope(mapping: Map, upstream: Named, name: str, direction: Array) -> float:
@@ -124,9 +131,11 @@ def _slope(mapping: Map, upstream: Named, name: str, direction: Array) -> float:
     return total / (2 * FINITE_DIFFERENCE_STEP)
 
 
-def _split(kernel: str, case: Case, names: tuple[str, ...]) -> tuple[Named, Arguments]:
+def _split(
+    function: str, case: Case, dtype: Any, names: tuple[str, ...]
+) -> tuple[Named, Arguments]:
     """The forward function's arguments as (differentiable inputs, everything else)."""
-    made = arguments(kernel, case, np.float64)
+    made = arguments(function, case, dtype)
     inputs = {name: made.pop(name) for name in names if made.get(name) is not None}
     return inputs, made
 
@@ -135,18 +144,19 @@ def _recurrent_map(
     kernel: str,
     case: Case,
     backend: str,
+    dtype: Any,
     inputs_of: tuple[str, ...],
     states: tuple[str, ...],
     saved: tuple[str, ...],
 ) -> Map:
-    inputs, fixed = _split(f"{kernel}_forward", case, inputs_of)
+    inputs, fixed = _split(f"{kernel}_forward", case, dtype, inputs_of)
     forward_function = getattr(kernels, f"{kernel}_forward")
     backward_function = getattr(kernels, f"{kernel}_backward")
     results = ("y", *(f"{state}_last" for state in states))
     options = {name: fixed[name] for name in ("lengths", "nonlinearity") if name in fixed}
 
     def all_results(given: Named) -> Arguments:
-        out = {name: empty(*fixed[name].shape) for name in (*results, *saved)}
+        out = {name: _blank(fixed[name].shape, dtype) for name in (*results, *saved)}
         forward_function(**out, **given, **options, backend=backend)
         return out
 
@@ -156,8 +166,8 @@ def _recurrent_map(
 
     def vjp(given: Named, upstream: Named) -> Named:
         out = all_results(given)
-        gradients = {f"d{name}": empty(*value.shape) for name, value in given.items()}
-        extra = {"dpre": empty(*out["y"].shape)} if kernel == "rnn" else {}
+        gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
+        extra = {"dpre": _blank(out["y"].shape, dtype)} if kernel == "rnn" else {}
         dy = np.where(beyond(case)[:, :, None], np.nan, upstream["y"])  # must be ignored there
         backward_function(
             **gradients,
@@ -174,31 +184,31 @@ def _recurrent_map(
     return Map(inputs, forward, vjp)
 
 
-def _lstm(case: Case, backend: str) -> Map:
+def _lstm(case: Case, backend: str, dtype: Any) -> Map:
     names = ("x", "h0", "c0", "w_ih", "w_hh", "b")
-    return _recurrent_map("lstm", case, backend, names, ("h", "c"), ("gates", "c"))
+    return _recurrent_map("lstm", case, backend, dtype, names, ("h", "c"), ("gates", "c"))
 
 
-def _gru(case: Case, backend: str) -> Map:
+def _gru(case: Case, backend: str, dtype: Any) -> Map:
     names = ("x", "h0", "w_ih", "w_hh", "b", "b_hn")
-    return _recurrent_map("gru", case, backend, names, ("h",), ("gates", "hn"))
+    return _recurrent_map("gru", case, backend, dtype, names, ("h",), ("gates", "hn"))
 
 
-def _rnn(case: Case, backend: str) -> Map:
+def _rnn(case: Case, backend: str, dtype: Any) -> Map:
     names = ("x", "h0", "w_ih", "w_hh", "b")
-    return _recurrent_map("rnn", case, backend, names, ("h",), ())
+    return _recurrent_map("rnn", case, backend, dtype, names, ("h",), ())
 
 
-def _linear(case: Case, backend: str) -> Map:
-    inputs, fixed = _split("linear_forward", case, ("x", "w", "b"))
+def _linear(case: Case, backend: str, dtype: Any) -> Map:
+    inputs, fixed = _split("linear_forward", case, dtype, ("x", "w", "b"))
 
     def forward(given: Named) -> Named:
-        y = empty(*fixed["y"].shape)
+        y = _blank(fixed["y"].shape, dtype)
         kernels.linear_forward(y=y, **given, backend=backend)
         return {"y": y}
 
     def vjp(given: Named, upstream: Named) -> Named:
-        gradients = {f"d{name}": empty(*value.shape) for name, value in given.items()}
+        gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
         kernels.linear_backward(
             **gradients, dy=upstream["y"], x=given["x"], w=given["w"], backend=backend
         )
@@ -207,19 +217,19 @@ def _linear(case: Case, backend: str) -> Map:
     return Map(inputs, forward, vjp)
 
 
-def _xent(case: Case, backend: str) -> Map:
-    inputs, fixed = _split("xent_gradients", case, ("h", "w", "b"))
+def _xent(case: Case, backend: str, dtype: Any) -> Map:
+    inputs, fixed = _split("xent_gradients", case, dtype, ("h", "w", "b"))
     targets, weights = fixed["targets"], fixed["weights"]
 
     def forward(given: Named) -> Named:
-        nll = empty(len(targets))
+        nll = _blank(targets.shape, dtype)
         kernels.xent_forward(nll=nll, **given, targets=targets, backend=backend)
         return {"nll": nll}
 
     def vjp(given: Named, upstream: Named) -> Named:
-        gradients = {f"d{name}": empty(*value.shape) for name, value in given.items()}
+        gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
         kernels.xent_gradients(
-            nll=empty(len(targets)),
+            nll=_blank(targets.shape, dtype),
             **gradients,
             **given,
             targets=targets,
@@ -231,17 +241,17 @@ def _xent(case: Case, backend: str) -> Map:
     return Map(inputs, forward, vjp, None if weights is None else {"nll": weights})
 
 
-def _embedding(case: Case, backend: str) -> Map:
-    inputs, fixed = _split("embedding_forward", case, ("w",))
+def _embedding(case: Case, backend: str, dtype: Any) -> Map:
+    inputs, fixed = _split("embedding_forward", case, dtype, ("w",))
     ids, shape = fixed["ids"], fixed["y"].shape
 
     def forward(given: Named) -> Named:
-        y = empty(*shape)
+        y = _blank(shape, dtype)
         kernels.embedding_forward(y=y, ids=ids, **given, backend=backend)
         return {"y": y}
 
     def vjp(given: Named, upstream: Named) -> Named:
-        rows, drows = np.empty(len(ids), np.int32), empty(*shape)
+        rows, drows = np.empty(len(ids), np.int32), _blank(shape, dtype)
         n = kernels.embedding_backward(
             rows=rows, drows=drows, ids=ids, dy=upstream["y"], backend=backend
         )
@@ -252,12 +262,12 @@ def _embedding(case: Case, backend: str) -> Map:
     return Map(inputs, forward, vjp)
 
 
-def _dropout(case: Case, backend: str) -> Map:
-    inputs, fixed = _split("dropout", case, ("x",))
+def _dropout(case: Case, backend: str, dtype: Any) -> Map:
+    inputs, fixed = _split("dropout", case, dtype, ("x",))
     del fixed["y"]
 
     def apply(x: Array) -> Array:
-        y = empty(*x.shape)
+        y = _blank(x.shape, dtype)
         kernels.dropout(y=y, x=x, **fixed, backend=backend)
         return y
 
@@ -267,7 +277,7 @@ def _dropout(case: Case, backend: str) -> Map:
     return Map(inputs, lambda given: {"y": apply(given["x"])}, vjp)
 
 
-MAPS: dict[str, Callable[[Case, str], Map]] = {
+MAPS: dict[str, Callable[[Case, str, Any], Map]] = {
     "lstm": _lstm,
     "gru": _gru,
     "rnn": _rnn,

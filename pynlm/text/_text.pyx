@@ -1,5 +1,6 @@
 # distutils: language = c++
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: auto_pickle=False, autotestdict=False
 """Bulk loops over text and token ids.
 
 Segmentation and vocabularies belong to the ``tokenizers`` library. The loops here give the same
@@ -47,7 +48,9 @@ cdef class WordTable:
     Parameters
     ----------
     words : sequence of bytes
-        Words to start from, with counts of 0. A repeated word raises ValueError.
+        Words to start from. A repeated word raises ValueError.
+    counts : sequence of int, optional
+        Their counts, default 0.
     """
 
     cdef vector[char] _bytes        # all words, one after another
@@ -56,12 +59,15 @@ cdef class WordTable:
     cdef vector[int64_t] _count
     cdef vector[int32_t] _slot      # index of the word, -1 where empty; a power of two long
 
-    def __init__(self, words=()):
+    def __cinit__(self, *args, **kwargs):
+        self._slot.assign(1024, -1)
+
+    def __init__(self, words=(), counts=None):
         cdef bytes word
+        cdef size_t k
         cdef const unsigned char* p
         cdef Py_ssize_t n
         cdef uint64_t h
-        self._slot.assign(1024, -1)
         for word in words:
             p = word
             n = len(word)
@@ -69,6 +75,15 @@ cdef class WordTable:
             if self._find(p, n, h) >= 0:
                 raise ValueError(f"WordTable: words must differ, got {word!r} twice")
             self._insert(p, n, h)
+        if counts is not None:
+            if len(counts) != len(self):
+                raise ValueError(f"WordTable: counts must be one a word [{len(self)}], "
+                                 f"got [{len(counts)}]")
+            for k in range(self._count.size()):
+                self._count[k] = counts[k]
+
+    def __reduce__(self):
+        return WordTable, (self.words(), self.counts().tolist())
 
     def __len__(self):
         return self._end.size()
@@ -80,7 +95,9 @@ cdef class WordTable:
             h = (h ^ p[i]) * <uint64_t>0x100000001B3ULL
         return h ^ (h >> 32)
 
-    cdef inline int32_t _find(self, const unsigned char* p, Py_ssize_t n, uint64_t h) noexcept nogil:
+    cdef inline int32_t _find(
+        self, const unsigned char* p, Py_ssize_t n, uint64_t h
+    ) noexcept nogil:
         cdef size_t mask = self._slot.size() - 1
         cdef size_t at = h & mask
         cdef size_t begin
@@ -162,7 +179,7 @@ cdef class WordTable:
         """
         cdef const unsigned char* p = chunk
         cdef Py_ssize_t n = len(chunk)
-        # No character gives more than one id, so this never runs over; untouched pages cost nothing.
+        # No byte gives more than one id, so this never runs over; untouched pages cost nothing.
         out = np.empty(n, dtype=np.int32)
         cdef int32_t[::1] o = out
         cdef Py_ssize_t i = 0, begin, width, filled = 0, stop = -1
@@ -231,8 +248,8 @@ def cut_window(const int32_t[::1] ids, Py_ssize_t stripe, Py_ssize_t start,
     if targets.shape[0] != steps or targets.shape[1] != rows:
         raise ValueError("cut_window: inputs and targets must have the same shape")
     if start < 0 or stripe < 0 or start + steps + 1 > stripe or rows * stripe > ids.shape[0]:
-        raise ValueError(f"cut_window: window {start}..{start + steps} of {rows} stripes of {stripe} "
-                         f"ids does not fit in {ids.shape[0]} ids")
+        raise ValueError(f"cut_window: window {start}..{start + steps} of {rows} stripes of "
+                         f"{stripe} ids does not fit in {ids.shape[0]} ids")
     with nogil:
         for b in range(rows):
             base = b * stripe + start

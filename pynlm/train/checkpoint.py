@@ -41,11 +41,11 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be written, or what is read is not one, is damaged or does not fit."""
 
 
-class CheckpointMissing(CheckpointError, FileNotFoundError):
+class CheckpointMissing(FileNotFoundError, CheckpointError):
     """There is no run folder, or no checkpoint in it."""
 
 
-class CheckpointWriteError(CheckpointError, OSError):
+class CheckpointWriteError(OSError, CheckpointError):
     """The disk refused (full, read-only, quota); the previous checkpoint is unharmed."""
 
 
@@ -185,9 +185,8 @@ def restore_links(run: Path, last: Path, best: str | None) -> str | None:
                 _link(run, name, moved)
         if not (run / "last").exists():
             _link(run, "last", last)
-        if best is not None and _is_complete(folder / best):
-            if _target(run, "best") != best:
-                _link(run, "best", folder / best)
+        if best is not None and _target(run, "best") != best and _is_complete(folder / best):
+            _link(run, "best", folder / best)
     except OSError as error:
         raise _write_error(run, error) from error
     return _target(run, "best")
@@ -239,10 +238,11 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
         raise CheckpointError(
             f"{run / 'tokenizer.json'} is not the vocabulary that {checkpoint} was trained with"
         )
-    model = RecurrentLM(config, dtype=next(iter(snapshot.model.values())).dtype)
+    recipe = load_recipe(run / "config.toml")
+    model = RecurrentLM(config, dtype=recipe.train.dtype)
     check_parameters(model, snapshot.model, checkpoint / "model.safetensors")
     model.load_state_dict(snapshot.model)
-    return model, tokenizer, load_recipe(run / "config.toml")
+    return model, tokenizer, recipe
 
 
 def parse_tensors(data: bytes, path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -253,10 +253,11 @@ def parse_tensors(data: bytes, path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size])
+        header = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        metadata = json.loads(header.get("pynlm", "{}"))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from None
-    return tensors, dict(header.get("__metadata__", {}))
+    return tensors, metadata
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -306,7 +307,9 @@ def _write_directory(directory: Path, snapshot: Snapshot) -> None:
         ("model.safetensors", snapshot.model, metadata),
         ("training.safetensors", snapshot.training, {"format": FORMAT}),
     ):
-        data = save({key: np.ascontiguousarray(x) for key, x in tensors.items()}, header)
+        # One entry: the library writes several in random order, and equal models shall be equal files.
+        packed = {"pynlm": json.dumps(header, sort_keys=True)}
+        data = save({key: np.ascontiguousarray(x) for key, x in tensors.items()}, packed)
         _write_file(directory / name, data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     state = {"format": FORMAT, **snapshot.state, "files": files}

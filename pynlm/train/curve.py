@@ -42,9 +42,7 @@ def draw_curve(
     axes = figure.add_subplot()
     if steps:
         tokens = [e["tokens"] / 1e6 for e in steps]
-        axes.plot(
-            tokens, [perplexity(e["loss"]) for e in steps], color=_TRAIN, lw=0.8, alpha=0.5
-        )
+        axes.plot(tokens, [perplexity(e["loss"]) for e in steps], color=_TRAIN, lw=0.8, alpha=0.5)
         axes.plot(tokens, _smooth(steps), color=_TRAIN, lw=1.8, label="training")
     if epochs:
         tokens = [e["tokens"] / 1e6 for e in epochs]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from pynlm.text import (
 from pynlm.train.config import DataConfig, Recipe
 
 IntArray = NDArray[np.int32]
-Source = Union[str, Path, Sequence[Union[str, Path]], Sequence[int], NDArray[Any]]
+Source = str | Path | Sequence[str | Path] | Sequence[int] | NDArray[Any]
 """A text file, several of them, or one sequence of token ids."""
 
 SPLITS = ("train", "valid", "test")
@@ -93,6 +93,12 @@ def prepare(
     notes: list[str] = []
     if arrays:
         stores, tokenizer = _from_arrays(config, folder, arrays, tokenizer)
+    elif tokenizer is not None and not config.text and config.corpus is None:
+        # A run begun from token ids goes on with its own copy of them.
+        kept = [split for split in SPLITS if (folder / f"{split}.npy").is_file()]
+        stores = {split: TokenStore(folder / f"{split}.npy") for split in kept}
+        if "train" not in stores:
+            raise FileNotFoundError(f"{folder / 'train.npy'}: the run's token ids are missing")
     else:
         files = _files(config, notes)
         if tokenizer is None:
@@ -112,9 +118,7 @@ def prepare(
     else:
         cut = _cut(train, tokenizer.eos_id)
         train, valid = train[:cut], train[cut:]
-        notes.append(
-            f"no validation text: the last {len(valid):,} tokens of the text are held out"
-        )
+        notes.append(f"no validation text: the last {len(valid):,} tokens of the text are held out")
     test = stores["test"].ids if "test" in stores else None
     ids = {"train": train, "valid": valid, **({} if test is None else {"test": test})}
     digests = {
@@ -123,9 +127,7 @@ def prepare(
     return Data(tokenizer, train, valid, test, digests, tuple(notes))
 
 
-def make_batches(
-    recipe: Recipe, data: Data, epoch: int
-) -> ContiguousBatches | SentenceBatches:
+def make_batches(recipe: Recipe, data: Data, epoch: int) -> ContiguousBatches | SentenceBatches:
     """The batches of one epoch, addressed by position."""
     train = recipe.train
     if recipe.data.batching == "sentences":
@@ -177,7 +179,7 @@ def _names_files(source: Source) -> bool:
 
 def _files(config: DataConfig, notes: list[str]) -> dict[str, tuple[Path, ...]]:
     if config.text:
-        files = {"train": tuple(map(Path, config.text))}
+        files: dict[str, tuple[Path, ...]] = {"train": tuple(map(Path, config.text))}
         if config.valid:
             files["valid"] = (Path(config.valid),)
         if config.test:
@@ -188,7 +190,7 @@ def _files(config: DataConfig, notes: list[str]) -> dict[str, tuple[Path, ...]]:
     corpus = load_corpus(config.corpus)
     notes.append(f"corpus {corpus.name}: {corpus.description}")
     notes.append(f"SHA-256 of its training text: {corpus.sha256['train']}")
-    found = {"train": (corpus.train,), "valid": (corpus.valid,)}
+    found: dict[str, tuple[Path, ...]] = {"train": (corpus.train,), "valid": (corpus.valid,)}
     if corpus.test is not None:
         found["test"] = (corpus.test,)
     return found

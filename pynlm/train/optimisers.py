@@ -8,6 +8,7 @@ moments and decay move the rows that no token touched, too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -66,18 +67,30 @@ def clip_gradient_values(parameters: Parameters, limit: float, *, backend: str =
 
 
 class _Flat:
-    """Shared walk over dense stretches and sparse tables; state arrays are flat, like the weights.
+    """Walks over dense stretches and sparse tables; state arrays are flat, like the weights.
 
     Parameters
     ----------
+    dense, rows : the rule's two kernels.
     names : the state arrays that the rule keeps, each zero at first.
+    rule : what else the kernels are told.
     """
 
     def __init__(
-        self, parameters: Parameters, names: tuple[str, ...], weight_decay: float, backend: str
+        self,
+        parameters: Parameters,
+        dense: Callable[..., None],
+        rows: Callable[..., None],
+        names: tuple[str, ...],
+        rule: dict[str, Any],
+        *,
+        weight_decay: float,
+        backend: str,
     ) -> None:
-        self.parameters, self.weight_decay, self.backend = parameters, weight_decay, backend
-        self.state = {name: np.zeros_like(parameters.data) for name in names}
+        self.parameters, self.weight_decay = parameters, weight_decay
+        self.state: dict[str, Array] = {name: np.zeros_like(parameters.data) for name in names}
+        self._dense, self._rows = dense, rows
+        self._rule = {**rule, "backend": backend}
 
     def step(self, *, lr: float, scale: float = 1.0) -> None:
         """Update all weights from `scale` times their gradients."""
@@ -85,17 +98,15 @@ class _Flat:
         for start, stop, group in p.blocks():
             if not group.frozen:
                 state = {name: x[start:stop] for name, x in self.state.items()}
-                rates = self._rates(lr, scale, group)
-                self._dense(p.data[start:stop], p.grad[start:stop], state, rates)
+                rule = self._rule_for(group, lr, scale)
+                self._dense(w=p.data[start:stop], g=p.grad[start:stop], **state, **rule)
         for table in p.tables():
             if not table.group.frozen:
-                stop = table.start + table.data.size
-                state = {
-                    name: x[table.start : stop].reshape(table.data.shape)
-                    for name, x in self.state.items()
-                }
-                rates = self._rates(lr, scale, table.group)
-                self._rows(table.data, *table.rows, state, rates)
+                w, (rows, drows) = table.data, table.rows
+                own = slice(table.start, table.start + w.size)
+                state = {name: x[own].reshape(w.shape) for name, x in self.state.items()}
+                rule = self._rule_for(table.group, lr, scale)
+                self._rows(w=w, rows=rows, drows=drows, **state, **rule)
 
     def state_dict(self) -> dict[str, Array]:
         """The state arrays under their names."""
@@ -110,23 +121,12 @@ class _Flat:
                 raise ValueError(
                     f"optimiser state {name!r} must be {own.dtype} {list(own.shape)}, got {found}"
                 )
-            own[...] = got
+        for name, own in self.state.items():
+            own[...] = state[name]
 
-    def _rates(self, lr: float, scale: float, group: Group) -> dict[str, Any]:
-        return {
-            "lr": lr * group.lr,
-            "scale": scale,
-            "weight_decay": self.weight_decay if group.decay else 0.0,
-            "backend": self.backend,
-        }
-
-    def _dense(self, w: Array, g: Array, state: dict[str, Array], rates: dict[str, Any]) -> None:
-        raise TypeError(f"{type(self).__name__} has no update rule")
-
-    def _rows(
-        self, w: Array, rows: Array, drows: Array, state: dict[str, Array], rates: dict[str, Any]
-    ) -> None:
-        raise TypeError(f"{type(self).__name__} has no update rule")
+    def _rule_for(self, group: Group, lr: float, scale: float) -> dict[str, Any]:
+        decay = self.weight_decay if group.decay else 0.0
+        return {**self._rule, "lr": lr * group.lr, "scale": scale, "weight_decay": decay}
 
 
 class SGD(_Flat):
@@ -141,18 +141,16 @@ class SGD(_Flat):
         weight_decay: float = 0.0,
         backend: str = "cpu",
     ) -> None:
-        names = ("momentum_buffer",) if momentum else ()
-        super().__init__(parameters, names, weight_decay, backend)
-        # Without a buffer the kernel takes no momentum and a step is one multiply-add.
-        self._rule = {"momentum": momentum, "nesterov": nesterov} if momentum else {}
-
-    def _dense(self, w: Array, g: Array, state: dict[str, Array], rates: dict[str, Any]) -> None:
-        sgd_update(w=w, g=g, **state, **rates, **self._rule)
-
-    def _rows(
-        self, w: Array, rows: Array, drows: Array, state: dict[str, Array], rates: dict[str, Any]
-    ) -> None:
-        sgd_update_rows(w=w, rows=rows, drows=drows, **state, **rates, **self._rule)
+        super().__init__(
+            parameters,
+            sgd_update,
+            sgd_update_rows,
+            # Without a buffer the kernel's step is one multiply-add.
+            ("momentum_buffer",) if momentum else (),
+            {"momentum": momentum, "nesterov": nesterov} if momentum else {},
+            weight_decay=weight_decay,
+            backend=backend,
+        )
 
 
 class Adam(_Flat):
@@ -168,35 +166,35 @@ class Adam(_Flat):
         decoupled: bool = False,
         backend: str = "cpu",
     ) -> None:
-        super().__init__(parameters, ("m", "v"), weight_decay, backend)
-        self._rule = {
-            "beta1": betas[0],
-            "beta2": betas[1],
-            "eps": eps,
-            "decoupled": decoupled,
-        }
+        super().__init__(
+            parameters,
+            adam_update,
+            adam_update_rows,
+            ("m", "v"),
+            {"beta1": betas[0], "beta2": betas[1], "eps": eps, "decoupled": decoupled},
+            weight_decay=weight_decay,
+            backend=backend,
+        )
         self.t = 0
 
     def step(self, *, lr: float, scale: float = 1.0) -> None:
+        """Update all weights from `scale` times their gradients."""
         self.t += 1
         super().step(lr=lr, scale=scale)
 
     def state_dict(self) -> dict[str, Array]:
+        """The moments, and the number of updates made."""
         return {**super().state_dict(), "t": np.array([self.t], np.int64)}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
-        super().load_state_dict(state)
+        """Copy a state in; ValueError names what is missing or does not fit."""
         if "t" not in state:
             raise ValueError("optimiser state 't' must be int64 [1], got nothing")
+        super().load_state_dict(state)
         self.t = int(state["t"][0])
 
-    def _dense(self, w: Array, g: Array, state: dict[str, Array], rates: dict[str, Any]) -> None:
-        adam_update(w=w, g=g, t=self.t, **state, **rates, **self._rule)
-
-    def _rows(
-        self, w: Array, rows: Array, drows: Array, state: dict[str, Array], rates: dict[str, Any]
-    ) -> None:
-        adam_update_rows(w=w, rows=rows, drows=drows, t=self.t, **state, **rates, **self._rule)
+    def _rule_for(self, group: Group, lr: float, scale: float) -> dict[str, Any]:
+        return {**super()._rule_for(group, lr, scale), "t": self.t}
 
 
 class Adagrad(_Flat):
@@ -210,16 +208,15 @@ class Adagrad(_Flat):
         weight_decay: float = 0.0,
         backend: str = "cpu",
     ) -> None:
-        super().__init__(parameters, ("v",), weight_decay, backend)
-        self._rule = {"eps": eps}
-
-    def _dense(self, w: Array, g: Array, state: dict[str, Array], rates: dict[str, Any]) -> None:
-        adagrad_update(w=w, g=g, **state, **rates, **self._rule)
-
-    def _rows(
-        self, w: Array, rows: Array, drows: Array, state: dict[str, Array], rates: dict[str, Any]
-    ) -> None:
-        adagrad_update_rows(w=w, rows=rows, drows=drows, **state, **rates, **self._rule)
+        super().__init__(
+            parameters,
+            adagrad_update,
+            adagrad_update_rows,
+            ("v",),
+            {"eps": eps},
+            weight_decay=weight_decay,
+            backend=backend,
+        )
 
 
 def make_optimiser(

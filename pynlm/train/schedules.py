@@ -69,9 +69,7 @@ class Step(Constant):
 class Plateau(Constant):
     """Multiplied by `decay` after `patience` epochs in a row without a better validation loss."""
 
-    def __init__(
-        self, lr: float, *, decay: float, patience: int = 1, min_lr: float = 0.0
-    ) -> None:
+    def __init__(self, lr: float, *, decay: float, patience: int = 1, min_lr: float = 0.0) -> None:
         super().__init__(lr)
         self.decay, self.patience, self.min_lr = decay, patience, min_lr
         self.best = math.inf
@@ -99,9 +97,7 @@ class Plateau(Constant):
 def make_schedule(config: ScheduleConfig, lr: float) -> Schedule:
     """The schedule that a recipe's `[schedule]` describes, starting from rate `lr`."""
     if config.kind == "step":
-        return Step(
-            lr, decay=config.decay, start_epoch=config.start_epoch, min_lr=config.min_lr
-        )
+        return Step(lr, decay=config.decay, start_epoch=config.start_epoch, min_lr=config.min_lr)
     if config.kind == "plateau":
         return Plateau(lr, decay=config.decay, patience=config.patience, min_lr=config.min_lr)
     return Constant(lr)

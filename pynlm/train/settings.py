@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from pynlm.models import RecurrentLMConfig
 from pynlm.train.checkpoint import CheckpointError, CheckpointMissing
@@ -19,7 +19,7 @@ from pynlm.train.config import (
 )
 from pynlm.train.data import SPLITS, IntArray, Source, arrays_of, files_of
 
-Overrides = Union[Iterable[Union[str, tuple[str, Any]]], Mapping[str, Any]]
+Overrides = Iterable[str | tuple[str, Any]] | Mapping[str, Any]
 
 # Keys that leave every weight of the steps already made as it is.
 FREE_KEYS = {
@@ -151,8 +151,8 @@ def _text_changes(
     if "train" not in given:
         raise ValueError(f"train: {given[0]} is given, but no text to train on")
     if arrays and len(arrays) != len(given):
-        files = next(split for split in given if split not in arrays)
-        raise ValueError(f"train: all texts must be files or all token ids; {files} is a file")
+        odd = next(split for split in given if split not in arrays)
+        raise ValueError(f"train: all texts must be files or all token ids; {odd} is a file")
     changes: dict[str, Any] = {"data.corpus": None, "data.text": []}
     if arrays:
         return {**changes, "data.level": "integer", "data.min_count": 1, "data.max_size": None}

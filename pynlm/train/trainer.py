@@ -181,9 +181,7 @@ class Trainer:
         snapshot = self._last_snapshot()
         replace_file(run / "config.toml", to_toml(recipe).encode())
         tokenizer = None if snapshot is None else _stored_tokenizer(run, snapshot)
-        self.data = prepare(
-            recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer
-        )
+        self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
@@ -191,9 +189,7 @@ class Trainer:
             _check_data(run, self.data, snapshot)
         config = model_config(recipe, self.tokenizer.vocab_size)
         self.model = RecurrentLM(config, dtype=recipe.train.dtype)
-        optimiser = make_optimiser(
-            recipe.optimiser, self.model.parameters, backend=self.backend
-        )
+        optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
         self.position = Position()
@@ -396,16 +392,14 @@ class Trainer:
             "data": self.data.digests,
             "log_bytes": self._log.sync(),
         }
-        directory = save_checkpoint(
-            self.folder,
-            Snapshot(
-                model=self.model.state_dict(),
-                training=self._bptt.tensors(),
-                state=state,
-                metadata={"config": json.dumps(self.model.config.to_dict()), "vocabulary": self.tokenizer.digest()},
-            ),
-            best=best,
+        config = json.dumps(self.model.config.to_dict())
+        snapshot = Snapshot(
+            model=self.model.state_dict(),
+            training=self._bptt.tensors(),
+            state=state,
+            metadata={"config": config, "vocabulary": self.tokenizer.digest()},
         )
+        directory = save_checkpoint(self.folder, snapshot, best=best)
         if best:
             self._best_name = directory.name
         self._saved = time.monotonic()
@@ -430,7 +424,7 @@ class Trainer:
         )
         self._drawn = time.monotonic()
         if last and not drawn:
-            self._reporter.say("no curve.png: matplotlib is not installed (pip install pynlm[plot])")
+            self._reporter.say("no curve.png: matplotlib is missing (pip install pynlm[plot])")
 
     def _finish(self, stopped: str) -> TrainResult:
         """Evaluate the best model (interrupted: the model as it stands) and report."""

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pynlm.cli import main
+
 SENTENCES = [
     "the cat sat on the mat",
     "a dog saw the cat",
@@ -20,24 +22,35 @@ SENTENCES = [
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def run_pynlm(*arguments: object, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+def run_pynlm(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """``python -m pynlm ARGUMENTS`` in a fresh process."""
-    data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "pynlm", *map(str, arguments)],
-        input=data,
+        input=stdin,
         capture_output=True,
+        text=True,
         timeout=120,
         env={**os.environ, "NO_COLOR": "1"},
     )
-    return subprocess.CompletedProcess(
-        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-    )
 
 
-@pytest.fixture(scope="session")
-def pynlm_command() -> Run:
-    return run_pynlm
+@pytest.fixture
+def pynlm_command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process; in a fresh one where it is to read stdin."""
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+        if stdin is not None:
+            return run_pynlm(*arguments, stdin=stdin)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        code = stopped.value.code
+        assert code is None or isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code or 0, out, err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -221,6 +221,32 @@ def test_ctrl_c_exits_130(run_folder: Path) -> None:
         assert process.stderr.read() == "interrupted\n"
 
 
+def test_ctrl_c_in_training_saves_and_says_how_to_go_on(
+    pynlm_command: Run, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "pynlm", "train", "--text", str(texts / "train.txt")),
+            *("--out", str(out), "--set", "data.level=word", "train.epochs=100000"),
+            *("train.batch_size=2", "train.bptt=5", "model.hidden_sizes=[8]"),
+            *("schedule.early_stop=0", "train.checkpoint_seconds=0.2"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 30
+        while not (out / "last").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, printed
+    assert f"pynlm train --resume --out {out}" in printed
+    done = pynlm_command("eval", out, "--text", texts / "test.txt", "--checkpoint", "last")
+    assert done.returncode == 0, done.stderr
+
+
 def test_text_takes_several_files() -> None:
     line = ["train", "--text", "a", "b", "c", "--set", "x=1", "y=2", "--out", "d", "--quiet"]
     assert _spread(line, ("--text", "--set")) == [

@@ -21,7 +21,7 @@ the end
 """
 
 
-BACKEND = "reference"
+BACKEND = "cpu"
 
 
 class Toy:
@@ -118,6 +118,11 @@ def make(text_file: Path, level: Any, **config: Any) -> LanguageModel:
 @pytest.fixture
 def word_lm(text_file: Path) -> LanguageModel:
     return make(text_file, "word")
+
+
+@pytest.fixture
+def char_lm(text_file: Path) -> LanguageModel:
+    return make(text_file, "char")
 
 
 @pytest.fixture(params=["word", "char", "byte"])

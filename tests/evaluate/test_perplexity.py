@@ -17,7 +17,7 @@ from pynlm.evaluate import (
     span_nll,
     stream_nll,
 )
-from pynlm.evaluate.report import rows, to_json
+from pynlm.evaluate.report import rows, to_json, to_text
 
 EOS, UNK = 0, 3
 IDS = np.random.default_rng(5).integers(1, 7, 203).astype(np.int32)
@@ -75,7 +75,7 @@ def test_stripes_score_every_token_once_and_say_so(toy: Any, stripes: int, chunk
     assert result.nats == pytest.approx(hand, rel=1e-12)
     assert (result.tokens, result.eos_tokens, result.stripes) == (203, 7, stripes)
     label = next(row for row in rows(result) if row[0] == "state")
-    assert label[2].startswith(f"{stripes} stripes, each from a zero state: approximate")
+    assert label[2] == f"in {stripes} stripes, each from zero: approximate"
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 33, 1024])
@@ -147,6 +147,16 @@ def test_a_broken_model_gives_no_figure(toy: Any) -> None:
     toy.embedding[2] = np.nan
     with pytest.raises(FloatingPointError, match="log-probability nan near token"):
         evaluate_stream(toy, IDS, EOS)
+
+
+def test_text_report_fits_a_terminal(toy: Any) -> None:
+    facts = {"words": 196, "characters": 900, "start_token": "<eos>"}
+    for stripes in (1, 20):
+        result = evaluate_stream(toy, IDS, EOS, eos_id=EOS, unk_id=UNK, stripes=stripes, **facts)
+        lines = to_text(result, "title").splitlines()
+        assert lines[0] == "title"
+        assert max(map(len, lines)) <= 80
+        assert lines[1].split()[:2] == ["perplexity", f"{result.perplexity:.4f}"]
 
 
 def test_json_has_the_keys_of_the_design(toy: Any) -> None:

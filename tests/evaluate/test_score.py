@@ -132,4 +132,10 @@ def test_bytes_need_not_be_utf8(any_lm: LanguageModel, tmp_path: Path) -> None:
     path = tmp_path / "binary"
     path.write_bytes(b"\xff\x00 a\\\n")
     tokens = any_lm.score(path)[0].tokens
-    assert tokens == ["\\xff", "\\x00", " ", "a", "\\", "\\x0a"]
+    assert tokens == ["<0xFF>", "<0x00>", " ", "a", "\\", "<0x0A>"]
+
+
+def test_an_unknown_character_is_found_in_a_stream(char_lm: LanguageModel) -> None:
+    lines = [b"the cat\n", "a cat\u00e9\n".encode()]
+    with pytest.raises(ValueError, match=r"^stdin: line 42: byte offset 5: the character '\u00e9'"):
+        char_lm.encode(lines, name="stdin", first=41)

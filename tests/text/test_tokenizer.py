@@ -1,7 +1,9 @@
 """Vocabularies: order, counts, limits, levels; the ids are those of the `tokenizers` library."""
 
+import copy
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -382,6 +384,20 @@ def test_wrong_arguments(write):
         Tokenizer(["a"], [1], "byte", eos=None, unk=None)
     with pytest.raises(ValueError, match=r"twice"):
         WordTable([b"a", b"a"])
+    with pytest.raises(ValueError, match=r"one a word \[1\], got \[2\]"):
+        WordTable([b"a"], [1, 2])
+
+
+def test_a_vocabulary_can_be_pickled(write):
+    tokenizer = Tokenizer.train(write("a b b\n"))
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.digest() == tokenizer.digest()
+    assert again.encode("b a zebra").tolist() == tokenizer.encode("b a zebra").tolist()
+    table = WordTable()
+    table.count(b"x y x")
+    copied = copy.copy(table)
+    table.count(b"x z")
+    assert (copied.words(), copied.counts().tolist()) == ([b"x", b"y"], [2, 1])
 
 
 # ---- real text, where it is at hand

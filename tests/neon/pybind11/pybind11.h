@@ -1,6 +1,6 @@
-// As much of pybind11 as csrc/bind/ uses, without Python: the arguments come from a recording
-// (tests/neon/record.py), and `module_::def` registers a function to replay them through. So the
-// real bindings run on a machine, or an emulator, that has no Python.
+// As much of pybind11 as csrc/bind/ uses, without Python: `module_::def` keeps the function, and
+// server.cpp calls it with arguments that it has read. So the real bindings run where there is no
+// Python, as in an emulator.
 #pragma once
 
 #include <cstdint>
@@ -19,14 +19,13 @@ namespace pybind11 {
 
 using ssize_t = std::ptrdiff_t;
 
-// One recorded argument or result: None, a number, a text or an array.
+// One argument: None, a number, a text or an array.
 struct Value {
     std::string kind = "none";  // none, int, float, bool, str, or the dtype of an array
     double number = 0;
     std::string text;
     std::vector<std::int64_t> shape;
-    std::shared_ptr<void> data;  // what the kernel reads and writes
-    std::vector<char> after;     // what stood there after the recorded call
+    std::shared_ptr<void> data;
     bool is_array() const { return data != nullptr; }
 };
 
@@ -127,7 +126,7 @@ using Arguments = std::map<std::string, Value>;
 
 class module_ {
 public:
-    // Function name -> calls it on recorded arguments and returns its numeric result (0 if none).
+    // Function name -> calls it with arguments, and returns its numeric result (0 if none).
     std::map<std::string, std::function<double(const Arguments&)>> functions;
 
     template <class Function, class... Extra>

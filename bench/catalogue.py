@@ -1,0 +1,233 @@
+"""What is measured: the cases of each family, the work in each, and the ratios aimed at.
+
+Dimensions: T time, B batch, N rows, I input, H hidden, V vocabulary. Work is counted as the
+multiplications and additions of the matrix products, which any library has to do; the pointwise
+part and all that a library does besides is not counted, so that shares of the peak compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from pynlm.models import RecurrentLMConfig
+    from pynlm.train.config import Recipe
+
+FLOAT = 4  # bytes
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+SMOKE_STEPS, SMOKE_VOCABULARY = 3, 4000
+
+
+class Goal(NamedTuple):
+    """Ratios to the best peer that a group of cases aims at."""
+
+    mean: float
+    least: float
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """A stack of recurrent layers over [T, B, I]; `train` is forward and backward."""
+
+    cell: str
+    T: int
+    B: int
+    I: int
+    H: int
+    layers: int = 1
+    train: bool = True
+
+    family: ClassVar[str] = "recurrent"
+
+    @property
+    def group(self) -> str:
+        return f"{self.cell.upper()} {'training' if self.train else 'forward only'}"
+
+    @property
+    def name(self) -> str:
+        stack = f" ×{self.layers}" if self.layers > 1 else ""
+        return f"{self.T},{self.B},{self.I},{self.H}{stack}"
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """Input and output width of each layer."""
+        return [(self.I if i == 0 else self.H, self.H) for i in range(self.layers)]
+
+    @property
+    def flops(self) -> float:
+        steps = 2.0 * self.T * self.B * GATES[self.cell]
+        passes = 3 if self.train else 1  # the gradients of input and of weights: one forward each
+        return passes * sum(steps * H * (I + H) for I, H in self.widths)
+
+    @property
+    def bytes(self) -> int:
+        """Rough upper bound of the memory that all contenders together take."""
+        gates = GATES[self.cell]
+        weights = sum(gates * H * (I + H) for I, H in self.widths)
+        return FLOAT * (6 * weights + 4 * self.T * self.B * (gates + 4) * self.H * self.layers)
+
+    @property
+    def quick(self) -> bool:
+        return self.flops <= 8e9
+
+    def smoke(self) -> Recurrent:
+        """The same widths over a few steps."""
+        return replace(self, T=min(self.T, SMOKE_STEPS))
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Exact softmax cross-entropy of N rows of H over V words, with a bias.
+
+    `train` is the loss with all gradients.
+    """
+
+    N: int
+    H: int
+    V: int
+    train: bool = True
+
+    family: ClassVar[str] = "softmax"
+
+    @property
+    def group(self) -> str:
+        return f"softmax {'training' if self.train else 'loss only'}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.N},{self.H},{self.V}"
+
+    @property
+    def flops(self) -> float:
+        return (3 if self.train else 1) * 2.0 * self.N * self.H * self.V
+
+    @property
+    def bytes(self) -> int:
+        """Rough upper bound of the memory that all contenders together take."""
+        return FLOAT * (7 * self.V * self.H + 5 * self.N * self.V)
+
+    @property
+    def quick(self) -> bool:
+        return self.flops <= 3e10
+
+    def smoke(self) -> Softmax:
+        """The same rows over a small vocabulary."""
+        return replace(self, V=min(self.V, SMOKE_VOCABULARY))
+
+
+@dataclass(frozen=True)
+class Train:
+    """A whole training step of a recipe's model: forward, backward, clipping, update."""
+
+    recipe: str
+    V: int = 10_000
+
+    family: ClassVar[str] = "train"
+    group: ClassVar[str] = "LM training step"
+    train: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        return self.recipe
+
+    @cached_property
+    def settings(self) -> Recipe:
+        from pynlm.train.config import load_recipe
+
+        return load_recipe(self.recipe)
+
+    @cached_property
+    def config(self) -> RecurrentLMConfig:
+        from pynlm.train.settings import model_config
+
+        return model_config(self.settings, self.V)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """T, B of a batch."""
+        return self.settings.train.bptt, self.settings.train.batch_size
+
+    @property
+    def detail(self) -> str:
+        """The case in words."""
+        config, (T, B) = self.config, self.shape
+        widths = "-".join(map(str, config.hidden_sizes))
+        dropout = max(config.dropout_input, config.dropout_between, config.dropout_output)
+        dropped = f", dropout {dropout:g}" if dropout else ""
+        return f"{config.cell} {widths}, T {T}, B {B}, V {self.V:,}{dropped}"
+
+    @property
+    def flops(self) -> float:
+        config, (T, B) = self.config, self.shape
+        gates = GATES[config.cell.partition("_")[0]]
+        widths = (config.embedding_size, *config.hidden_sizes)
+        products = sum(gates * H * (I + H) for I, H in zip(widths, widths[1:], strict=False))
+        return 3 * 2.0 * T * B * (products + widths[-1] * self.V)
+
+    @property
+    def bytes(self) -> int:
+        """Rough upper bound of the memory that all contenders together take."""
+        config, (T, B) = self.config, self.shape
+        width = max(config.embedding_size, *config.hidden_sizes)
+        weights = 2 * self.V * width + 8 * width * width * len(config.hidden_sizes)
+        return FLOAT * (8 * weights + 8 * T * B * self.V)
+
+    @property
+    def quick(self) -> bool:
+        return self.flops <= 8e9
+
+    def smoke(self) -> Train:
+        """The same model with a small vocabulary."""
+        return replace(self, V=min(self.V, SMOKE_VOCABULARY))
+
+
+Case = Recurrent | Softmax | Train
+
+GRID = [  # T, B, I, H, layers
+    (50, 32, 128, 128, 1),
+    (50, 32, 256, 256, 1),
+    (100, 16, 512, 512, 1),
+    (35, 20, 650, 650, 2),
+    (35, 20, 1500, 1500, 1),
+    (35, 20, 400, 1150, 1),
+    (25, 128, 1024, 1024, 1),
+    (100, 1, 256, 256, 1),
+    (35, 20, 200, 200, 2),
+]
+HEADS = [  # N, H, V
+    (400, 200, 10_000),
+    (700, 650, 10_000),
+    (700, 650, 33_000),
+    (1024, 256, 81_000),
+    (1024, 512, 267_000),
+]
+RECIPES = ["zaremba-small", "zaremba-medium"]
+
+FAMILIES: dict[str, list[Case]] = {
+    "recurrent": [
+        Recurrent(cell, *shape, train=train)
+        for train in (True, False)
+        for cell in GATES
+        for shape in GRID
+    ],
+    "softmax": [Softmax(*shape, train=train) for train in (True, False) for shape in HEADS],
+    "train": [Train(recipe) for recipe in RECIPES],
+}
+
+# By group; with one thread, and with all.
+GOALS: dict[str, tuple[Goal | None, Goal]] = {
+    "LSTM training": (Goal(1.25, 1.0), Goal(1.8, 1.05)),
+    "GRU training": (None, Goal(2.6, 1.25)),
+    "RNN training": (None, Goal(1.8, 1.15)),
+    "softmax training": (None, Goal(1.8, 1.3)),
+}
+# Whole steps have a goal each.
+STEP_GOALS = {"zaremba-small": 2.0, "zaremba-medium": 1.6}
+
+
+def identifier(case: Case) -> str:
+    """A name for one case among all, without spaces."""
+    return f"{case.group} {case.name}".replace(" ", "-").replace("×", "x")

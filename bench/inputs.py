@@ -1,0 +1,101 @@
+"""The numbers that all contenders of a case work on: made once, from a fixed seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.catalogue import GATES, Recurrent, Softmax, Train
+from pynlm.models import RecurrentLM
+from pynlm.text import Batch
+
+Array = NDArray[Any]
+SEED = 1
+BATCHES = 8
+
+
+@dataclass(frozen=True)
+class RecurrentInputs:
+    """x [T, B, I], upstream gradient dy [T, B, H], and by layer w_ih, w_hh, b (GRU: b_hn)."""
+
+    x: Array
+    dy: Array
+    weights: list[dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class SoftmaxInputs:
+    """h [N, H], w [V, H], b [V], targets int32 [N]."""
+
+    h: Array
+    w: Array
+    b: Array
+    targets: Array
+
+
+@dataclass(frozen=True)
+class TrainInputs:
+    """Initial weights by name, and batches whose words fall off as in text."""
+
+    weights: dict[str, Array]
+    batches: list[Batch]
+
+
+def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
+    """Weights as `torch.nn` draws them, input and upstream gradient from the unit normal."""
+    rng = np.random.default_rng(SEED)
+    gates, weights = GATES[case.cell], []
+    for I, H in case.widths:
+        bound = H**-0.5
+        layer = {
+            "w_ih": _uniform(rng, bound, gates * H, I),
+            "w_hh": _uniform(rng, bound, gates * H, H),
+            "b": _uniform(rng, bound, gates * H),
+        }
+        if case.cell == "gru":
+            layer["b_hn"] = _uniform(rng, bound, H)
+        weights.append(layer)
+    x = rng.standard_normal((case.T, case.B, case.I), np.float32)
+    dy = rng.standard_normal((case.T, case.B, case.H), np.float32)
+    return RecurrentInputs(x, dy, weights)
+
+
+def softmax_inputs(case: Softmax) -> SoftmaxInputs:
+    """Hidden states in (-1, 1), as recurrent layers give them; small weights; Zipfian targets."""
+    rng = np.random.default_rng(SEED)
+    return SoftmaxInputs(
+        h=_uniform(rng, 1.0, case.N, case.H),
+        w=_uniform(rng, case.H**-0.5, case.V, case.H),
+        b=_uniform(rng, case.H**-0.5, case.V),
+        targets=zipf(rng, case.V, case.N),
+    )
+
+
+def train_inputs(case: Train) -> TrainInputs:
+    """The weights that the recipe's initialiser draws, and a few batches."""
+    model = RecurrentLM(case.config)
+    model.initialise(SEED)
+    weights = {name: w.copy() for name, w in model.state_dict().items()}
+    return TrainInputs(weights, batches(case, BATCHES))
+
+
+def batches(case: Train, count: int) -> list[Batch]:
+    """`count` batches of one running text, whose number of different words varies."""
+    rng = np.random.default_rng(SEED)
+    T, B = case.shape
+    text = zipf(rng, case.V, count * T + 1, B)
+    cuts = range(0, count * T, T)
+    return [Batch(text[i : i + T], text[i + 1 : i + T + 1], None, fresh=i == 0) for i in cuts]
+
+
+def zipf(rng: np.random.Generator, V: int, *shape: int) -> Array:
+    """Word ids int32, drawn by the Zipf-Mandelbrot law: probability of id k ~ 1 / (k + 2.7)."""
+    weight = 1.0 / (np.arange(V) + 2.7)
+    return rng.choice(V, shape, p=weight / weight.sum()).astype(np.int32)
+
+
+def _uniform(rng: np.random.Generator, bound: float, *shape: int) -> Array:
+    return (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)

@@ -1,0 +1,147 @@
+"""One case from its inputs to its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bench import ours
+from bench.catalogue import Case, Train
+from bench.peers import Peer
+from bench.timing import Budget, Contest, Times, quartiles, threads
+from bench.work import Work
+from pynlm.testing.checks import assert_close
+from pynlm.testing.tolerances import torch_tolerance
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of one case with one number of threads.
+
+    Attributes
+    ----------
+    family, group, case
+        What was done.
+    train
+        Whether gradients were computed.
+    threads
+        Used by each contender.
+    flops
+        Of the case's matrix products.
+    times
+        By contender; pynlm first.
+    spread
+        Quartiles of the ratio of the best peer's time to pynlm's in the same round.
+    disturbed
+        Turns during which another contender's threads would not come to rest.
+    """
+
+    family: str
+    group: str
+    case: str
+    train: bool
+    threads: int
+    flops: float
+    times: dict[str, Times]
+    spread: tuple[float, float] | None
+    disturbed: int
+
+    @property
+    def ours(self) -> Times:
+        """pynlm's times."""
+        return self.times[ours.NAME]
+
+    @property
+    def peer(self) -> str | None:
+        """The fastest contender besides pynlm."""
+        return best_peer({name: times.median for name, times in self.times.items()})
+
+    @property
+    def ratio(self) -> float | None:
+        """Median time of the fastest peer over pynlm's: above 1 pynlm is faster."""
+        return None if self.peer is None else self.times[self.peer].median / self.ours.median
+
+    def share(self, name: str, peak: float) -> float:
+        """What part of the peak (FLOP/s) a contender's matrix products make up."""
+        return self.flops / self.times[name].median / peak
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "peer": self.peer, "ratio": self.ratio}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Result:
+        """The inverse of `to_dict`."""
+        given = {k: v for k, v in values.items() if k not in ("peer", "ratio")}
+        given["times"] = {name: Times(**times) for name, times in given["times"].items()}
+        given["spread"] = given["spread"] and tuple(given["spread"])
+        return cls(**given)
+
+
+def best_peer(medians: Mapping[str, float]) -> str | None:
+    """The contender besides pynlm with the least time."""
+    others = [name for name in medians if name != ours.NAME]
+    return min(others, key=medians.__getitem__) if others else None
+
+
+def contenders(case: Case, peers: list[Peer]) -> dict[str, Work]:
+    """pynlm and all that the peers have for the case, on the same numbers."""
+    inputs = ours.make_inputs(case)
+    found = {ours.NAME: ours.make(case, inputs)}
+    for peer in peers:
+        found |= peer.make(case, inputs)
+    return found
+
+
+def check_agreement(case: Case, works: Mapping[str, Work]) -> None:
+    """Raise AssertionError unless all contenders compute the same thing."""
+    own = works[ours.NAME].results()
+    for name, work in works.items():
+        if name == ours.NAME:
+            continue
+        theirs = work.results()
+        assert theirs.keys() == own.keys(), f"{case}: {name} gives {list(theirs)}, not {list(own)}"
+        for what, value in own.items():
+            assert_close(
+                value,
+                theirs[what],
+                torch_tolerance(value.dtype),
+                what=f"{what} against {name}",
+                kernel=case.group,
+                case=case.name,
+                terms=longest_sum(case),
+            )
+
+
+def longest_sum(case: Case) -> int:
+    """Terms of the longest sum behind an element of the results."""
+    if isinstance(case, Train):
+        (T, B), widths = case.shape, case.config.hidden_sizes
+        return max(T * B, case.V) + sum(widths)
+    size = (case.N, case.V) if case.family == "softmax" else (case.T * case.B, case.I)
+    return max(size) + case.H
+
+
+def compare(case: Case, n: int, peers: list[Peer], budget: Budget) -> Result:
+    """Time all contenders with `n` threads, after a check that they do the same work."""
+    with threads(n, peers):
+        works = contenders(case, peers)
+        check_agreement(case, works)
+        contest = Contest({name: work.run for name, work in works.items()})
+        seconds = contest.run(budget)
+    return result_of(case, n, seconds, contest.disturbed)
+
+
+def result_of(case: Case, n: int, seconds: dict[str, list[float]], disturbed: int) -> Result:
+    """Figures from the seconds of all rounds."""
+    times = {name: Times.of(values) for name, values in seconds.items()}
+    peer = best_peer({name: t.median for name, t in times.items()})
+    spread = None
+    if peer is not None:
+        pairs = zip(seconds[peer], seconds[ours.NAME], strict=True)
+        low, _, high = quartiles([theirs / own for theirs, own in pairs])
+        spread = (low, high)
+    return Result(
+        case.family, case.group, case.name, case.train, n, case.flops, times, spread, disturbed
+    )

@@ -1,0 +1,164 @@
+"""The cases in pynlm: kernels on arrays allocated beforehand, the trainer's step for models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.catalogue import GATES, Case, Recurrent, Softmax, Train
+from bench.inputs import (
+    RecurrentInputs,
+    SoftmaxInputs,
+    TrainInputs,
+    recurrent_inputs,
+    softmax_inputs,
+    train_inputs,
+)
+from bench.work import Work
+from pynlm import kernels
+from pynlm.models import RecurrentLM
+from pynlm.text import Batch
+from pynlm.train.bptt import BPTT
+from pynlm.train.optimisers import make_optimiser
+
+Array = NDArray[Any]
+Inputs = RecurrentInputs | SoftmaxInputs | TrainInputs
+NAME = "pynlm"
+
+# What each cell's kernels take besides the arguments that all have.
+_FORWARD = {
+    "lstm": ("c_last", "gates", "c", "c0"),
+    "gru": ("gates", "hn", "b_hn"),
+    "rnn": ("nonlinearity",),
+}
+_BACKWARD = {
+    "lstm": ("dc0", "gates", "c", "c0"),
+    "gru": ("db_hn", "gates", "hn"),
+    "rnn": ("dpre", "nonlinearity"),
+}
+_ALL_FORWARD = ("y", "h_last", "x", "h0", "w_ih", "w_hh", "b")
+_ALL_BACKWARD = ("dx", "dh0", "dw_ih", "dw_hh", "db", "y", "x", "h0", "w_ih", "w_hh", "dy")
+_SAVED = ("gates", "c", "hn")
+
+
+def make_inputs(case: Case) -> Inputs:
+    """The numbers for all contenders of `case`."""
+    if isinstance(case, Recurrent):
+        return recurrent_inputs(case)
+    if isinstance(case, Softmax):
+        return softmax_inputs(case)
+    return train_inputs(case)
+
+
+def make(case: Case, inputs: Inputs) -> Work:
+    """The case as pynlm does it."""
+    if isinstance(case, Recurrent):
+        assert isinstance(inputs, RecurrentInputs)
+        return _recurrent(case, inputs)
+    if isinstance(case, Softmax):
+        assert isinstance(inputs, SoftmaxInputs)
+        return _softmax(case, inputs)
+    assert isinstance(inputs, TrainInputs)
+    return _train(case, inputs)
+
+
+def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
+    T, B, gates = case.T, case.B, GATES[case.cell]
+    stack: list[dict[str, Any]] = []
+    below = inputs.x
+    for (I, H), weights in zip(case.widths, inputs.weights, strict=True):
+        a: dict[str, Any] = {**weights, "x": below, "nonlinearity": "tanh"}
+        a |= {f"d{name}": _empty(*w.shape) for name, w in weights.items()}
+        a |= {name: np.zeros((B, H), np.float32) for name in ("h0", "c0")}
+        a |= {name: _empty(B, H) for name in ("h_last", "c_last", "dh0", "dc0")}
+        a |= {name: _empty(T, B, H) for name in ("y", "c", "hn", "dpre")}
+        a |= {"gates": _empty(T, B, gates * H), "dx": _empty(T, B, I)}
+        if not case.train:
+            a |= dict.fromkeys(_SAVED)
+        stack.append(a)
+        below = a["y"]
+    forward = getattr(kernels, f"{case.cell}_forward")
+    backward = getattr(kernels, f"{case.cell}_backward")
+    names = (*_ALL_FORWARD, *_FORWARD[case.cell])
+    calls: list[Callable[[], None]] = [partial(forward, **_pick(a, names)) for a in stack]
+    if case.train:
+        names = (*_ALL_BACKWARD, *_BACKWARD[case.cell])
+        for i, a in reversed(list(enumerate(stack))):
+            a["dy"] = stack[i + 1]["dx"] if i + 1 < len(stack) else inputs.dy
+            calls.append(partial(backward, **_pick(a, names)))
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    def results() -> dict[str, Array]:
+        run()
+        found = {"y": stack[-1]["y"]}
+        if case.train:
+            found["dx"] = stack[0]["dx"]
+            for i, (a, weights) in enumerate(zip(stack, inputs.weights, strict=True)):
+                found |= {f"d{name}.{i}": a[f"d{name}"] for name in weights}
+        return found
+
+    return Work(run, results)
+
+
+def _softmax(case: Softmax, inputs: SoftmaxInputs) -> Work:
+    given: dict[str, Any] = {"h": inputs.h, "w": inputs.w, "b": inputs.b, "targets": inputs.targets}
+    out = {"nll": _empty(case.N)}
+    if case.train:
+        out |= {f"d{name}": _empty(*given[name].shape) for name in ("h", "w", "b")}
+        mean = np.full(case.N, 1 / case.N, np.float32)
+        run = partial(kernels.xent_gradients, **out, **given, weights=mean)
+    else:
+        run = partial(kernels.xent_forward, **out, **given)
+
+    def results() -> dict[str, Array]:
+        run()
+        return {**out, "nll": out["nll"].mean(keepdims=True)}
+
+    return Work(run, results)
+
+
+class Trainee:
+    """A model in training, as `pynlm train` holds it."""
+
+    def __init__(self, case: Train) -> None:
+        self.settings = case.settings
+        self.model = RecurrentLM(case.config)
+        optimiser = make_optimiser(self.settings.optimiser, self.model.parameters)
+        self.bptt = BPTT(self.model, optimiser, self.settings.train)
+        self.steps = 0
+
+    def step(self, batch: Batch) -> float:
+        """One training step; its loss."""
+        self.steps += 1
+        return self.bptt.step(batch, lr=self.settings.optimiser.lr, step=self.steps).nats
+
+
+def _train(case: Train, inputs: TrainInputs) -> Work:
+    trainee = Trainee(case)
+    trainee.model.load_state_dict(inputs.weights)
+    supply = cycle(inputs.batches)
+
+    def results() -> dict[str, Array]:
+        from pynlm.layers import Context
+
+        batch = inputs.batches[0]
+        nll, *_ = trainee.model(batch.ids, batch.targets, None, Context(train=False))
+        return {"nll": nll}
+
+    return Work(lambda: trainee.step(next(supply)), results)
+
+
+def _pick(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: values[name] for name in names}
+
+
+def _empty(*shape: int) -> Array:
+    return np.empty(shape, np.float32)

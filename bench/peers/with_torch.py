@@ -1,0 +1,251 @@
+"""The cases in PyTorch, as its users write them: modules, autograd, `torch.optim`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.catalogue import Case, Recurrent, Softmax, Train
+from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.work import Work
+from pynlm.text import Batch
+
+Array = NDArray[Any]
+Loss = Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
+
+_MODULES: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+def set_threads(n: int) -> None:
+    """Let torch (its OpenMP, MKL and oneDNN) use `n` threads."""
+    torch.set_num_threads(n)
+
+
+def versions() -> dict[str, str]:
+    """PyTorch's version and its CPU capability."""
+    return {"torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"}
+
+
+def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> dict[str, Work]:
+    """The ways in which torch does the case; cases with a softmax have two."""
+    if isinstance(case, Recurrent):
+        assert isinstance(inputs, RecurrentInputs)
+        return {"torch": _recurrent(case, inputs)}
+    if isinstance(case, Softmax):
+        assert isinstance(inputs, SoftmaxInputs)
+        return {name: _softmax(case, inputs, loss) for name, loss in losses().items()}
+    assert isinstance(inputs, TrainInputs)
+    return {name: _train(case, inputs, loss) for name, loss in losses().items()}
+
+
+def losses() -> dict[str, Loss]:
+    """Linear layer and cross-entropy in torch: apart, and (where torch has it) in chunks."""
+    found: dict[str, Loss] = {"torch": _linear_then_cross_entropy}
+    if hasattr(F, "linear_cross_entropy"):
+        found["torch (linear_cross_entropy)"] = _linear_cross_entropy
+    return found
+
+
+def _linear_then_cross_entropy(h: Tensor, head: nn.Linear, targets: Tensor, how: str) -> Tensor:
+    return F.cross_entropy(head(h), targets, reduction=how)
+
+
+def _linear_cross_entropy(h: Tensor, head: nn.Linear, targets: Tensor, how: str) -> Tensor:
+    # Without options it is `_linear_then_cross_entropy` once more.
+    return F.linear_cross_entropy(
+        h,
+        head.weight,
+        targets,
+        linear_bias=head.bias,
+        reduction=how,
+        options=nn.LinearCrossEntropyOptions(),
+    )
+
+
+def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
+    module = _MODULES[case.cell](case.I, case.H, case.layers)
+    x, dy = torch.tensor(inputs.x), torch.tensor(inputs.dy)
+    for layer, weights in enumerate(inputs.weights):
+        _load_layer(module, layer, weights)
+
+    def forward_only() -> Tensor:
+        with torch.inference_mode():
+            y: Tensor = module(x)[0]
+            return y
+
+    def train() -> Tensor:
+        module.zero_grad()
+        x.grad = None
+        y: Tensor = module(x)[0]
+        y.backward(dy)
+        return y
+
+    def results() -> dict[str, Array]:
+        if not case.train:
+            return {"y": forward_only().numpy()}
+        found = {"y": train().detach().numpy(), "dx": _gradient(x)}
+        for layer in range(case.layers):
+            found |= {
+                f"d{name}.{layer}": _gradient(getattr(module, f"{theirs}_l{layer}"))
+                for name, theirs in (("w_ih", "weight_ih"), ("w_hh", "weight_hh"), ("b", "bias_ih"))
+            }
+            if case.cell == "gru":
+                second = _gradient(getattr(module, f"bias_hh_l{layer}"))
+                found[f"db_hn.{layer}"] = second[2 * case.H :]
+        return found
+
+    if case.train:
+        x.requires_grad_()
+        return Work(train, results)
+    module.eval()
+    return Work(forward_only, results)
+
+
+def _softmax(case: Softmax, inputs: SoftmaxInputs, loss: Loss) -> Work:
+    head = _linear(inputs.w, inputs.b)
+    h = torch.tensor(inputs.h, requires_grad=case.train)
+    targets = torch.tensor(inputs.targets).long()
+
+    def loss_only() -> Tensor:
+        with torch.inference_mode():
+            return loss(h, head, targets, "mean")
+
+    def train() -> Tensor:
+        head.zero_grad()
+        h.grad = None
+        value = loss(h, head, targets, "mean")
+        value.backward()
+        return value
+
+    def results() -> dict[str, Array]:
+        if not case.train:
+            return {"nll": loss_only().numpy().reshape(1)}
+        found = {"nll": train().detach().numpy().reshape(1)}
+        return found | {
+            "dh": _gradient(h),
+            "dw": _gradient(head.weight),
+            "db": _gradient(head.bias),
+        }
+
+    return Work(train if case.train else loss_only, results)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, dropout, recurrent layers with dropout between, dropout, linear layer."""
+
+    def __init__(self, case: Train) -> None:
+        super().__init__()
+        config = case.config
+        size, layers = config.hidden_sizes[0], len(config.hidden_sizes)
+        if set(config.hidden_sizes) != {size} or config.locked or config.tied:
+            raise ValueError(f"LanguageModel: {case.name} is no stack of one torch module")
+        self.embedding = nn.Embedding(case.V, config.embedding_size)
+        self.dropout_input = nn.Dropout(config.dropout_input)
+        between = config.dropout_between if layers > 1 else 0.0
+        cell, _, nonlinearity = config.cell.partition("_")
+        kind = {"nonlinearity": nonlinearity} if nonlinearity else {}
+        self.recurrent = _MODULES[cell](
+            config.embedding_size, size, layers, dropout=between, **kind
+        )
+        self.dropout_output = nn.Dropout(config.dropout_output)
+        self.head = nn.Linear(size, case.V, bias=config.head_bias)
+
+    def load(self, weights: dict[str, Array]) -> None:
+        """Take over the weights of a `pynlm.models.RecurrentLM` with the same configuration."""
+        with torch.no_grad():
+            self.embedding.weight.copy_(torch.tensor(weights["embedding.weight"]))
+            self.head.weight.copy_(torch.tensor(weights["head.weight"]))
+            if self.head.bias is not None:
+                self.head.bias.copy_(torch.tensor(weights["head.bias"]))
+        for layer in range(self.recurrent.num_layers):
+            prefix = f"recurrent.{layer}."
+            own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
+            _load_layer(self.recurrent, layer, own)
+
+    def forward(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Hidden states [T·B, H] before the linear layer, and the new state."""
+        y, state = self.recurrent(self.dropout_input(self.embedding(ids)), state)
+        return self.dropout_output(y).flatten(0, 1), state
+
+
+class Trainee:
+    """A model in training: forward, backward, clipping, SGD; the state runs through the text."""
+
+    def __init__(self, case: Train, loss: Loss) -> None:
+        settings = case.settings
+        if settings.optimiser.kind != "sgd" or settings.train.clip_norm is None:
+            raise ValueError(f"Trainee: {case.name} is not trained by SGD with a clipped norm")
+        self.model = LanguageModel(case)
+        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=settings.optimiser.lr)
+        self.clip_norm, self.loss = settings.train.clip_norm, loss
+        self.sums_time = settings.train.loss == "sum_time"
+        self.state: Any = None
+
+    def step(self, ids: Tensor, targets: Tensor) -> float:
+        """One training step; its loss."""
+        self.optimiser.zero_grad()
+        state = self.state
+        if state is not None:
+            state = tuple(s.detach() for s in state) if type(state) is tuple else state.detach()
+        hidden, self.state = self.model(ids, state)
+        if self.sums_time:
+            loss = self.loss(hidden, self.model.head, targets.flatten(), "sum") / ids.shape[1]
+        else:
+            loss = self.loss(hidden, self.model.head, targets.flatten(), "mean")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimiser.step()
+        return loss.item()
+
+
+def as_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Ids and targets in the kind that torch's modules take."""
+    return torch.tensor(batch.ids).long(), torch.tensor(batch.targets).long()
+
+
+def _train(case: Train, inputs: TrainInputs, loss: Loss) -> Work:
+    trainee = Trainee(case, loss)
+    trainee.model.load(inputs.weights)
+    supply = cycle([as_tensors(batch) for batch in inputs.batches])
+
+    def results() -> dict[str, Array]:
+        ids, targets = as_tensors(inputs.batches[0])
+        trainee.model.eval()
+        with torch.inference_mode():
+            hidden, _ = trainee.model(ids, None)
+            nll = loss(hidden, trainee.model.head, targets.flatten(), "none")
+        trainee.model.train()
+        return {"nll": nll.numpy().reshape(ids.shape)}
+
+    return Work(lambda: trainee.step(*next(supply)), results)
+
+
+def _load_layer(module: nn.RNNBase, layer: int, weights: dict[str, Array]) -> None:
+    """Ours has one bias where torch has two: it becomes the first, and the second is 0."""
+    with torch.no_grad():
+        getattr(module, f"weight_ih_l{layer}").copy_(torch.tensor(weights["w_ih"]))
+        getattr(module, f"weight_hh_l{layer}").copy_(torch.tensor(weights["w_hh"]))
+        getattr(module, f"bias_ih_l{layer}").copy_(torch.tensor(weights["b"]))
+        second = getattr(module, f"bias_hh_l{layer}")
+        second.zero_()
+        if "b_hn" in weights:
+            second[-len(weights["b_hn"]) :] = torch.tensor(weights["b_hn"])
+
+
+def _linear(w: Array, b: Array) -> nn.Linear:
+    head = nn.utils.skip_init(nn.Linear, w.shape[1], w.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor(w))
+        head.bias.copy_(torch.tensor(b))
+    return head
+
+
+def _gradient(tensor: Tensor) -> Array:
+    assert tensor.grad is not None
+    return tensor.grad.numpy()

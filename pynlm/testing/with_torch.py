@@ -1,0 +1,125 @@
+"""The same computation in torch, as a second oracle."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from .arguments import arguments, lengths_of
+from .cases import Case
+from .checks import assert_close
+from .gradcheck import MAPS, Named, random_upstream
+from .tolerances import torch_tolerance
+
+
+def check_against_torch(kernel: str, case: Case, dtype: Any, backend: str = "cpu") -> None:
+    """Raise AssertionError unless outputs and gradients agree with torch's in the same dtype."""
+    mapping = MAPS[kernel](case, backend, dtype)
+    upstream = random_upstream(mapping, case.rng("torch"))
+    got = mapping.forward(mapping.inputs)
+    got |= {f"d{name}": g for name, g in mapping.vjp(mapping.inputs, upstream).items()}
+    want = _PEERS[kernel](case, mapping.inputs, upstream)
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name].dtype == value.dtype
+        assert_close(
+            got[name],
+            value,
+            torch_tolerance(dtype, case.name),
+            what=f"{name} {np.dtype(dtype).name} against torch",
+            kernel=kernel,
+            case=case,
+            backend=backend,
+            terms=case.terms,
+        )
+
+
+def _tensors(inputs: Named) -> dict[str, Any]:
+    torch = import_module("torch")
+    return {name: torch.tensor(value, requires_grad=True) for name, value in inputs.items()}
+
+
+def _finish(outputs: dict[str, Any], upstream: Named, tensors: dict[str, Any]) -> Named:
+    """Outputs, and the gradients of <upstream, outputs>, as arrays."""
+    torch = import_module("torch")
+    total = sum((outputs[name] * torch.tensor(upstream[name])).sum() for name in outputs)
+    gradients = torch.autograd.grad(total, list(tensors.values()))
+    found = {name: value.detach().numpy() for name, value in outputs.items()}
+    found |= {f"d{name}": g.numpy() for name, g in zip(tensors, gradients, strict=True)}
+    return found
+
+
+def _recurrent(case: Case, inputs: Named, upstream: Named) -> Named:
+    torch = import_module("torch")
+    T, I, H = (case.dims[k] for k in "TIH")
+    dtype = torch.tensor(inputs["x"]).dtype
+    if case.kernel == "lstm":
+        module = torch.nn.LSTM(I, H, dtype=dtype)
+    elif case.kernel == "gru":
+        module = torch.nn.GRU(I, H, dtype=dtype)
+    else:
+        module = torch.nn.RNN(I, H, nonlinearity=case.options["nonlinearity"], dtype=dtype)
+
+    # torch has two biases: ours is the first; of the second only the GRU's last part is used.
+    places = {"w_ih": module.weight_ih_l0, "w_hh": module.weight_hh_l0, "b": module.bias_ih_l0}
+    with torch.no_grad():
+        module.bias_hh_l0.zero_()
+        for name, parameter in places.items():
+            parameter.copy_(torch.tensor(inputs[name]))
+        if case.kernel == "gru":
+            module.bias_hh_l0[2 * H :] = torch.tensor(inputs["b_hn"])
+
+    states = [name for name in ("h0", "c0") if name in inputs]
+    free = _tensors({name: inputs[name] for name in ("x", *states)})
+    state = tuple(free[name][None] for name in states)
+    lengths = lengths_of(case)
+    x = free["x"]
+    if lengths is not None:
+        x = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths))
+    y, last = module(x, state if len(state) == 2 else state[0])
+    if lengths is not None:
+        y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, total_length=T)
+    last = last if isinstance(last, tuple) else (last,)
+    outputs = {"y": y} | {f"{n[0]}_last": v[0] for n, v in zip(states, last, strict=True)}
+
+    extra = {"b_hn": module.bias_hh_l0} if case.kernel == "gru" else {}
+    found = _finish(outputs, upstream, {**free, **places, **extra})
+    if case.kernel == "gru":
+        found["db_hn"] = found["db_hn"][2 * H :]
+    return found
+
+
+def _linear(case: Case, inputs: Named, upstream: Named) -> Named:
+    torch = import_module("torch")
+    given = _tensors(inputs)
+    y = torch.nn.functional.linear(given["x"], given["w"], given.get("b"))
+    return _finish({"y": y}, upstream, given)
+
+
+def _xent(case: Case, inputs: Named, upstream: Named) -> Named:
+    torch = import_module("torch")
+    given = _tensors(inputs)
+    dtype = inputs["h"].dtype
+    targets = torch.tensor(arguments("xent_forward", case, dtype)["targets"].astype(np.int64))
+    logits = torch.nn.functional.linear(given["h"], given["w"], given.get("b"))
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return _finish({"nll": nll}, upstream, given)
+
+
+def _embedding(case: Case, inputs: Named, upstream: Named) -> Named:
+    torch = import_module("torch")
+    given = _tensors(inputs)
+    ids = torch.tensor(arguments("embedding_forward", case, np.float64)["ids"].astype(np.int64))
+    return _finish({"y": torch.nn.functional.embedding(ids, given["w"])}, upstream, given)
+
+
+_PEERS = {
+    "lstm": _recurrent,
+    "gru": _recurrent,
+    "rnn": _recurrent,
+    "linear": _linear,
+    "xent": _xent,
+    "embedding": _embedding,
+}

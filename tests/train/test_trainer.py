@@ -1,0 +1,298 @@
+"""A run from recipe to result: files, report, figures, early stop, NaN, bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pynlm.train import RecipeError, Trainer, TrainingDiverged, load_model, run_training
+from pynlm.train.config import Recipe
+from pynlm.train.data import unigram_perplexity
+from pynlm.train.log import read_log
+
+Make = Callable[..., Trainer]
+
+
+def test_a_run_leaves_what_it_promises(make: Make, tmp_path: Path) -> None:
+    trainer = make()
+    result = trainer.run()
+    run = tmp_path / "run"
+    assert result.out == run
+    for name in ("config.toml", "tokenizer.json", "log.jsonl"):
+        assert (run / name).is_file()
+    for which in ("best", "last"):
+        assert (run / which / "model.safetensors").is_file()
+        assert (run / which / "state.json").is_file()
+    assert result.stopped == "finished"
+    assert not result.interrupted
+    assert result.epochs == 3
+    assert result.valid is not None
+    assert result.test is not None
+    # There is something to learn, and it is learnt.
+    assert result.test.perplexity < 0.8 * result.unigram_perplexity
+    assert result.tokens_per_second > 0.0
+    log = read_log(run / "log.jsonl")
+    events = [event["event"] for event in log]
+    assert events[0] == "start"
+    assert events[-1] == "finished"
+    epochs = [event for event in log if event["event"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    assert epochs[-1]["tokens"] == result.tokens
+    assert epochs[result.best_epoch - 1]["valid_nats"] == result.valid.nats_per_token
+    steps = [event for event in log if event["event"] == "step"]
+    assert [event["step"] for event in steps] == list(range(4, result.steps + 1, 4))
+    # The trainer ends with the best model, which is the one on the disk.
+    model, tokenizer, recipe = load_model(run)
+    assert model.parameters.data.tobytes() == trainer.model.parameters.data.tobytes()
+    assert tokenizer.digest() == trainer.tokenizer.digest()
+    assert recipe == result.recipe
+
+
+def test_five_lines_of_python(texts: dict[str, Path], tmp_path: Path) -> None:
+    overrides = ["model.hidden_sizes=[8]", "train.epochs=1", "train.bptt=5", "train.batch_size=4"]
+    result = run_training(
+        "default",
+        text=str(texts["text"]),
+        out=tmp_path / "run",
+        seed=3,
+        overrides=overrides,
+        quiet=True,
+        backend="reference",
+    )
+    assert result.recipe.train.seed == 3
+    assert result.valid_perplexity is not None
+    assert result.test is None
+    assert result.gap is None
+    assert (tmp_path / "run" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_seed_decides_the_model(
+    make: Make, weights_of: Callable[..., str], tmp_path: Path
+) -> None:
+    short = {"train.epochs": 1}
+    make("a", overrides=short, seed=7).run()
+    make("b", overrides=short, seed=7).run()
+    make("c", overrides=short, seed=8).run()
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+    assert weights_of(tmp_path / "a") != weights_of(tmp_path / "c")
+
+
+def test_plain_lines_are_printed(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynlm.train.log.PLAIN_SECONDS", 0.0)
+    result = make(quiet=False).run()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("recipe tiny, seed 1: lstm 9-7") for line in lines)
+    assert any("tokens/s" in line and "left" in line and "loss" in line for line in lines)
+    assert any(line.startswith("epoch 3/3  train") and "valid" in line for line in lines)
+    assert any(line.startswith("unigram perplexity of the same test text") for line in lines)
+    assert f"test perplexity {result.test_perplexity:.2f}" in "\n".join(lines)
+    make("other").run()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_is_drawn_on_a_terminal(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    make(quiet=False, overrides={"train.epochs": 1}).run()
+    out = capsys.readouterr().out
+    assert "epoch 1/1" in out
+    assert "test perplexity" in out
+
+
+def test_the_gap_to_the_published_figure(make: Make, tiny: dict[str, Any]) -> None:
+    result = make().run()
+    assert (result.figure, result.gap, result.gaps) == (None, None, {})
+    figure = {"corpus": "mine", "valid": 5.0, "test": 4.0, "source": "a paper"}
+    values = {**result.recipe.model_dump(), "figure": figure}
+    values["data"] = {**values["data"], "corpus": "mine"}
+    named = type(result)(**{**vars(result), "recipe": Recipe.model_validate(values)})
+    assert named.gap == pytest.approx(result.test_perplexity - 4.0)
+    assert set(named.gaps) == {"valid", "test"}
+    report = "\n".join(named.lines())
+    assert f"published test perplexity 4: gap {named.gap:+.2f}" in report
+    assert "source: a paper" in report
+    figure["metric"] = "nats_per_token"
+    values["figure"] = {**figure, "test": None}
+    named = type(result)(**{**vars(result), "recipe": Recipe.model_validate(values)})
+    assert result.valid is not None
+    assert named.gap == pytest.approx(result.valid.nats_per_token - 5.0)
+
+
+def test_early_stop(make: Make) -> None:
+    overrides = {"optimiser.lr": 1e-30, "optimiser.kind": "sgd", "schedule.early_stop": 2}
+    result = make(overrides={**overrides, "train.epochs": 9}).run()
+    # No weight moves, so the first epoch stays the best.
+    assert (result.stopped, result.epochs, result.best_epoch) == ("early stop", 3, 1)
+
+
+def test_the_best_model_is_reported_not_the_last(make: Make) -> None:
+    result = make(overrides={"schedule.kind": "constant", "optimiser.lr": 0.3}).run()
+    log = read_log(result.out / "log.jsonl")
+    losses = [event["valid_nats"] for event in log if event["event"] == "epoch"]
+    assert result.valid is not None
+    assert result.valid.nats_per_token == min(losses)
+    assert losses.index(min(losses)) == result.best_epoch - 1
+
+
+def test_stripes_are_for_choosing_only(make: Make) -> None:
+    striped = make(overrides={"train.valid_stripes": 3}).run()
+    whole = make("whole").run()
+    assert striped.valid is not None
+    assert striped.valid.stripes == 1
+    assert striped.valid == whole.valid
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_nan_stops_and_keeps_the_last_good_checkpoint(
+    make: Make, tmp_path: Path, poison: str
+) -> None:
+    every = {"train.checkpoint_seconds": 0}
+    trainer = make(overrides=every)
+
+    def on_step(progress: Any) -> None:
+        if progress.step == 10:
+            model = trainer.model
+            if poison == "loss":
+                model.head.bias.data[0] = np.nan
+            else:  # finite loss, infinite gradient
+                model.embedding.weight.data[...] = 3e38
+
+    trainer = make(overrides=every, on_step=on_step)
+    with pytest.raises(TrainingDiverged) as caught:
+        trainer.run()
+    message = str(caught.value)
+    assert "step 1" in message
+    assert "the last good checkpoint is" in message
+    assert "(after step 9)" in message
+    model, _, _ = load_model(tmp_path / "run", "last")
+    assert np.isfinite(model.parameters.data).all()
+    assert read_log(tmp_path / "run" / "log.jsonl")[-1]["event"] == "diverged"
+
+
+def test_nan_between_checkpoints_names_the_step(make: Make) -> None:
+    def on_step(progress: Any) -> None:
+        if progress.step == 10:
+            trainer.model.parameters["head.bias"].data[0] = np.inf
+
+    trainer = make(on_step=on_step)
+    with pytest.raises(TrainingDiverged, match=r"loss of step 11 is .*no checkpoint had been saved"):
+        trainer.run()
+
+
+def test_an_explosion_is_caught(make: Make) -> None:
+    wild = {"optimiser.kind": "sgd", "optimiser.lr": 1e38, "train.clip_norm": None}
+    with (
+        pytest.warns(RuntimeWarning) if False else np.errstate(all="ignore"),
+        pytest.raises(TrainingDiverged, match=r"(loss|gradient's norm) of step \d+ is|not finite"),
+    ):
+        make(overrides=wild).run()
+
+
+def test_the_end_is_held_out_without_a_validation_text(
+    texts: dict[str, Path], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = Trainer(
+        tiny, text=texts["text"], out=tmp_path / "run", quiet=True, backend="reference"
+    )
+    trainer.run()
+    data = trainer.data
+    ids = data.tokenizer.encode_file(texts["text"])
+    np.testing.assert_array_equal(np.concatenate([data.train, data.valid]), ids)
+    assert data.train[-1] == data.tokenizer.eos_id
+    assert 0 < len(data.valid) < len(ids) // 10
+    assert any("held out" in note for note in data.notes)
+
+
+def test_several_training_files(
+    texts: dict[str, Path], tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    both = [texts["text"], str(texts["test"])]
+    trainer = Trainer(
+        tiny, text=both, valid=texts["valid"], out=tmp_path / "run", quiet=True, backend="reference"
+    )
+    trainer.run()
+    sizes = [len(trainer.tokenizer.encode_file(path)) for path in both]
+    assert len(trainer.data.train) == sum(sizes)
+
+
+def test_bad_input_is_named_and_loses_nothing(
+    make: Make, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    empty, bad = tmp_path / "empty.txt", tmp_path / "bad.txt"
+    empty.write_text("")
+    bad.write_bytes(b"the cat\nthe \xff dog\n")
+    for number, (arguments, kind, message) in enumerate(
+        [
+            ({"text": tmp_path / "none.txt"}, FileNotFoundError, r"none.txt: no such text file"),
+            ({"text": empty}, ValueError, r"empty.txt: the file is empty"),
+            ({"text": bad}, ValueError, r"bad.txt: line 2, byte offset 12: byte 0xff"),
+            ({"valid": tmp_path / "none.txt"}, FileNotFoundError, r"none.txt"),
+            (
+                {"overrides": ["train.batch_size=400"]},
+                ValueError,
+                r"shorter than one batch: it has \d+ tokens",
+            ),
+        ]
+    ):
+        with pytest.raises(kind, match=message):
+            make(f"run{number}", **arguments).run()
+        assert not (tmp_path / f"run{number}" / "last").exists()
+    ids: dict[str, Any] = {"text": np.arange(40), "valid": np.array([1, -2]), "test": None}
+    with pytest.raises(IndexError, match=r"train: valid: id -2 at position 1 is not in"):
+        make("ids", **ids).run()
+
+
+def test_bad_arguments_are_named(make: Make, texts: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'train.lr'; did you mean 'optimiser.lr'"):
+        make(overrides=["train.lr=3"])
+    with pytest.raises(ValueError, match=r"device must be 'cpu', got 'tpu'"):
+        make(device="tpu")
+    with pytest.raises(ValueError, match=r"give a corpus by name or texts, not both"):
+        make(corpus="ptb")
+    with pytest.raises(ValueError, match=r"valid is given, but no text to train on"):
+        make(text=None)
+    with pytest.raises(ValueError, match=r"all texts must be files or all token ids; valid is a"):
+        make(text=np.arange(99))
+    with pytest.raises(ValueError, match=r"valid must be one file, got 2"):
+        make(valid=[texts["valid"], texts["test"]])
+    with pytest.raises(ValueError, match=r"hidden_sizes must be ended by embedding_size=6 when"):
+        make(overrides={"model.tied": True})
+    with pytest.raises(ValueError, match=r"'sentences' needs a vocabulary with <eos>"):
+        make(overrides={"data.batching": "sentences", "data.level": "char"}).run()
+    with pytest.raises(ValueError, match=r"no text to train on; give a corpus"):
+        make(text=None, valid=None, test=None).run()
+
+
+def test_default_folders_are_numbered(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pynlm.train.settings import _default_folder
+
+    monkeypatch.chdir(tmp_path)
+    assert _default_folder("a-1", resume=False) == Path("runs/a-1")
+    Path("runs/a-1").mkdir(parents=True)
+    assert _default_folder("a-1", resume=True) == Path("runs/a-1")
+    assert _default_folder("a-1", resume=False) == Path("runs/a-1-2")
+    Path("runs/a-1-2").mkdir()
+    assert _default_folder("a-1", resume=True) == Path("runs/a-1-2")
+
+
+def test_unigram_perplexity_is_the_closed_form() -> None:
+    counts = np.array([6, 3, 0])
+    ids = np.array([0, 0, 1, 2], np.int32)
+    p = np.array([7, 4, 1]) / 12
+    expected = math.exp(-(2 * math.log(p[0]) + math.log(p[1]) + math.log(p[2])) / 4)
+    assert unigram_perplexity(counts, ids) == pytest.approx(expected, rel=1e-14)
+
+
+def test_long_lines_of_the_report_fit(make: Make) -> None:
+    assert max(map(len, make().run().lines())) <= 110
