@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class Train:
         config, (T, B) = self.config, self.shape
         gates = GATES[config.cell.partition("_")[0]]
         widths = (config.embedding_size, *config.hidden_sizes)
-        products = sum(gates * H * (I + H) for I, H in zip(widths, widths[1:], strict=False))
+        products = sum(gates * H * (I + H) for I, H in pairwise(widths))
         return 3 * 2.0 * T * B * (products + widths[-1] * self.V)
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench import ours
-from bench.catalogue import Case, Train
+from bench.catalogue import Case, Softmax, Train
 from bench.peers import Peer
 from bench.timing import Budget, Contest, Times, quartiles, threads
 from bench.work import Work
@@ -119,8 +119,9 @@ def longest_sum(case: Case) -> int:
     if isinstance(case, Train):
         (T, B), widths = case.shape, case.config.hidden_sizes
         return max(T * B, case.V) + sum(widths)
-    size = (case.N, case.V) if case.family == "softmax" else (case.T * case.B, case.I)
-    return max(size) + case.H
+    if isinstance(case, Softmax):
+        return max(case.N, case.V) + case.H
+    return max(case.T * case.B, case.I) + case.H
 
 
 def compare(case: Case, n: int, peers: list[Peer], budget: Budget) -> Result:

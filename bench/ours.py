@@ -110,7 +110,7 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
 
 def _softmax(case: Softmax, inputs: SoftmaxInputs) -> Work:
     given: dict[str, Any] = {"h": inputs.h, "w": inputs.w, "b": inputs.b, "targets": inputs.targets}
-    out = {"nll": _empty(case.N)}
+    out: dict[str, Any] = {"nll": _empty(case.N)}
     if case.train:
         out |= {f"d{name}": _empty(*given[name].shape) for name in ("h", "w", "b")}
         mean = np.full(case.N, 1 / case.N, np.float32)

@@ -36,11 +36,24 @@ BURST = 0.002
 
 
 class Budget(NamedTuple):
-    """How long a case is measured: `seconds`, but at least and at most so many rounds."""
+    """How long a case is measured.
+
+    `seconds`, but at least and at most so many rounds; where the least rounds take longer than
+    `patience` times the seconds, three do.
+    """
 
     seconds: float = 4.0
-    least: int = 5
+    least: int = 7
     most: int = 200
+    patience: float = 5.0
+
+    def enough(self, rounds: int, seconds: float) -> bool:
+        """Whether so many rounds in so much time will do."""
+        if rounds >= self.most:
+            return True
+        if rounds >= self.least:
+            return seconds >= self.seconds
+        return rounds >= min(3, self.least) and seconds >= self.patience * self.seconds
 
 
 @dataclass(frozen=True)
@@ -133,13 +146,12 @@ class Contest:
         """Seconds of all calls, by contender."""
         self.prepare()
         found: dict[str, list[float]] = {name: [] for name in self.contenders}
-        end = time.perf_counter() + budget.seconds
+        start, rounds = time.perf_counter(), 0
         with no_collection():
-            for number in range(budget.most):
-                if number >= budget.least and time.perf_counter() > end:
-                    break
-                for name, seconds in self.round(number).items():
+            while not budget.enough(rounds, time.perf_counter() - start):
+                for name, seconds in self.round(rounds).items():
                     found[name].append(seconds)
+                rounds += 1
         return found
 
     def _settle(self) -> None:
@@ -195,13 +207,11 @@ class Peak:
         found = self.bursts.setdefault(kernels.get_num_threads(), [])
         settle()
         iterations = 10_000
-        while (seconds := clock(lambda: _burst(iterations))) < BURST:
-            # Starting a team takes longer than a short burst: grow by steps, not in proportion.
-            iterations *= 4 if seconds < BURST / 4 else 2
+        while _burst(iterations)[1] < BURST:
+            iterations *= 2
         for _ in range(bursts):
-            start = time.perf_counter()
-            flops = _burst(iterations)
-            found.append(flops / (time.perf_counter() - start))
+            flops, seconds = _burst(iterations)
+            found.append(flops / seconds)
 
     def best(self, threads: int) -> float:
         """FLOP/s of the best burst."""
@@ -215,5 +225,8 @@ class Peak:
         }
 
 
-def _burst(iterations: int) -> float:
-    return _kernels.fma_peak(iterations=iterations, float64=False)
+def _burst(iterations: int) -> tuple[float, float]:
+    """Operations done, and seconds."""
+    start = time.perf_counter()
+    flops = _kernels.fma_peak(iterations=iterations, float64=False)
+    return flops, time.perf_counter() - start

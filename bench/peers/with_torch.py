@@ -19,7 +19,7 @@ from pynlm.text import Batch
 Array = NDArray[Any]
 Loss = Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 
-_MODULES: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+_MODULES: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 def set_threads(n: int) -> None:

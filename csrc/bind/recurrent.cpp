@@ -10,8 +10,8 @@ namespace {
 bool is_relu(const char* function, const std::string& nonlinearity) {
     if (nonlinearity == "relu") return true;
     if (nonlinearity == "tanh") return false;
-    throw py::value_error(std::string(function) +
-                          ": nonlinearity must be 'tanh' or 'relu', got '" + nonlinearity + "'");
+    throw py::value_error(std::string(function) + ": nonlinearity must be 'tanh' or 'relu', got '" +
+                          nonlinearity + "'");
 }
 
 using O = py::object;

@@ -186,8 +186,7 @@ inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, i
                 a[1] = __builtin_shufflevector(b[0], b[2], 2, 3, 6, 7);
                 a[2] = __builtin_shufflevector(b[1], b[3], 0, 1, 4, 5);
                 a[3] = __builtin_shufflevector(b[1], b[3], 2, 3, 6, 7);
-                for (int i = 0; i < 4; ++i)
-                    __builtin_memcpy(out + (k + i) * stride + r, &a[i], 16);
+                for (int i = 0; i < 4; ++i) __builtin_memcpy(out + (k + i) * stride + r, &a[i], 16);
             }
             for (; r < width; ++r)
                 for (int i = 0; i < 4; ++i)
@@ -201,8 +200,8 @@ inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, i
 
 // out[k * stride + r] = p[k * ld + r], r < n; zero for n <= r < width.
 template <class T>
-inline void pack_straight(T* out, int64_t stride, int64_t width, const T* p, int64_t ld,
-                          int64_t n, int64_t depth) {
+inline void pack_straight(T* out, int64_t stride, int64_t width, const T* p, int64_t ld, int64_t n,
+                          int64_t depth) {
     for (int64_t k = 0; k < depth; ++k) {
         const T* from = p + k * ld;
         T* to = out + k * stride;
@@ -286,8 +285,8 @@ void gemm(const GemmArgs<T>& g) {
                 for (int64_t p = mine.begin; p < mine.end; ++p) {
                     const int64_t n = nc - p * kWidth;
                     const int64_t width = n <= kLanes<T> ? kLanes<T> : kWidth;
-                    g.b.pack(bp + p * kWidth * kc, width, n0 + p * kWidth,
-                             n < width ? n : width, k0, kc);
+                    g.b.pack(bp + p * kWidth * kc, width, n0 + p * kWidth, n < width ? n : width,
+                             k0, kc);
                 }
                 for (int64_t m0 = 0; m0 < g.M; m0 += rows) {
                     const int64_t mc = g.M - m0 < rows ? g.M - m0 : rows;

@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <new>
 #include <vector>
@@ -15,56 +14,40 @@ constexpr std::size_t kHugePage = std::size_t(2) << 20;
 struct Block {
     char* memory;
     std::size_t capacity;
-    std::size_t offset;  // of its first byte in the arena's running count
 };
 
-// Blocks in order; when the outermost user leaves, several are replaced by one large enough.
+// Blocks are never moved or given back while the thread lives: what a step once used, later steps
+// use again, and a place too small for a request is passed over.
 struct Arena {
     std::vector<Block> blocks;
+    std::size_t block = 0;  // in use, with `used` bytes taken
     std::size_t used = 0;
-    int depth = 0;
 
     ~Arena() {
-        for (const Block& block : blocks) std::free(block.memory);
+        for (const Block& each : blocks) std::free(each.memory);
     }
 
     void add_block(std::size_t bytes) {
         const std::size_t capacity = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+        blocks.reserve(blocks.size() + 1);
         char* memory = static_cast<char*>(std::aligned_alloc(kHugePage, capacity));
         if (memory == nullptr) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
         madvise(memory, capacity, MADV_HUGEPAGE);  // packed weights of megabytes: fewer TLB misses
 #endif
-        blocks.push_back({memory, capacity, used});
+        blocks.push_back({memory, capacity});
     }
 
     void* take(std::size_t bytes) {
         bytes = (bytes + 63) / 64 * 64;
-        if (blocks.empty() || used + bytes > blocks.back().offset + blocks.back().capacity)
-            add_block(bytes);
-        char* memory = blocks.back().memory + (used - blocks.back().offset);
+        while (block < blocks.size() && used + bytes > blocks[block].capacity) {
+            ++block;
+            used = 0;
+        }
+        if (block == blocks.size()) add_block(bytes);
+        char* memory = blocks[block].memory + used;
         used += bytes;
         return memory;
-    }
-
-    void release(std::size_t outer_used) {
-        used = outer_used;
-        if (depth == 0 && blocks.size() > 1) {
-            std::size_t total = 0;
-            for (const Block& block : blocks) {
-                total += block.capacity;
-                std::free(block.memory);
-            }
-            blocks.clear();
-            try {
-                add_block(total);
-            } catch (const std::bad_alloc&) {  // the next call asks again, where it can throw
-            }
-        }
-        while (blocks.size() > 1 && blocks.back().offset > used) {
-            std::free(blocks.back().memory);
-            blocks.pop_back();
-        }
     }
 };
 
@@ -75,12 +58,11 @@ Arena& arena() {
 
 }  // namespace
 
-Scratch::Scratch() : outer_used_(arena().used) { ++arena().depth; }
+Scratch::Scratch() : outer_block_(arena().block), outer_used_(arena().used) {}
 
 Scratch::~Scratch() {
-    Arena& a = arena();
-    --a.depth;
-    a.release(outer_used_);
+    arena().block = outer_block_;
+    arena().used = outer_used_;
 }
 
 void* Scratch::take_bytes(std::size_t bytes) { return arena().take(bytes); }

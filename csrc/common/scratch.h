@@ -22,7 +22,7 @@ public:
 
 private:
     void* take_bytes(std::size_t bytes);
-    std::size_t outer_used_;
+    std::size_t outer_block_, outer_used_;
 };
 
 }  // namespace nlm

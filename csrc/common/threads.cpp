@@ -98,8 +98,8 @@ struct Team {
     std::atomic<bool> busy{false};
     int workers = 0;  // started so far, besides the caller
     Event job_posted;
-    Barrier members;   // of the running job
-    Barrier everyone;  // its end: also the workers that had no part in it
+    Barrier members;                // of the running job
+    Barrier everyone;               // its end: also the workers that had no part in it
     std::atomic<int64_t> slept{0};  // by members at barriers of the running job, nanoseconds
     // Other work on our CPUs makes members wait milliseconds for each other, at every barrier.
     // Then callers work alone, which a busy CPU does not disturb, and try again from time to time.

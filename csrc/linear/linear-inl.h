@@ -2,16 +2,32 @@
 
 template <class T>
 void linear_forward(const LinearForwardArgs<T>& a) {
-    gemm(GemmArgs<T>{.M = a.N, .N = a.O, .K = a.I, .a = {a.x, a.I, false}, .b = {a.w, a.I, false},
-                     .c = a.y, .ldc = a.O, .bias = a.b});
+    gemm(GemmArgs<T>{.M = a.N,
+                     .N = a.O,
+                     .K = a.I,
+                     .a = {a.x, a.I, false},
+                     .b = {a.w, a.I, false},
+                     .c = a.y,
+                     .ldc = a.O,
+                     .bias = a.b});
 }
 
 template <class T>
 void linear_backward(const LinearBackwardArgs<T>& a) {
     if (a.dx != nullptr)
-        gemm(GemmArgs<T>{.M = a.N, .N = a.I, .K = a.O, .a = {a.dy, a.O, false},
-                         .b = {a.w, a.I, true}, .c = a.dx, .ldc = a.I});
-    gemm(GemmArgs<T>{.M = a.O, .N = a.I, .K = a.N, .a = {a.dy, a.O, true}, .b = {a.x, a.I, true},
-                     .c = a.dw, .ldc = a.I});
+        gemm(GemmArgs<T>{.M = a.N,
+                         .N = a.I,
+                         .K = a.O,
+                         .a = {a.dy, a.O, false},
+                         .b = {a.w, a.I, true},
+                         .c = a.dx,
+                         .ldc = a.I});
+    gemm(GemmArgs<T>{.M = a.O,
+                     .N = a.I,
+                     .K = a.N,
+                     .a = {a.dy, a.O, true},
+                     .b = {a.x, a.I, true},
+                     .c = a.dw,
+                     .ldc = a.I});
     if (a.db != nullptr) sum_rows(a.db, a.dy, a.N, a.O);
 }

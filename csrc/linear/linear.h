@@ -3,6 +3,7 @@
 // Math        y = x w^T + b;  dx = dy w,  dw = dy^T x,  db = sum over rows of dy.
 // Shapes      x dx [N,I]  y dy [N,O]  w dw [O,I]  b db [O]
 // Aliasing    none.
+// Saved       nothing.
 // Numerics    as in recurrent/lstm.h.
 // Threading   any number of threads gives the same bits.
 #pragma once

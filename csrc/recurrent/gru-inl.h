@@ -46,9 +46,14 @@ void gru_forward(const GruForwardArgs<T>& a) {
     const Split split = split_of(s.steps, a.B, a.H, 3 * a.H, 3 * a.H * a.H * int64_t(sizeof(T)));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B, .N = 3 * a.H, .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false}, .b = {a.w_ih, a.I, false},
-                         .c = gates, .ldc = 3 * a.H, .bias = a.b});
+        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+                         .N = 3 * a.H,
+                         .K = a.I,
+                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .b = {a.w_ih, a.I, false},
+                         .c = gates,
+                         .ldc = 3 * a.H,
+                         .bias = a.b});
         forward_loop(GruForwardCell<T>{a, gates, hn, t}, s, t, end, a.w_hh,
                      t == 0 ? a.h0 : a.y + (t - 1) * a.B * a.H, a.y, split, panels, states, t == 0);
     }

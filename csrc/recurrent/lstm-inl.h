@@ -4,7 +4,7 @@ template <class T>
 struct LstmForwardCell {
     static constexpr int kGates = 4;
     const LstmForwardArgs<T>& a;
-    T* gates;       // of step `base` and later
+    T* gates;  // of step `base` and later
     int64_t base;
 
     T* gate(int64_t t, int64_t row) const { return gates + ((t - base) * a.B + row) * 4 * a.H; }
@@ -46,9 +46,14 @@ void lstm_forward(const LstmForwardArgs<T>& a) {
     __builtin_memcpy(a.c_last, a.c0, std::size_t(a.B * a.H) * sizeof(T));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B, .N = 4 * a.H, .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false}, .b = {a.w_ih, a.I, false},
-                         .c = gates, .ldc = 4 * a.H, .bias = a.b});
+        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+                         .N = 4 * a.H,
+                         .K = a.I,
+                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .b = {a.w_ih, a.I, false},
+                         .c = gates,
+                         .ldc = 4 * a.H,
+                         .bias = a.b});
         forward_loop(LstmForwardCell<T>{a, gates, t}, s, t, end, a.w_hh,
                      t == 0 ? a.h0 : a.y + (t - 1) * a.B * a.H, a.y, split, panels, states, t == 0);
     }

@@ -1,7 +1,8 @@
 // The LSTM's equations (lstm.h), once for all compiled backends. Includes nothing: NVRTC reads it.
 #pragma once
 
-// In: i f g o pre-activations, c the previous cell state. Out: i f g o gates, c and h the new states.
+// In: i f g o pre-activations, c the previous cell state. Out: i f g o gates, c and h the new
+// states.
 template <class Fn>
 NLM_FN void lstm_cell(typename Fn::Real& i, typename Fn::Real& f, typename Fn::Real& g,
                       typename Fn::Real& o, typename Fn::Real& c, typename Fn::Real& h) {

@@ -27,8 +27,14 @@ void rnn_forward(const RnnForwardArgs<T>& a) {
     T* const panels = scratch.take<T>(panel_size(s, 1));
     T* const states = scratch.take<T>(2 * a.B * a.H);
     const Split split = split_of(s.steps, a.B, a.H, a.H, a.H * a.H * int64_t(sizeof(T)));
-    gemm(GemmArgs<T>{.M = s.steps * a.B, .N = a.H, .K = a.I, .a = {a.x, a.I, false},
-                     .b = {a.w_ih, a.I, false}, .c = a.y, .ldc = a.H, .bias = a.b});
+    gemm(GemmArgs<T>{.M = s.steps * a.B,
+                     .N = a.H,
+                     .K = a.I,
+                     .a = {a.x, a.I, false},
+                     .b = {a.w_ih, a.I, false},
+                     .c = a.y,
+                     .ldc = a.H,
+                     .bias = a.b});
     if (a.relu)
         forward_loop(RnnForwardCell<T, true>{a}, s, 0, s.steps, a.w_hh, a.h0, a.y, split, panels,
                      states, true);

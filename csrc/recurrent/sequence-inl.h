@@ -80,16 +80,16 @@ inline void pack_forward(T* out, const Sequence<T>& s, const T* w_hh, int gates,
         const int64_t vecs = last - j0 < 2 ? 1 : 2;
         for (int64_t v = 0; v < vecs; ++v) {
             const int64_t unit = (j0 + v) / gates, gate = (j0 + v) % gates;
-            pack_transposed(out + j0 * H * L + v * L, vecs * L, L,
-                            w_hh + (gate * H + unit * L) * H, H, units_in(s, unit), H);
+            pack_transposed(out + j0 * H * L + v * L, vecs * L, L, w_hh + (gate * H + unit * L) * H,
+                            H, units_in(s, unit), H);
         }
     }
 }
 
 // Panels of w_hh [depth = gates * hidden, hidden] for d_gates w_hh.
 template <class T>
-inline void pack_backward(T* out, const Sequence<T>& s, const T* w_hh, int64_t depth,
-                          Range vectors, int tid, int size) {
+inline void pack_backward(T* out, const Sequence<T>& s, const T* w_hh, int64_t depth, Range vectors,
+                          int tid, int size) {
     constexpr int64_t L = kLanes<T>;
     const Range mine = share((vectors.end - vectors.begin + 1) / 2, 1, tid, size);
     for (int64_t p = mine.begin; p < mine.end; ++p) {
@@ -158,11 +158,10 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
             int64_t unit = own.vectors.begin;
             for (int64_t j = first; j < last && end > begin; j += 2) {
                 const int vecs = last - j < 2 ? 1 : 2;
-                run_panel(blocks, begin, vecs, H, now, panels + j * H * L,
-                          [&](int v, int64_t row) {
-                              const int64_t u = (j + v) / G;
-                              return cell.column(t, row, (j + v) % G, u * L, units_in(s, u));
-                          });
+                run_panel(blocks, begin, vecs, H, now, panels + j * H * L, [&](int v, int64_t row) {
+                    const int64_t u = (j + v) / G;
+                    return cell.column(t, row, (j + v) % G, u * L, units_in(s, u));
+                });
                 for (; (unit + 1) * G <= j + vecs; ++unit)
                     cell.finish(t, Range{begin, end}, unit * L, units_in(s, unit));
             }
@@ -269,18 +268,33 @@ template <class T>
 void input_gradients(T* dx, T* dw_ih, const T* d, const T* x, const T* w_ih, int64_t rows,
                      int64_t inputs, int64_t columns) {
     if (dx != nullptr)
-        gemm(GemmArgs<T>{.M = rows, .N = inputs, .K = columns, .a = {d, columns, false},
-                         .b = {w_ih, inputs, true}, .c = dx, .ldc = inputs});
-    gemm(GemmArgs<T>{.M = columns, .N = inputs, .K = rows, .a = {d, columns, true},
-                     .b = {x, inputs, true}, .c = dw_ih, .ldc = inputs});
+        gemm(GemmArgs<T>{.M = rows,
+                         .N = inputs,
+                         .K = columns,
+                         .a = {d, columns, false},
+                         .b = {w_ih, inputs, true},
+                         .c = dx,
+                         .ldc = inputs});
+    gemm(GemmArgs<T>{.M = columns,
+                     .N = inputs,
+                     .K = rows,
+                     .a = {d, columns, true},
+                     .b = {x, inputs, true},
+                     .c = dw_ih,
+                     .ldc = inputs});
 }
 
 // dw_hh = d^T h_prev, where h_prev is h0 at the first step and y one step earlier at the others.
 template <class T>
-void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns,
-                        int64_t ld, const T* h0, const T* y) {
-    gemm(GemmArgs<T>{.M = columns, .N = s.hidden, .K = s.steps * s.batch, .a = {d, ld, true},
-                     .b = {y, s.hidden, true, h0, s.batch}, .c = dw_hh, .ldc = s.hidden});
+void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
+                        const T* h0, const T* y) {
+    gemm(GemmArgs<T>{.M = columns,
+                     .N = s.hidden,
+                     .K = s.steps * s.batch,
+                     .a = {d, ld, true},
+                     .b = {y, s.hidden, true, h0, s.batch},
+                     .c = dw_hh,
+                     .ldc = s.hidden});
 }
 
 // rec starts as the gradient of the last state, which may be absent.

@@ -61,8 +61,14 @@ inline T negative_log(T z_target, T top, double sum) {
 template <class T>
 inline void block_logits(T* z, const T* h, const T* w, const T* b, int64_t tokens, int64_t H,
                          int64_t V) {
-    gemm(GemmArgs<T>{.M = tokens, .N = V, .K = H, .a = {h, H, false}, .b = {w, H, false}, .c = z,
-                     .ldc = V, .bias = b});
+    gemm(GemmArgs<T>{.M = tokens,
+                     .N = V,
+                     .K = H,
+                     .a = {h, H, false},
+                     .b = {w, H, false},
+                     .c = z,
+                     .ldc = V,
+                     .bias = b});
 }
 
 template <class T>
@@ -78,8 +84,8 @@ void xent_forward(const XentForwardArgs<T>& a) {
             for (int64_t n = mine.begin; n < mine.end; ++n) {
                 T* const row = z + n * a.V;
                 const T top = row_max(row, a.V);
-                a.nll[n0 + n] = negative_log(row[a.targets[n0 + n]], top,
-                                             exp_sum<T, false>(row, a.V, top));
+                a.nll[n0 + n] =
+                    negative_log(row[a.targets[n0 + n]], top, exp_sum<T, false>(row, a.V, top));
             }
         };
         parallel(threads_for(16.0 * double(tokens) * double(a.V)), body);
@@ -118,10 +124,21 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
             }
         };
         parallel(threads_for(32.0 * double(tokens) * double(a.V)), softmax);
-        gemm(GemmArgs<T>{.M = tokens, .N = a.H, .K = a.V, .a = {z, a.V, false},
-                         .b = {a.w, a.H, true}, .c = a.dh + n0 * a.H, .ldc = a.H});
-        gemm(GemmArgs<T>{.M = a.V, .N = a.H, .K = tokens, .a = {z, a.V, true}, .b = {h, a.H, true},
-                         .c = a.dw, .ldc = a.H, .accumulate = n0 > 0});
+        gemm(GemmArgs<T>{.M = tokens,
+                         .N = a.H,
+                         .K = a.V,
+                         .a = {z, a.V, false},
+                         .b = {a.w, a.H, true},
+                         .c = a.dh + n0 * a.H,
+                         .ldc = a.H});
+        gemm(GemmArgs<T>{.M = a.V,
+                         .N = a.H,
+                         .K = tokens,
+                         .a = {z, a.V, true},
+                         .b = {h, a.H, true},
+                         .c = a.dw,
+                         .ldc = a.H,
+                         .accumulate = n0 > 0});
         if (a.db != nullptr) {
             sum_rows(n0 == 0 ? a.db : db, static_cast<const T*>(z), tokens, a.V);
             for (int64_t v = 0; n0 > 0 && v < a.V; ++v) a.db[v] += db[v];

@@ -6,11 +6,12 @@
 //             log_prob[n, v] = z[n, v] - logsumexp(z[n]).
 // Shapes      h dh [N,H]  w dw [V,H]  b db [V]  targets weights nll [N]  log_prob [N,V]
 // Aliasing    none.
+// Saved       nothing.
 // Numerics    the maximum and the log of the sum are subtracted one after the other, never as
 //             their float32 sum; the sum over V runs in lanes over blocks of 4096, the blocks in
 //             double; products as in recurrent/lstm.h. A NaN or infinite logit gives a NaN nll.
 // Threading   any number of threads gives the same bits.
-// Memory      a block of about 10 MB of logits (at least 128 tokens), whatever N.
+//             Memory: a block of about 10 MB of logits (at least 128 tokens), whatever N.
 #pragma once
 
 #include <cstdint>

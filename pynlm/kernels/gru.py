@@ -42,7 +42,7 @@ def gru_forward(
         Saved for `gru_backward`: r, z, n after their nonlinearities, and hn. Unspecified beyond a
         row's length. None: forward only.
     x : [T, B, I]
-        Input.
+        Input. Beyond a row's length it must be finite and has no effect.
     h0 : [B, H]
         Initial state.
     w_ih : [3H, I], w_hh : [3H, H]

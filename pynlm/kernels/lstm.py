@@ -42,7 +42,7 @@ def lstm_forward(
         Saved for `lstm_backward`: i, f, g, o after their nonlinearities, and the cell states.
         Unspecified beyond a row's length. None: forward only.
     x : [T, B, I]
-        Input.
+        Input. Beyond a row's length it must be finite and has no effect.
     h0, c0 : [B, H]
         Initial state.
     w_ih : [4H, I], w_hh : [4H, H], b : [4H]

@@ -31,7 +31,7 @@ def rnn_forward(
     h_last : [B, H], output
         State after each row's own last step; h0 where the length is 0.
     x : [T, B, I]
-        Input.
+        Input. Beyond a row's length it must be finite and has no effect.
     h0 : [B, H]
         Initial state.
     w_ih : [H, I], w_hh : [H, H], b : [H]

@@ -158,7 +158,7 @@ def check_nan_shows(function: str, case: Case, dtype: Any) -> None:
         ):
             continue
         given = arguments(function, case, dtype)
-        given[name].reshape(-1)[value.size // 2] = np.nan
+        given[name].reshape(-1)[0] = np.nan  # step 0 of the longest row, which takes part
         got, want = run(function, given, "cpu"), run_oracle(function, given)
         for output, expected in want.items():
             if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":

@@ -307,7 +307,7 @@ def _write_directory(directory: Path, snapshot: Snapshot) -> None:
         ("model.safetensors", snapshot.model, metadata),
         ("training.safetensors", snapshot.training, {"format": FORMAT}),
     ):
-        # One entry: the library writes several in random order, and equal models shall be equal files.
+        # One entry: the library writes several in random order; equal models are equal files.
         packed = {"pynlm": json.dumps(header, sort_keys=True)}
         data = save({key: np.ascontiguousarray(x) for key, x in tensors.items()}, packed)
         _write_file(directory / name, data)

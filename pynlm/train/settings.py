@@ -96,7 +96,7 @@ def decide(
         run = Path(out)
     stored = run / "config.toml"
     if not resume:
-        if stored.exists() or (run / "checkpoints").exists():
+        if (run / "last").exists() or (run / "checkpoints").exists():
             raise FileExistsError(
                 f"{run} already holds a run; continue it with resume (--resume), or choose "
                 "another folder"

@@ -179,10 +179,12 @@ class Trainer:
         """Vocabulary, ids, model and optimiser, as new or as the last checkpoint left them."""
         run, recipe = self.folder, self.recipe
         snapshot = self._last_snapshot()
-        replace_file(run / "config.toml", to_toml(recipe).encode())
         tokenizer = None if snapshot is None else _stored_tokenizer(run, snapshot)
         self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
+        total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
+        # Only now, so that a text that cannot be used leaves no run behind.
+        replace_file(run / "config.toml", to_toml(recipe).encode())
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
         else:
@@ -204,10 +206,7 @@ class Trainer:
         self._drawn = 0.0
         self._first = self.position.tokens
         self._seconds = self.position.seconds
-        per_epoch = make_batches(recipe, self.data, 0).tokens
-        self._reporter = Reporter(
-            quiet=self._quiet, total=per_epoch * recipe.train.epochs, done=self._first
-        )
+        self._reporter = Reporter(quiet=self._quiet, total=total, done=self._first)
         self._announce(resumed=snapshot is not None)
 
     def _last_snapshot(self) -> Snapshot | None:

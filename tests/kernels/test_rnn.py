@@ -112,7 +112,7 @@ def test_optional_arguments_of_backward(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["primes-tanh", "primes-relu", "ragged-tanh"])
+@pytest.mark.parametrize("name", ["primes-tanh", "primes-relu"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_nan_shows(function: str, name: str, dtype: str) -> None:
     check_nan_shows(function, find_case("rnn", name), dtype)

@@ -172,7 +172,7 @@ def test_without_db() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["primes", "many-words", "one-word"])
+@pytest.mark.parametrize("name", ["primes", "many-rows", "one-word"])
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_nan_shows(function: str, name: str, dtype: str) -> None:
     check_nan_shows(function, find_case("xent", name), dtype)

@@ -74,7 +74,7 @@ def make(
     monkeypatch.setattr("pynlm.train.trainer.draw_curve", lambda *args, **kwargs: True)
 
     def build(out: str = "run", **arguments: Any) -> Trainer:
-        arguments = {"recipe": tiny, **texts, "quiet": True, "backend": "reference", **arguments}
+        arguments = {"recipe": tiny, **texts, "quiet": True, **arguments}
         return Trainer(out=tmp_path / out, **arguments)
 
     return build

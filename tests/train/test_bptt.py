@@ -98,10 +98,12 @@ CASES = [
     ("rnn_tanh", False, {"loss": "mean"}, {"kind": "adagrad", "lr": 0.05, "eps": 1e-10}),
 ]
 
+NAMES = [f"{cell}-{rule['kind']}" for cell, _, _, rule in CASES]
+
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("batching", ["contiguous", "sentences"])
-@pytest.mark.parametrize("cell,tied,train,rule", CASES, ids=[f"{c[0]}-{c[3]['kind']}" for c in CASES])
+@pytest.mark.parametrize("cell,tied,train,rule", CASES, ids=NAMES)
 def test_twenty_steps_follow_torch(
     cell: str,
     tied: bool,

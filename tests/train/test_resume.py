@@ -220,9 +220,7 @@ def test_another_vocabulary_is_refused(make: Make, tmp_path: Path) -> None:
         make(resume=True).run()
 
 
-def test_a_changed_text_is_refused(
-    make: Make, tmp_path: Path, texts: dict[str, Path]
-) -> None:
+def test_a_changed_text_is_refused(make: Make, tmp_path: Path, texts: dict[str, Path]) -> None:
     text = tmp_path / "mine.txt"
     text.write_bytes(texts["text"].read_bytes())
     make(text=text).run()

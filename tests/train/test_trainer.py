@@ -33,8 +33,6 @@ def test_a_run_leaves_what_it_promises(make: Make, tmp_path: Path) -> None:
     assert result.epochs == 3
     assert result.valid is not None
     assert result.test is not None
-    # There is something to learn, and it is learnt.
-    assert result.test.perplexity < 0.8 * result.unigram_perplexity
     assert result.tokens_per_second > 0.0
     log = read_log(run / "log.jsonl")
     events = [event["event"] for event in log]
@@ -53,6 +51,13 @@ def test_a_run_leaves_what_it_promises(make: Make, tmp_path: Path) -> None:
     assert recipe == result.recipe
 
 
+def test_what_there_is_to_learn_is_learnt(make: Make) -> None:
+    easy = {f"model.dropout_{place}": 0.0 for place in ("input", "between", "output")}
+    result = make(overrides={**easy, "train.epochs": 12, "model.hidden_sizes": [16]}).run()
+    assert result.test is not None
+    assert result.test.perplexity < 0.5 * result.unigram_perplexity
+
+
 def test_five_lines_of_python(texts: dict[str, Path], tmp_path: Path) -> None:
     overrides = ["model.hidden_sizes=[8]", "train.epochs=1", "train.bptt=5", "train.batch_size=4"]
     result = run_training(
@@ -62,7 +67,6 @@ def test_five_lines_of_python(texts: dict[str, Path], tmp_path: Path) -> None:
         seed=3,
         overrides=overrides,
         quiet=True,
-        backend="reference",
     )
     assert result.recipe.train.seed == 3
     assert result.valid_perplexity is not None
@@ -151,28 +155,28 @@ def test_stripes_are_for_choosing_only(make: Make) -> None:
     assert striped.valid == whole.valid
 
 
-@pytest.mark.parametrize("poison", ["loss", "gradient"])
+@pytest.mark.parametrize("poison", ["loss", "gradient", "weight"])
 def test_nan_stops_and_keeps_the_last_good_checkpoint(
-    make: Make, tmp_path: Path, poison: str
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str
 ) -> None:
-    every = {"train.checkpoint_seconds": 0}
-    trainer = make(overrides=every)
-
     def on_step(progress: Any) -> None:
-        if progress.step == 10:
-            model = trainer.model
-            if poison == "loss":
-                model.head.bias.data[0] = np.nan
-            else:  # finite loss, infinite gradient
-                model.embedding.weight.data[...] = 3e38
+        if progress.step != 10:
+            return
+        if poison == "gradient":
+            monkeypatch.setattr("pynlm.train.bptt.gradient_norm", lambda *_, **__: math.inf)
+        else:
+            trainer.model.parameters["head.bias"].data[0] = np.nan
+            if poison == "loss":  # otherwise it is found before it is saved
+                trainer.recipe.train.__dict__["checkpoint_seconds"] = 1e9
 
-    trainer = make(overrides=every, on_step=on_step)
+    trainer = make(overrides={"train.checkpoint_seconds": 0}, on_step=on_step)
     with pytest.raises(TrainingDiverged) as caught:
         trainer.run()
     message = str(caught.value)
-    assert "step 1" in message
-    assert "the last good checkpoint is" in message
-    assert "(after step 9)" in message
+    step = {"loss": "loss of step 11", "gradient": "norm of step 11", "weight": "after step 10"}
+    assert step[poison] in message
+    good = 10 if poison == "gradient" else 9
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'last'} (after step {good})" in message
     model, _, _ = load_model(tmp_path / "run", "last")
     assert np.isfinite(model.parameters.data).all()
     assert read_log(tmp_path / "run" / "log.jsonl")[-1]["event"] == "diverged"
@@ -184,25 +188,22 @@ def test_nan_between_checkpoints_names_the_step(make: Make) -> None:
             trainer.model.parameters["head.bias"].data[0] = np.inf
 
     trainer = make(on_step=on_step)
-    with pytest.raises(TrainingDiverged, match=r"loss of step 11 is .*no checkpoint had been saved"):
+    message = r"loss of step 11 is nan.*no checkpoint had been saved"
+    with pytest.raises(TrainingDiverged, match=message):
         trainer.run()
 
 
 def test_an_explosion_is_caught(make: Make) -> None:
     wild = {"optimiser.kind": "sgd", "optimiser.lr": 1e38, "train.clip_norm": None}
-    with (
-        pytest.warns(RuntimeWarning) if False else np.errstate(all="ignore"),
-        pytest.raises(TrainingDiverged, match=r"(loss|gradient's norm) of step \d+ is|not finite"),
-    ):
+    message = r"(loss|gradient's norm) of step \d+ is|not finite"
+    with pytest.raises(TrainingDiverged, match=message):
         make(overrides=wild).run()
 
 
 def test_the_end_is_held_out_without_a_validation_text(
     texts: dict[str, Path], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    trainer = Trainer(
-        tiny, text=texts["text"], out=tmp_path / "run", quiet=True, backend="reference"
-    )
+    trainer = Trainer(tiny, text=texts["text"], out=tmp_path / "run", quiet=True)
     trainer.run()
     data = trainer.data
     ids = data.tokenizer.encode_file(texts["text"])
@@ -216,9 +217,7 @@ def test_several_training_files(
     texts: dict[str, Path], tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     both = [texts["text"], str(texts["test"])]
-    trainer = Trainer(
-        tiny, text=both, valid=texts["valid"], out=tmp_path / "run", quiet=True, backend="reference"
-    )
+    trainer = Trainer(tiny, text=both, valid=texts["valid"], out=tmp_path / "run", quiet=True)
     trainer.run()
     sizes = [len(trainer.tokenizer.encode_file(path)) for path in both]
     assert len(trainer.data.train) == sum(sizes)

@@ -1,0 +1,169 @@
+"""Memory that training takes: each contender in a process of its own.
+
+The process first trains a tiny model of the same kind for a few steps, so that libraries are loaded
+and threads started; what it holds then is the base. From there the growth of its resident memory is
+followed through building the model and its training steps, with the peak within a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.catalogue import Train
+from bench.inputs import batches
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 100
+CONTENDERS = ("pynlm", "torch")
+
+_TINY_STEPS, _TINY_VOCABULARY = 3, 50
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of one contender, in bytes above the base.
+
+    Attributes
+    ----------
+    case, contender, threads, steps
+        What was run.
+    first, second, last
+        After the first, the second and the last step.
+    peak
+        The most at any moment.
+    """
+
+    case: str
+    contender: str
+    threads: int
+    steps: int
+    first: int
+    second: int
+    last: int
+    peak: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def measure(case: Train, contender: str, threads: int, steps: int = STEPS) -> Memory:
+    """Train in a new process and follow its memory.
+
+    Raises
+    ------
+    RuntimeError
+        The process failed; the message holds what it printed.
+    """
+    command = [sys.executable, "-m", "bench.memory", contender, case.recipe]
+    command += ["--vocabulary", str(case.V), "--threads", str(threads), "--steps", str(steps)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return Memory(**json.loads(done.stdout))
+
+
+def follow(case: Train, contender: str, threads: int, steps: int) -> Memory:
+    """Train in this process and follow its memory."""
+    make = {"pynlm": _ours, "torch": _torch}[contender]
+    tiny = replace(case, V=_TINY_VOCABULARY)
+    step = make(tiny, threads, _TINY_STEPS)
+    for i in range(_TINY_STEPS):
+        step(i)
+    del step
+    gc.collect()
+
+    base = _resident()
+    _reset_peak()
+    # The batches are the data, not the training; they are small beside any model.
+    step = make(case, threads, steps)
+    grown = []
+    for i in range(steps):
+        step(i)
+        grown.append(_resident() - base)
+    peak = max(_peak() - base, *grown)
+    return Memory(case.name, contender, threads, steps, grown[0], grown[1], grown[-1], peak)
+
+
+def _ours(case: Train, threads: int, steps: int) -> Callable[[int], float]:
+    from bench.ours import Trainee
+    from pynlm import kernels
+
+    kernels.set_num_threads(threads)
+    supply = batches(case, steps)
+    trainee = Trainee(case)
+    trainee.model.initialise(1)
+    return lambda i: trainee.step(supply[i])
+
+
+def _torch(case: Train, threads: int, steps: int) -> Callable[[int], float]:
+    from bench.peers import with_torch
+
+    with_torch.set_threads(threads)
+    supply = [with_torch.as_tensors(batch) for batch in batches(case, steps)]
+    trainee = with_torch.Trainee(case, with_torch.losses()["torch"])
+    return lambda i: trainee.step(*supply[i])
+
+
+def _resident() -> int:
+    """Bytes of this process in memory now."""
+    try:
+        # Exact, other than the counters in `status`, which the kernel updates in batches.
+        found = re.search(r"^Rss:\s+(\d+)", Path("/proc/self/smaps_rollup").read_text(), re.M)
+    except OSError:
+        found = None
+    if found is None:
+        shown = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True
+        )
+        return int(shown.stdout) * 1024
+    return int(found[1]) * 1024
+
+
+def _reset_peak() -> None:
+    """Forget the peak so far, where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak() -> int:
+    """The most bytes that this process had in memory at once."""
+    try:
+        found = re.search(r"^VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Follow one contender and print its figures as JSON."""
+    parser = argparse.ArgumentParser(description="Memory of training steps, in this process.")
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("recipe")
+    parser.add_argument("--vocabulary", type=int, default=Train.V)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=STEPS, help="at least 2")
+    given = parser.parse_args()
+    case = Train(given.recipe, given.vocabulary)
+    print(json.dumps(follow(case, given.contender, given.threads, given.steps).to_dict()))
+
+
+if __name__ == "__main__":
+    main()

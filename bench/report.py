@@ -1,0 +1,149 @@
+"""Measure all families and write the page of this machine: `python -m bench.report [--quick]`.
+
+Files in `bench/results/`: NAME.json with all figures, NAME.md, and its plots. NAME is the machine's,
+with "-quick" for a quick run. `--render FILE.json` makes page and plots anew from a record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from bench import catalogue, machine, memory, page
+from bench.catalogue import FAMILIES, Case, Train
+from bench.measure import compare
+from bench.peers import Peer, available
+from bench.plots import draw
+from bench.record import Record
+from bench.timing import Budget, Peak, threads
+from pynlm import kernels
+
+RESULTS = Path(__file__).resolve().parent / "results"
+QUICK = Budget(seconds=0.5, least=3, patience=2.0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line."""
+    given = _parser().parse_args(arguments)
+    if given.render is not None:
+        write(Record.load(given.render), given.render.parent)
+        return
+    counts = sorted({1, kernels.get_num_threads()}) if given.threads is None else given.threads
+    budget = QUICK if given.quick else Budget()
+    if given.seconds is not None:
+        budget = budget._replace(seconds=given.seconds)
+    name = (given.name or machine.file_name()) + ("-quick" if given.quick else "")
+    cases = chosen(given.family or list(FAMILIES), given.only, quick=given.quick)
+    if not cases:
+        sys.exit(f"bench.report: no case matches {given.only!r}")
+    record = run(name, cases, counts, budget)
+    given.out.mkdir(parents=True, exist_ok=True)
+    write(record, given.out)
+
+
+def chosen(families: list[str], only: str | None, *, quick: bool) -> list[Case]:
+    """Cases of some families whose name or group contains `only`."""
+    return [
+        case
+        for family in families
+        for case in FAMILIES[family]
+        if (case.quick or not quick) and (only is None or only in catalogue.identifier(case))
+    ]
+
+
+def run(name: str, cases: list[Case], counts: list[int], budget: Budget) -> Record:
+    """Measure and print as it goes."""
+    peers = available()
+    record = Record(name, machine.facts(peers))
+    print("\n".join(f"{key:<10} {value}" for key, value in record.facts.items()))
+    if not peers:
+        print("no peer is installed: shares of the peak only (pip install torch)")
+    others, peak = machine.OtherWork(), Peak()
+    fitting = [case for case in cases if _fits(case, record)]
+    for n in counts:
+        with threads(n, peers):
+            peak.measure(bursts=50)
+        print(f"\n{page.threads(n)}, peak {peak.best(n) / 1e9:.0f} GFLOP/s")
+        for case in fitting:
+            result = compare(case, n, peers, budget)
+            with threads(n, peers):
+                peak.measure()
+            record.results.append(result)
+            print(page.line(result, peak.best(n)), flush=True)
+    _measure_memory(
+        [case for case in fitting if isinstance(case, Train)], max(counts), peers, record
+    )
+    record.peaks = {n: peak.to_dict()[str(n)] for n in counts}
+    record.facts["other work"] = _other_work(others)
+    disturbed = sum(r.disturbed for r in record.results)
+    if disturbed:
+        record.facts["disturbed"] = f"{disturbed} turns began while others' threads still ran"
+    return record
+
+
+def _fits(case: Case, record: Record) -> bool:
+    free = machine.available_memory()
+    if case.bytes <= 0.8 * free:
+        return True
+    need = f"{case.bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    record.left_out[f"{case.group} {case.name}"] = f"takes up to {need}"
+    return False
+
+
+def _measure_memory(cases: list[Train], n: int, peers: list[Peer], record: Record) -> None:
+    for case in cases:
+        print(f"\nmemory of {case.name} over {memory.STEPS} steps, {page.threads(n)}")
+        for contender in memory.CONTENDERS if peers else memory.CONTENDERS[:1]:
+            found = memory.measure(case, contender, n)
+            record.memory.append(found)
+            print(
+                f"{contender:<8} after step 1 {page.mebibytes(found.first)} MiB, step 2 "
+                f"{page.mebibytes(found.second - found.first, sign=True)}, to the last "
+                f"{page.mebibytes(found.last - found.second, sign=True)}, "
+                f"peak {page.mebibytes(found.peak)} MiB",
+                flush=True,
+            )
+
+
+def _other_work(others: machine.OtherWork) -> str:
+    share = others.share()
+    taken = "" if share is None else f"took {share * 100:.0f} % of the CPU time of this run; "
+    return f"{taken}load average {others.load:.1f} before it"
+
+
+def write(record: Record, folder: Path) -> None:
+    """JSON, page and plots."""
+    record.save(folder / f"{record.name}.json")
+    plots = draw(record, folder)
+    text = page.render(record, plots)
+    (folder / f"{record.name}.md").write_text(text, encoding="utf-8")
+    print()
+    for s in record.summaries():
+        mean = (
+            f"geometric mean {page.times(s.mean)}, least {page.times(s.least)}; " if s.mean else ""
+        )
+        low, high = map(page.percent, s.shares)
+        print(f"{s.group:<22} {page.threads(s.threads):<10} {mean}{low} to {high} of peak")
+    print(f"\n{folder / record.name}.md")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="small cases, few rounds: under two minutes")
+    add("--family", action="append", choices=list(FAMILIES), help="only this one (repeatable)")
+    add("--only", metavar="TEXT", help="only cases whose name contains it (LSTM-training, 200)")
+    add("--threads", type=int, action="append", metavar="N", help="default: 1, and all")
+    add("--seconds", type=float, help=f"for each case (default {Budget().seconds:g})")
+    add("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
+    add("--name", help="of the machine, for the files")
+    add("--render", type=Path, metavar="JSON", help="only make page and plots from a record")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
