@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FLOAT = 4  # bytes
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 
-SMOKE_STEPS, SMOKE_VOCABULARY = 3, 4000
+SMOKE_STEPS, SMOKE_VOCABULARY = 3, 1000
 
 
 class Goal(NamedTuple):

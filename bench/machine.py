@@ -78,6 +78,11 @@ def available_memory() -> int:
     return min(bounds)
 
 
+def has_room_for(size: int) -> bool:
+    """Whether `size` bytes leave something free."""
+    return size <= 0.8 * available_memory()
+
+
 class OtherWork:
     """How much of the machine other processes took from its making until asked.
 

@@ -1,7 +1,7 @@
 """Measure all families and write the page of this machine: `python -m bench.report [--quick]`.
 
-Files in `bench/results/`: NAME.json with all figures, NAME.md, and its plots. NAME is the machine's,
-with "-quick" for a quick run. `--render FILE.json` makes page and plots anew from a record.
+Files in `bench/results/`: NAME.json with all figures, NAME.md, and its plots. NAME is that of the
+machine, with "-quick" for a quick run. `--render FILE.json` makes page and plots from a record.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget) -> Reco
 
 
 def _fits(case: Case, record: Record) -> bool:
-    free = machine.available_memory()
-    if case.bytes <= 0.8 * free:
+    if machine.has_room_for(case.bytes):
         return True
+    free = machine.available_memory()
     need = f"{case.bytes / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     record.left_out[f"{case.group} {case.name}"] = f"takes up to {need}"
     return False

@@ -47,6 +47,12 @@ class Budget(NamedTuple):
     most: int = 200
     patience: float = 5.0
 
+    def rounds(self, seconds: float) -> int:
+        """How many rounds that take so long each."""
+        few = min(3, self.least)
+        least = min(self.least, max(few, int(self.patience * self.seconds / seconds)))
+        return min(max(least, int(self.seconds / seconds)), self.most)
+
     def enough(self, rounds: int, seconds: float) -> bool:
         """Whether so many rounds in so much time will do."""
         if rounds >= self.most:

@@ -10,6 +10,7 @@ from pynlm.testing import (
     CASES,
     DTYPES,
     arguments,
+    assert_same_bits,
     check_against_reference,
     check_against_torch,
     check_contract,
@@ -105,3 +106,14 @@ def test_negative_id_in_the_gradient() -> None:
         IndexError, match=r"^embedding_backward: ids\[7\] must be in \[0, .*got -3$"
     ):
         kernels.embedding_backward(**given)
+
+
+@pytest.mark.parametrize("name", ["same-id", "threads"])
+def test_sums_in_the_order_of_the_positions(name: str) -> None:
+    """Both backends add one row after the other, so even float32 agrees to the last bit."""
+    fast, plain = (
+        arguments("embedding_backward", find_case("embedding", name), "float32") for _ in range(2)
+    )
+    n = kernels.embedding_backward(**fast)
+    assert n == kernels.embedding_backward(**plain, backend="reference")
+    assert_same_bits(fast["drows"][:n], plain["drows"][:n], what="drows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,15 @@ from pynlm.train.optimisers import make_optimiser
 torch = pytest.importorskip("torch")
 
 V, E, H = 23, 6, (7, 5)
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """torch's spinning threads take many times longer than the work where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def make_model(cell: str, tied: bool = False) -> RecurrentLM:
