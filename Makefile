@@ -97,7 +97,7 @@ lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/stubtest pynlm._kernels
 
 wheel: $(VENV)/.made  ## a wheel in dist/
-	$(pip) wheel --no-deps -w dist .
+	$(pip) wheel --no-deps -Cbuild-dir=build/wheel -w dist .
 
 clean:  ## remove what the build made (not $(VENV))
 	rm -rf build dist

@@ -30,7 +30,10 @@ _results: list[tuple[Result, Peak]] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--bench-threads", type=int, metavar="N", help="threads of all contenders (default: all)"
+        "--bench-threads",
+        type=int,
+        metavar="N",
+        help="of all contenders (default: all, or 1 with --benchmark-disable)",
     )
 
 
@@ -57,8 +60,9 @@ def peak() -> Peak:
 
 @pytest.fixture(autouse=True)
 def equal_threads(request: pytest.FixtureRequest, peers: list[Peer]) -> Iterator[None]:
-    """As many threads for all."""
-    n = request.config.getoption("--bench-threads") or kernels.get_num_threads()
+    """As many threads for all; one in a smoke test, which may share its machine with others."""
+    smoke = request.config.getoption("benchmark_disable")
+    n = request.config.getoption("--bench-threads") or (1 if smoke else kernels.get_num_threads())
     with threads(n, peers):
         yield
 

@@ -31,8 +31,8 @@ class Result:
         Of the case's matrix products.
     times
         By contender; pynlm first.
-    spread
-        Quartiles of the ratio of the best peer's time to pynlm's in the same round.
+    ratios
+        Quartiles, over the rounds, of the fastest peer's time over pynlm's in the same round.
     disturbed
         Turns during which another contender's threads would not come to rest.
     """
@@ -44,7 +44,7 @@ class Result:
     threads: int
     flops: float
     times: dict[str, Times]
-    spread: tuple[float, float] | None
+    ratios: tuple[float, float, float] | None
     disturbed: int
 
     @property
@@ -59,8 +59,8 @@ class Result:
 
     @property
     def ratio(self) -> float | None:
-        """Median time of the fastest peer over pynlm's: above 1 pynlm is faster."""
-        return None if self.peer is None else self.times[self.peer].median / self.ours.median
+        """The fastest peer's time over pynlm's, median of `ratios`: above 1 pynlm is faster."""
+        return None if self.ratios is None else self.ratios[1]
 
     def share(self, name: str, peak: float) -> float:
         """What part of the peak (FLOP/s) a contender's matrix products make up."""
@@ -75,7 +75,7 @@ class Result:
         """The inverse of `to_dict`."""
         given = {k: v for k, v in values.items() if k not in ("peer", "ratio")}
         given["times"] = {name: Times(**times) for name, times in given["times"].items()}
-        given["spread"] = given["spread"] and tuple(given["spread"])
+        given["ratios"] = given["ratios"] and tuple(given["ratios"])
         return cls(**given)
 
 
@@ -138,11 +138,10 @@ def result_of(case: Case, n: int, seconds: dict[str, list[float]], disturbed: in
     """Figures from the seconds of all rounds."""
     times = {name: Times.of(values) for name, values in seconds.items()}
     peer = best_peer({name: t.median for name, t in times.items()})
-    spread = None
+    ratios = None
     if peer is not None:
         pairs = zip(seconds[peer], seconds[ours.NAME], strict=True)
-        low, _, high = quartiles([theirs / own for theirs, own in pairs])
-        spread = (low, high)
+        ratios = quartiles([theirs / own for theirs, own in pairs])
     return Result(
-        case.family, case.group, case.name, case.train, n, case.flops, times, spread, disturbed
+        case.family, case.group, case.name, case.train, n, case.flops, times, ratios, disturbed
     )

@@ -113,7 +113,8 @@ def _torch(case: Train, threads: int, steps: int) -> Callable[[int], float]:
 
     with_torch.set_threads(threads)
     supply = [with_torch.as_tensors(batch) for batch in batches(case, steps)]
-    trainee = with_torch.Trainee(case, with_torch.losses()["torch"])
+    loss = with_torch.losses()["torch"]
+    trainee = with_torch.Trainee(case.settings, case.config, loss)
     return lambda i: trainee.step(*supply[i])
 
 

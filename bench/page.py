@@ -27,8 +27,9 @@ _METHOD = """\
 ## How it is measured
 
 - All contenders of a case run in one process on the same numbers, after a check that their results
-  agree. They take turns, call by call, in an order that changes from round to round; figures are
-  medians over the rounds, in brackets the quartiles of the ratio within a round.
+  agree. They take turns, call by call, in an order that changes from round to round. Times are
+  medians over the rounds; a ratio is the median of the ratios within each round, with their
+  quartiles in brackets.
 - Before each turn the process waits until none of its threads uses the CPU, so that nobody's
   spinning workers (torch's OpenMP spins for milliseconds after a call) take a core from the next;
   then one call that does not count wakes the contender's threads and fetches its data, and the next
@@ -120,13 +121,13 @@ def _cells(record: Record, results: list[Result]) -> list[str]:
         return [""] * 5
     (r,) = results
     own = [duration(r.ours.median), "", "", percent(record.share(r)), ""]
-    if r.peer is None or r.spread is None:
+    if r.peer is None or r.ratios is None:
         return own
     goal = record.step_goal(r)
     aimed = f", goal {goal:g}×" if goal else ""
     mark = " ◦" if "linear_cross_entropy" in r.peer else ""
     own[1] = duration(r.times[r.peer].median) + mark
-    own[2] = f"**{times(r.ratio)}** ({r.spread[0]:.2f}–{r.spread[1]:.2f}{aimed})"
+    own[2] = f"**{times(r.ratio)}** ({r.ratios[0]:.2f}–{r.ratios[2]:.2f}{aimed})"
     own[4] = percent(record.share(r, r.peer))
     return own
 
@@ -192,8 +193,8 @@ def line(result: Result, peak: float) -> str:
     """One result in one line, for the terminal."""
     own = f"{ours.NAME} {duration(result.ours.median):>8}  {percent(result.share(ours.NAME, peak))}"
     found = f"{result.group:<18} {result.case:<18} {own:>22} of peak"
-    if result.peer is not None and result.spread is not None:
-        low, high = result.spread
+    if result.peer is not None and result.ratios is not None:
+        low, _, high = result.ratios
         peer = f"{result.peer} {duration(result.times[result.peer].median)}"
         found += f"  {times(result.ratio):>6} ({low:.2f}–{high:.2f}) of {peer}"
     return found + f"  [{result.ours.rounds} rounds]"

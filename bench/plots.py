@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by all.
 _COLOURS = ("#E69F00", "#0072B2")
+_LETTERS = ("#8A5F00", "#0072B2")
 _PEER = "#767676"
 _COLUMNS = 3
 _DPI = 100
@@ -69,7 +70,7 @@ def _save(record: Record, path: Path, panel: Any, what: str) -> None:
         handles, labels, loc="outside upper right", ncols=len(labels), fontsize=9, frameon=False
     )
     title = {
-        "ratio": "Fastest peer's time / pynlm's: right of the line pynlm is faster",
+        "ratio": "Fastest peer's time / pynlm's: right of the line pynlm is faster (bars: quartiles)",
         "share": "Share of the machine's multiply-add peak",
     }[what]
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
@@ -89,8 +90,9 @@ def _ratios(record: Record, group: str, ax: Axes) -> None:
         # Bars start at 1: their direction tells who is faster.
         places = [i + (k - (len(counts) - 1) / 2) * height for i, _ in rows]
         ratios = [r.ratio or 1.0 for _, r in rows]
-        low = [max(r.ratio - r.spread[0], 0.0) for _, r in rows if r.ratio and r.spread]
-        high = [max(r.spread[1] - r.ratio, 0.0) for _, r in rows if r.ratio and r.spread]
+        quartiles = [r.ratios or (1.0, 1.0, 1.0) for _, r in rows]
+        low = [middle - lower for lower, middle, _ in quartiles]
+        high = [upper - middle for _, middle, upper in quartiles]
         ax.barh(
             places,
             [ratio - 1 for ratio in ratios],
@@ -101,26 +103,16 @@ def _ratios(record: Record, group: str, ax: Axes) -> None:
             xerr=[low, high],
             error_kw={"elinewidth": 0.8, "ecolor": "#333333"},
         )
-        for place, ratio, up in zip(places, ratios, high, strict=True):
+        for place, ratio in zip(places, ratios, strict=True):
+            # In a column at the edge: behind a long whisker a number would be read off its end.
             ax.annotate(
                 f"{ratio:.2f}",
-                (max(ratio + up, 1.0), place),
-                xytext=(3, 0),
-                textcoords="offset points",
+                (1, place),
+                xycoords=("axes fraction", "data"),
+                ha="right",
                 va="center",
                 fontsize=7,
-            )
-        goal = record.goal(group, n)
-        if goal is not None and n == max(counts):
-            ax.axvline(goal.mean, color="#333333", linewidth=0.8, linestyle=":")
-            ax.annotate(
-                "goal of the mean",
-                (goal.mean, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(2, 1),
-                textcoords="offset points",
-                fontsize=6.5,
-                va="bottom",
+                color=_colour(record, n, dark=True),
             )
     ax.axvline(1, color="black", linewidth=1)
     ax.set_xscale("log", base=2)
@@ -135,8 +127,8 @@ def _same_limits(axes: list[Any]) -> None:
     for ax in axes:
         ax.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
         ax.minorticks_off()
-        # Room for the number behind the longest bar.
-        ax.set_xlim(min(low, 2**-0.5), max(high, 2.0) * 1.35)
+        # Room for the column of numbers.
+        ax.set_xlim(min(low, 2**-0.5), max(high, 2.0) ** 1.2)
 
 
 def _shares(record: Record, group: str, ax: Axes) -> None:
@@ -162,5 +154,6 @@ def _shares(record: Record, group: str, ax: Axes) -> None:
     ax.set_ylim(len(cases) - 0.4, -0.6)
 
 
-def _colour(record: Record, n: int) -> str:
-    return _COLOURS[-1] if n == max(record.threads) else _COLOURS[0]
+def _colour(record: Record, n: int, *, dark: bool = False) -> str:
+    """Of a number of threads; `dark` for letters."""
+    return (_LETTERS if dark else _COLOURS)[n == max(record.threads)]

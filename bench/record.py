@@ -39,6 +39,8 @@ class Record:
     ----------
     name
         Of the machine, as a file name.
+    cpus
+        That pynlm uses if not told otherwise: "all threads".
     facts
         Machine, software and circumstances, by name.
     peaks
@@ -50,6 +52,7 @@ class Record:
     """
 
     name: str
+    cpus: int
     facts: dict[str, str] = field(default_factory=dict)
     peaks: dict[int, dict[str, float]] = field(default_factory=dict)
     results: list[Result] = field(default_factory=list)
@@ -98,16 +101,17 @@ class Record:
     def goal(self, group: str, threads: int) -> Goal | None:
         """What a group aims at with so many threads."""
         one, many = GOALS.get(group, (None, None))
-        return many if threads == max(self.threads) else one
+        return many if threads == self.cpus else one if threads == 1 else None
 
     def step_goal(self, result: Result) -> float | None:
         """What a whole training step aims at."""
-        return STEP_GOALS.get(result.case) if result.threads == max(self.threads) else None
+        return STEP_GOALS.get(result.case) if result.threads == self.cpus else None
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
         values = {
             "name": self.name,
+            "cpus": self.cpus,
             "facts": self.facts,
             "peaks": {str(n): peak for n, peak in self.peaks.items()},
             "results": [
@@ -125,6 +129,7 @@ class Record:
         values = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             name=values["name"],
+            cpus=values["cpus"],
             facts=values["facts"],
             peaks={int(n): peak for n, peak in values["peaks"].items()},
             results=[Result.from_dict(_without(r, "shares")) for r in values["results"]],

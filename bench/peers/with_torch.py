@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -15,6 +15,10 @@ from bench.catalogue import Case, Recurrent, Softmax, Train
 from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
 from bench.work import Work
 from pynlm.text import Batch
+
+if TYPE_CHECKING:
+    from pynlm.models import RecurrentLMConfig
+    from pynlm.train.config import OptimiserConfig, Recipe
 
 Array = NDArray[Any]
 Loss = Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
@@ -139,13 +143,12 @@ def _softmax(case: Softmax, inputs: SoftmaxInputs, loss: Loss) -> Work:
 class LanguageModel(nn.Module):
     """Embedding, dropout, recurrent layers with dropout between, dropout, linear layer."""
 
-    def __init__(self, case: Train) -> None:
+    def __init__(self, config: RecurrentLMConfig) -> None:
         super().__init__()
-        config = case.config
         size, layers = config.hidden_sizes[0], len(config.hidden_sizes)
-        if set(config.hidden_sizes) != {size} or config.locked or config.tied:
-            raise ValueError(f"LanguageModel: {case.name} is no stack of one torch module")
-        self.embedding = nn.Embedding(case.V, config.embedding_size)
+        if set(config.hidden_sizes) != {size} or config.locked:
+            raise ValueError(f"LanguageModel: {config} is no stack of one torch module")
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
         self.dropout_input = nn.Dropout(config.dropout_input)
         between = config.dropout_between if layers > 1 else 0.0
         cell, _, nonlinearity = config.cell.partition("_")
@@ -154,13 +157,16 @@ class LanguageModel(nn.Module):
             config.embedding_size, size, layers, dropout=between, **kind
         )
         self.dropout_output = nn.Dropout(config.dropout_output)
-        self.head = nn.Linear(size, case.V, bias=config.head_bias)
+        self.head = nn.Linear(size, config.vocab_size, bias=config.head_bias)
+        if config.tied:
+            self.head.weight = self.embedding.weight
 
     def load(self, weights: dict[str, Array]) -> None:
         """Take over the weights of a `pynlm.models.RecurrentLM` with the same configuration."""
         with torch.no_grad():
             self.embedding.weight.copy_(torch.tensor(weights["embedding.weight"]))
-            self.head.weight.copy_(torch.tensor(weights["head.weight"]))
+            if self.head.weight is not self.embedding.weight:
+                self.head.weight.copy_(torch.tensor(weights["head.weight"]))
             if self.head.bias is not None:
                 self.head.bias.copy_(torch.tensor(weights["head.bias"]))
         for layer in range(self.recurrent.num_layers):
@@ -175,16 +181,13 @@ class LanguageModel(nn.Module):
 
 
 class Trainee:
-    """A model in training: forward, backward, clipping, SGD; the state runs through the text."""
+    """A model in training: forward, backward, clipping, update; the state runs through the text."""
 
-    def __init__(self, case: Train, loss: Loss) -> None:
-        settings = case.settings
-        if settings.optimiser.kind != "sgd" or settings.train.clip_norm is None:
-            raise ValueError(f"Trainee: {case.name} is not trained by SGD with a clipped norm")
-        self.model = LanguageModel(case)
-        self.optimiser = torch.optim.SGD(self.model.parameters(), lr=settings.optimiser.lr)
-        self.clip_norm, self.loss = settings.train.clip_norm, loss
-        self.sums_time = settings.train.loss == "sum_time"
+    def __init__(self, settings: Recipe, config: RecurrentLMConfig, loss: Loss) -> None:
+        self.model = LanguageModel(config).to(getattr(torch, settings.train.dtype))
+        self.optimiser = _optimiser(settings.optimiser, self.model)
+        self.clip_value, self.clip_norm = settings.train.clip_value, settings.train.clip_norm
+        self.sums_time, self.loss = settings.train.loss == "sum_time", loss
         self.state: Any = None
 
     def step(self, ids: Tensor, targets: Tensor) -> float:
@@ -199,9 +202,34 @@ class Trainee:
         else:
             loss = self.loss(hidden, self.model.head, targets.flatten(), "mean")
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        if self.clip_value is not None:
+            nn.utils.clip_grad_value_(self.model.parameters(), self.clip_value)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimiser.step()
         return loss.item()
+
+
+def _optimiser(config: OptimiserConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """What a recipe's `[optimiser]` describes."""
+    decay = config.weight_decay
+    if config.kind == "adagrad":
+        return torch.optim.Adagrad(
+            model.parameters(), lr=config.lr, eps=config.eps, weight_decay=decay
+        )
+    if config.kind in ("adam", "adamw"):
+        make = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
+        return make(
+            model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=decay
+        )
+    momentum = config.momentum if config.kind == "momentum" else 0.0
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=momentum,
+        nesterov=bool(momentum) and config.nesterov,
+        weight_decay=decay,
+    )
 
 
 def as_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -210,7 +238,7 @@ def as_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _train(case: Train, inputs: TrainInputs, loss: Loss) -> Work:
-    trainee = Trainee(case, loss)
+    trainee = Trainee(case.settings, case.config, loss)
     trainee.model.load(inputs.weights)
     supply = cycle([as_tensors(batch) for batch in inputs.batches])
 

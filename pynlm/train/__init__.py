@@ -15,9 +15,10 @@ from pynlm.train.checkpoint import (
     load_model,
 )
 from pynlm.train.config import Recipe, RecipeError, load_recipe, recipe_names
+from pynlm.train.position import Progress
 from pynlm.train.result import TrainResult
 from pynlm.train.settings import ResumeError
-from pynlm.train.trainer import Progress, Trainer, run_training
+from pynlm.train.trainer import Trainer, run_training
 
 __all__ = [
     "BPTT",

@@ -7,6 +7,7 @@ run is the same format with those two added, so a run folder can be trained agai
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -141,6 +142,14 @@ class FigureConfig(_Section):
     test: float | None = Field(default=None, gt=0.0)
     source: str
 
+    @property
+    def target(self) -> tuple[float | None, str]:
+        """The figure as a perplexity (validation if it is known), and a label for it."""
+        value, label = (self.valid, "published") if self.valid else (self.test, "published (test)")
+        if value is None or self.metric == "perplexity":
+            return value, label
+        return math.exp(value * (math.log(2.0) if self.metric == "bits_per_token" else 1.0)), label
+
 
 class Recipe(_Section):
     """Everything that is decided about a run."""
@@ -154,6 +163,11 @@ class Recipe(_Section):
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     figure: FigureConfig | None = None
+
+    @property
+    def figure_applies(self) -> bool:
+        """Whether the run is on the corpus that the figure is about."""
+        return self.figure is not None and self.figure.corpus == self.data.corpus
 
 
 _SECTIONS: dict[str, type[_Section]] = {

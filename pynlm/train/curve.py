@@ -14,7 +14,7 @@ _TRAIN, _VALID, _TARGET, _GREY = "#7aa6c2", "#1f4e79", "#c0392b", "#666666"
 
 def draw_curve(
     log: Path, png: Path, *, title: str, target: float | None = None, target_label: str = ""
-) -> bool:
+) -> str | None:
     """Draw the learning curve of a `log.jsonl`.
 
     Parameters
@@ -24,28 +24,30 @@ def draw_curve(
 
     Returns
     -------
-    False when matplotlib is not installed or nothing has been logged yet, and nothing is drawn.
+    None when it was drawn, else why not: without matplotlib or room on the disk a run goes on.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError:
-        return False
+        return "matplotlib is missing (pip install pynlm[plot])"
     events = read_log(log)
     steps = [e for e in events if e["event"] == "step" and e["loss"] is not None]
     epochs = [e for e in events if e["event"] == "epoch" and e["valid_nats"] is not None]
     if not steps and not epochs:
-        return False
+        return "nothing has been logged yet"
+    most = max(e["tokens"] for e in steps + epochs)
+    unit, name = (1e6, "millions") if most >= 2e6 else (1e3, "thousands")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     if steps:
-        tokens = [e["tokens"] / 1e6 for e in steps]
+        tokens = [e["tokens"] / unit for e in steps]
         axes.plot(tokens, [perplexity(e["loss"]) for e in steps], color=_TRAIN, lw=0.8, alpha=0.5)
         axes.plot(tokens, _smooth(steps), color=_TRAIN, lw=1.8, label="training")
     if epochs:
-        tokens = [e["tokens"] / 1e6 for e in epochs]
+        tokens = [e["tokens"] / unit for e in epochs]
         valid = [perplexity(e["valid_nats"]) for e in epochs]
         axes.plot(tokens, valid, color=_VALID, lw=1.8, marker="o", ms=4.5, label="validation")
         best = min(range(len(valid)), key=valid.__getitem__)
@@ -77,7 +79,7 @@ def draw_curve(
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left=0.0)
-    axes.set_xlabel("tokens read (millions)", color=_GREY)
+    axes.set_xlabel(f"tokens read ({name})", color=_GREY)
     axes.set_ylabel("perplexity", color=_GREY)
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="y", color="#dddddd", lw=0.6)
@@ -86,10 +88,14 @@ def draw_curve(
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="upper right")
     aside = png.with_name(f".{png.name}.new")
-    with open(aside, "wb") as file:
-        canvas.print_png(file)
-    os.replace(aside, png)
-    return True
+    try:
+        with open(aside, "wb") as file:
+            canvas.print_png(file)
+        os.replace(aside, png)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        return f"cannot write {png}: {error.strerror or error}"
+    return None
 
 
 def _smooth(steps: list[dict[str, Any]]) -> list[float]:

@@ -58,8 +58,7 @@ class TrainResult:
     @property
     def figure(self) -> FigureConfig | None:
         """The published figure, if the run is on the corpus that it is about."""
-        figure = self.recipe.figure
-        return figure if figure and figure.corpus == self.recipe.data.corpus else None
+        return self.recipe.figure if self.recipe.figure_applies else None
 
     @property
     def gaps(self) -> dict[str, tuple[float, float]]:

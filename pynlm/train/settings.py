@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pynlm.models import RecurrentLMConfig
-from pynlm.train.checkpoint import CheckpointError, CheckpointMissing
+from pynlm.text import Tokenizer
+from pynlm.train.checkpoint import CheckpointError, CheckpointMissing, Snapshot
 from pynlm.train.config import (
     Recipe,
     apply_overrides,
@@ -17,7 +18,7 @@ from pynlm.train.config import (
     parse_override,
     parse_recipe,
 )
-from pynlm.train.data import SPLITS, IntArray, Source, arrays_of, files_of
+from pynlm.train.data import SPLITS, Data, IntArray, Source, arrays_of, files_of
 
 Overrides = Iterable[str | tuple[str, Any]] | Mapping[str, Any]
 
@@ -119,6 +120,30 @@ def model_config(recipe: Recipe, vocab_size: int) -> RecurrentLMConfig:
 def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:
     """Raise ResumeError unless a checkpoint's state was made with `recipe` (free keys aside)."""
     _continued(run, parse_recipe(state["recipe"], f"{run / 'last' / 'state.json'}"), recipe, {})
+
+
+def stored_tokenizer(run: Path, snapshot: Snapshot) -> Tokenizer:
+    """The run's vocabulary; ResumeError unless it is the one of the checkpoint."""
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    if tokenizer.digest() != snapshot.state["tokenizer"]:
+        raise ResumeError(
+            f"resume: the vocabulary {run / 'tokenizer.json'} is not the one that the run was "
+            f"begun with ({tokenizer.vocab_size:,} tokens now)"
+        )
+    return tokenizer
+
+
+def check_data(run: Path, data: Data, snapshot: Snapshot) -> None:
+    """Raise ResumeError, naming the splits, unless the token ids are the checkpoint's."""
+    old = snapshot.state["data"]
+    changed = [s for s in {**old, **data.digests} if old.get(s) != data.digests.get(s)]
+    if changed:
+        counts = ", ".join(
+            f"{split} had {old.get(split, {}).get('tokens', 0):,} tokens, now "
+            f"{data.digests.get(split, {}).get('tokens', 0):,}"
+            for split in changed
+        )
+        raise ResumeError(f"resume: the text of {run} has changed since it was begun: {counts}")
 
 
 def _continued(run: Path, old: Recipe, new: Recipe, asked: Mapping[str, Any]) -> Recipe:

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,6 @@ import pynlm
 from pynlm.evaluate import Evaluation, evaluate_sentences, evaluate_stream
 from pynlm.evaluate.facts import start_of
 from pynlm.models import RecurrentLM
-from pynlm.text import Tokenizer
 from pynlm.train.bptt import BPTT, TrainingDiverged
 from pynlm.train.checkpoint import (
     CheckpointError,
@@ -34,47 +33,23 @@ from pynlm.train.checkpoint import (
 )
 from pynlm.train.config import Recipe, to_mapping, to_toml
 from pynlm.train.curve import draw_curve
-from pynlm.train.data import Data, IntArray, Source, make_batches, prepare, unigram_perplexity
+from pynlm.train.data import IntArray, Source, make_batches, prepare, unigram_perplexity
 from pynlm.train.log import Reporter, RunLog, perplexity
 from pynlm.train.optimisers import make_optimiser
+from pynlm.train.position import Position, Progress
 from pynlm.train.result import TrainResult
 from pynlm.train.schedules import make_schedule
-from pynlm.train.settings import Overrides, ResumeError, check_unchanged, decide, model_config
+from pynlm.train.settings import (
+    Overrides,
+    check_data,
+    check_unchanged,
+    decide,
+    model_config,
+    stored_tokenizer,
+)
 
 CURVE_SECONDS = 20.0
 """The curve is drawn after an epoch, but not more often than this."""
-
-
-class Progress(NamedTuple):
-    """What `on_step` is told after each step; losses in nats a token."""
-
-    step: int
-    epoch: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-
-
-@dataclass
-class Position:
-    """Where a run stands; with weights, optimiser and recurrent state, all that resuming needs.
-
-    `epoch` and `batch` count what is done, so they are the next ones' 0-based numbers.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    epoch_nats: float = 0.0
-    epoch_tokens: int = 0
-    logged_nats: float = 0.0
-    logged_tokens: int = 0
-    best_nats: float | None = None
-    best_epoch: int = 0
-    waited: int = 0
 
 
 class Trainer:
@@ -179,7 +154,7 @@ class Trainer:
         """Vocabulary, ids, model and optimiser, as new or as the last checkpoint left them."""
         run, recipe = self.folder, self.recipe
         snapshot = self._last_snapshot()
-        tokenizer = None if snapshot is None else _stored_tokenizer(run, snapshot)
+        tokenizer = None if snapshot is None else stored_tokenizer(run, snapshot)
         self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
@@ -188,7 +163,7 @@ class Trainer:
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
         else:
-            _check_data(run, self.data, snapshot)
+            check_data(run, self.data, snapshot)
         config = model_config(recipe, self.tokenizer.vocab_size)
         self.model = RecurrentLM(config, dtype=recipe.train.dtype)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
@@ -406,24 +381,19 @@ class Trainer:
     def _draw(self, *, last: bool = False) -> None:
         if not last and time.monotonic() - self._drawn < CURVE_SECONDS:
             return
-        figure = self.recipe.figure
-        target = None
-        if figure is not None and figure.corpus == self.recipe.data.corpus:
-            value = figure.valid if figure.valid is not None else figure.test
-            if value is not None:
-                nats = {"nats_per_token": 1.0, "bits_per_token": 0.6931471805599453}
-                scale = nats.get(figure.metric)
-                target = value if scale is None else perplexity(value * scale)
-        drawn = draw_curve(
+        recipe = self.recipe
+        figure = recipe.figure if recipe.figure_applies else None
+        target, label = (None, "") if figure is None else figure.target
+        missing = draw_curve(
             self._log.path,
             self.folder / "curve.png",
-            title=f"{self.recipe.name}, seed {self.recipe.train.seed}",
+            title=f"{recipe.name}, seed {recipe.train.seed}",
             target=target,
-            target_label="published" if figure and figure.valid is not None else "published (test)",
+            target_label=label,
         )
         self._drawn = time.monotonic()
-        if last and not drawn:
-            self._reporter.say("no curve.png: matplotlib is missing (pip install pynlm[plot])")
+        if last and missing:
+            self._reporter.say(f"no curve.png: {missing}")
 
     def _finish(self, stopped: str) -> TrainResult:
         """Evaluate the best model (interrupted: the model as it stands) and report."""
@@ -510,25 +480,3 @@ def _all_finite(model: RecurrentLM) -> bool:
     # A sum of finite numbers may overflow, so look at the numbers; blocks keep the mask small.
     data = model.parameters.data
     return all(np.isfinite(data[i : i + (1 << 20)]).all() for i in range(0, data.size, 1 << 20))
-
-
-def _stored_tokenizer(run: Path, snapshot: Snapshot) -> Tokenizer:
-    tokenizer = Tokenizer.load(run / "tokenizer.json")
-    if tokenizer.digest() != snapshot.state["tokenizer"]:
-        raise ResumeError(
-            f"resume: the vocabulary {run / 'tokenizer.json'} is not the one that the run was "
-            f"begun with ({tokenizer.vocab_size:,} tokens now)"
-        )
-    return tokenizer
-
-
-def _check_data(run: Path, data: Data, snapshot: Snapshot) -> None:
-    old = snapshot.state["data"]
-    changed = [s for s in {**old, **data.digests} if old.get(s) != data.digests.get(s)]
-    if changed:
-        counts = ", ".join(
-            f"{split} had {old.get(split, {}).get('tokens', 0):,} tokens, now "
-            f"{data.digests.get(split, {}).get('tokens', 0):,}"
-            for split in changed
-        )
-        raise ResumeError(f"resume: the text of {run} has changed since it was begun: {counts}")

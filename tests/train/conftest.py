@@ -71,7 +71,7 @@ def make(
 ) -> Callable[..., Trainer]:
     """Builds a quiet trainer on the tiny texts; `out` is a name below the test's folder."""
     # A picture takes longer than the training.
-    monkeypatch.setattr("pynlm.train.trainer.draw_curve", lambda *args, **kwargs: True)
+    monkeypatch.setattr("pynlm.train.trainer.draw_curve", lambda *args, **kwargs: None)
 
     def build(out: str = "run", **arguments: Any) -> Trainer:
         arguments = {"recipe": tiny, **texts, "quiet": True, **arguments}

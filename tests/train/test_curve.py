@@ -27,7 +27,8 @@ def write_log(path: Path, epochs: int = 3) -> None:
 def test_a_curve_is_drawn(tmp_path: Path) -> None:
     write_log(tmp_path / "log.jsonl")
     png = tmp_path / "curve.png"
-    assert draw_curve(tmp_path / "log.jsonl", png, title="t", target=80.0, target_label="published")
+    log = tmp_path / "log.jsonl"
+    assert draw_curve(log, png, title="t", target=80.0, target_label="published") is None
     data = png.read_bytes()
     assert data[:4] == b"\x89PNG"
     assert len(data) > 10_000
@@ -38,7 +39,11 @@ def test_a_curve_is_drawn(tmp_path: Path) -> None:
 def test_short_logs_are_drawn_or_left(tmp_path: Path, epochs: int) -> None:
     write_log(tmp_path / "log.jsonl", epochs)
     drawn = draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png", title="t")
-    assert drawn == (epochs > 0)
+    assert drawn == (None if epochs else "nothing has been logged yet")
+    if epochs:
+        missing = draw_curve(tmp_path / "log.jsonl", tmp_path / "no" / "curve.png", title="t")
+        assert missing is not None
+        assert "curve.png: No such file" in missing
 
 
 def test_without_matplotlib_a_line_says_so(
