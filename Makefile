@@ -1,5 +1,5 @@
 # Every target works from a clean clone: it makes .venv, installs what it needs there and builds.
-# VENV=dir uses another environment; ARGS='...' is handed on to pytest.
+# VENV=dir uses another environment; ARGS='...' is handed on to pytest (by `make bench`, to bench.report).
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -45,9 +45,8 @@ demo: build  ## train the default language model, print its perplexity and a sam
 test: $(VENV)/.test-tools  ## all tests
 	$(bin)/pytest $(ARGS)
 
-bench: $(VENV)/.test-tools  ## all benchmarks, and the report of this machine
-	$(bin)/pytest bench --benchmark-autosave --benchmark-group-by=group $(ARGS)
-	$(bin)/python bench/report.py
+bench: $(VENV)/.test-tools  ## all benchmarks, and the page of this machine in bench/results/
+	$(bin)/python -m bench.report $(ARGS)
 
 bench-quick: $(VENV)/.test-tools  ## each benchmark once, as smoke
 	$(bin)/pytest bench --benchmark-disable $(ARGS)

@@ -17,6 +17,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from bench.inputs import batches
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 100
-CONTENDERS = ("pynlm", "torch")
 
 _TINY_STEPS, _TINY_VOCABULARY = 3, 50
 
@@ -58,6 +59,16 @@ class Memory:
         return asdict(self)
 
 
+def contenders() -> list[str]:
+    """pynlm, and torch in each of its ways where it is installed."""
+    found = ["pynlm"]
+    if find_spec("torch") is not None:
+        from bench.peers import with_torch
+
+        found += with_torch.losses()
+    return found
+
+
 def measure(case: Train, contender: str, threads: int, steps: int = STEPS) -> Memory:
     """Train in a new process and follow its memory.
 
@@ -77,7 +88,7 @@ def measure(case: Train, contender: str, threads: int, steps: int = STEPS) -> Me
 
 def follow(case: Train, contender: str, threads: int, steps: int) -> Memory:
     """Train in this process and follow its memory."""
-    make = {"pynlm": _ours, "torch": _torch}[contender]
+    make = _ours if contender == "pynlm" else partial(_torch, contender)
     tiny = replace(case, V=_TINY_VOCABULARY)
     step = make(tiny, threads, _TINY_STEPS)
     for i in range(_TINY_STEPS):
@@ -108,13 +119,12 @@ def _ours(case: Train, threads: int, steps: int) -> Callable[[int], float]:
     return lambda i: trainee.step(supply[i])
 
 
-def _torch(case: Train, threads: int, steps: int) -> Callable[[int], float]:
+def _torch(loss: str, case: Train, threads: int, steps: int) -> Callable[[int], float]:
     from bench.peers import with_torch
 
     with_torch.set_threads(threads)
     supply = [with_torch.as_tensors(batch) for batch in batches(case, steps)]
-    loss = with_torch.losses()["torch"]
-    trainee = with_torch.Trainee(case.settings, case.config, loss)
+    trainee = with_torch.Trainee(case.settings, case.config, with_torch.losses()[loss])
     return lambda i: trainee.step(*supply[i])
 
 
@@ -156,7 +166,7 @@ def _peak() -> int:
 def main() -> None:
     """Follow one contender and print its figures as JSON."""
     parser = argparse.ArgumentParser(description="Memory of training steps, in this process.")
-    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("contender", choices=contenders())
     parser.add_argument("recipe")
     parser.add_argument("--vocabulary", type=int, default=Train.V)
     parser.add_argument("--threads", type=int, required=True)

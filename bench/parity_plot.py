@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from bench.parity import Parity
 
 _OURS, _THEIRS, _BOUND, _GREY = "#0072B2", "#E69F00", "#c0392b", "#666666"
+_DARK, _FAINT = "#333333", "#aaaaaa"
+_LEAST = 1e-8
 _COLUMNS = 3
 
 
@@ -48,13 +50,19 @@ def draw(records: list[Parity], png: Path) -> bool:
 
 
 def _panel(r: Parity, above: Any, below: Any) -> None:
+    from bench.parity import DOUBLE, OURS, TORCH
+
     steps = range(1, r.steps + 1)
     # The wide line shows at both sides of the narrow one, so that one sees both.
-    above.plot(steps, r.theirs, color=_THEIRS, lw=3.0, label="torch")
-    above.plot(steps, r.ours, color=_OURS, lw=0.9, label="pynlm")
+    above.plot(steps, r.losses[DOUBLE], color=_THEIRS, lw=3.0, label="torch, norm in double")
+    above.plot(steps, r.losses[OURS], color=_OURS, lw=0.9, label="pynlm")
     above.set_title(r.recipe, fontsize=10, loc="left", fontweight="bold")
-    # A log scale has no place for 0: equal losses stand at the least digit of a float32.
-    below.plot(steps, [max(d, 1e-8) for d in r.differences], color=_GREY, lw=0.8)
+    # A log scale has no place for 0.
+    for peer, colour in ((TORCH, _FAINT), (DOUBLE, _DARK)):
+        shares = [max(share, _LEAST) for share in r.differences(peer)]
+        below.plot(steps, shares, color=colour, lw=0.8)
+        above.plot([], [], color=colour, lw=0.8, label=f"pynlm − {_NAMES.get(peer, peer)}")
+    above.plot([], [], color=_BOUND, lw=1.2, label="bound")
     first = 1
     for last, bound in trajectory_bounds(r.dtype).items():
         below.plot([first, min(last, r.steps)], [bound, bound], color=_BOUND, lw=1.2)

@@ -70,7 +70,7 @@ def _save(record: Record, path: Path, panel: Any, what: str) -> None:
         handles, labels, loc="outside upper right", ncols=len(labels), fontsize=9, frameon=False
     )
     title = {
-        "ratio": "Fastest peer's time / pynlm's: right of the line pynlm is faster (bars: quartiles)",
+        "ratio": "Fastest peer's time / pynlm's, with quartiles: above 1× pynlm is faster",
         "share": "Share of the machine's multiply-add peak",
     }[what]
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)

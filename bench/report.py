@@ -16,7 +16,7 @@ if not __package__:  # run as a file
 from bench import catalogue, machine, memory, page
 from bench.catalogue import FAMILIES, Case, Train
 from bench.measure import compare
-from bench.peers import Peer, available
+from bench.peers import available
 from bench.plots import draw
 from bench.record import Record
 from bench.timing import Budget, Peak, threads
@@ -58,7 +58,7 @@ def chosen(families: list[str], only: str | None, *, quick: bool) -> list[Case]:
 def run(name: str, cases: list[Case], counts: list[int], budget: Budget) -> Record:
     """Measure and print as it goes."""
     peers = available()
-    record = Record(name, machine.facts(peers))
+    record = Record(name, kernels.get_num_threads(), machine.facts(peers))
     print("\n".join(f"{key:<10} {value}" for key, value in record.facts.items()))
     if not peers:
         print("no peer is installed: shares of the peak only (pip install torch)")
@@ -74,9 +74,7 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget) -> Reco
                 peak.measure()
             record.results.append(result)
             print(page.line(result, peak.best(n)), flush=True)
-    _measure_memory(
-        [case for case in fitting if isinstance(case, Train)], max(counts), peers, record
-    )
+    _measure_memory([case for case in fitting if isinstance(case, Train)], max(counts), record)
     record.peaks = {n: peak.to_dict()[str(n)] for n in counts}
     record.facts["other work"] = _other_work(others)
     disturbed = sum(r.disturbed for r in record.results)
@@ -94,14 +92,14 @@ def _fits(case: Case, record: Record) -> bool:
     return False
 
 
-def _measure_memory(cases: list[Train], n: int, peers: list[Peer], record: Record) -> None:
+def _measure_memory(cases: list[Train], n: int, record: Record) -> None:
     for case in cases:
         print(f"\nmemory of {case.name} over {memory.STEPS} steps, {page.threads(n)}")
-        for contender in memory.CONTENDERS if peers else memory.CONTENDERS[:1]:
+        for contender in memory.contenders():
             found = memory.measure(case, contender, n)
             record.memory.append(found)
             print(
-                f"{contender:<8} after step 1 {page.mebibytes(found.first)} MiB, step 2 "
+                f"{contender:<30} after step 1 {page.mebibytes(found.first)} MiB, step 2 "
                 f"{page.mebibytes(found.second - found.first, sign=True)}, to the last "
                 f"{page.mebibytes(found.last - found.second, sign=True)}, "
                 f"peak {page.mebibytes(found.peak)} MiB",

@@ -1,0 +1,50 @@
+"""Cases: names, work and sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.catalogue import FAMILIES, GOALS, STEP_GOALS, Case, Recurrent, Softmax, Train, identifier
+
+CASES = [case for family in FAMILIES.values() for case in family]
+
+
+def test_names_are_unique_and_without_spaces() -> None:
+    names = [identifier(case) for case in CASES]
+    assert len(set(names)) == len(names)
+    assert not any(" " in name for name in names)
+
+
+def test_goals_name_groups_and_recipes() -> None:
+    assert GOALS.keys() <= {case.group for case in CASES}
+    assert STEP_GOALS.keys() <= {case.name for case in FAMILIES["train"]}
+
+
+@pytest.mark.parametrize(
+    ("case", "flops"),
+    [
+        # one multiplication and one addition a weight, row and step; three times with gradients
+        (Recurrent("lstm", 50, 32, 128, 256, train=False), 2 * 50 * 32 * 4 * 256 * (128 + 256)),
+        (Recurrent("gru", 5, 2, 3, 7), 3 * 2 * 5 * 2 * 3 * 7 * (3 + 7)),
+        (
+            Recurrent("rnn", 5, 2, 3, 7, layers=2, train=False),
+            2 * 5 * 2 * (7 * (3 + 7) + 7 * (7 + 7)),
+        ),
+        (Softmax(7, 5, 11), 3 * 2 * 7 * 5 * 11),
+        (Train("zaremba-small"), 3 * 2 * 400 * (2 * 4 * 200 * 400 + 200 * 10_000)),
+    ],
+)
+def test_work_counts_the_matrix_products(case: Case, flops: int) -> None:
+    assert case.flops == flops
+
+
+@pytest.mark.parametrize("case", CASES, ids=identifier)
+def test_smoke_is_no_larger(case: Case) -> None:
+    assert case.smoke().flops <= case.flops
+    assert case.smoke().bytes <= case.bytes
+    assert case.smoke().group == case.group
+
+
+def test_every_family_has_quick_cases() -> None:
+    for family in FAMILIES.values():
+        assert any(case.quick for case in family)

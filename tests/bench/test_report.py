@@ -1,0 +1,137 @@
+"""Records, pages and plots, from made-up figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import machine, memory, ours, page, report
+from bench.catalogue import FAMILIES, Recurrent, Softmax
+from bench.measure import check_agreement, contenders, result_of
+from bench.memory import Memory
+from bench.record import Record
+from bench.work import Work
+
+FUSED = "torch (linear_cross_entropy)"
+
+
+def made_up(peer: bool = True) -> Record:
+    """All cases with 1 and 2 threads; pynlm 2 times faster with one, 3 times with two."""
+    record = Record("some-machine", 2, {"CPU": "Some CPU"})
+    record.peaks = {n: {"best": n * 1e11, "median": n * 9e10, "bursts": 5.0} for n in (1, 2)}
+    for n in (1, 2):
+        for case in (case for family in FAMILIES.values() for case in family):
+            own = case.flops / (n * 1e11) / 0.5
+            seconds = {ours.NAME: [own, own * 1.1, own * 0.9]}
+            if peer:
+                seconds["torch"] = [s * (n + 1) for s in seconds[ours.NAME]]
+            if peer and not isinstance(case, Recurrent):
+                seconds[FUSED] = [s * 9 for s in seconds[ours.NAME]]
+            record.results.append(result_of(case, n, seconds, 0))
+    record.memory = [Memory("zaremba-small", "pynlm", 2, 100, 2**20, 2**20, 3 * 2**20, 2**22)]
+    record.left_out = {"softmax training 1,2,3": "takes up to 99 GiB"}
+    return record
+
+
+def test_summaries() -> None:
+    found = {(s.group, s.threads): s for s in made_up().summaries()}
+    assert found["LSTM training", 1].mean == pytest.approx(2)
+    assert found["softmax training", 2].least == pytest.approx(3)
+    assert found["GRU forward only", 2].shares == pytest.approx((0.5, 0.5))
+    assert found["LM training step", 1].cases == len(FAMILIES["train"])
+
+
+def test_goals_hold_for_the_right_threads() -> None:
+    record = made_up()
+    one, both = record.goal("LSTM training", 1), record.goal("LSTM training", 2)
+    assert one is not None and both is not None and one.mean < both.mean
+    assert record.goal("GRU training", 1) is None
+    assert [record.step_goal(r) is not None for r in record.results if r.family == "train"] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_record_survives_its_file(tmp_path: Path) -> None:
+    record = made_up()
+    record.save(tmp_path / "record.json")
+    assert Record.load(tmp_path / "record.json") == record
+
+
+def test_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = made_up()
+    record.save(tmp_path / "some-machine.json")
+    report.main(["--render", str(tmp_path / "some-machine.json")])
+    text = (tmp_path / "some-machine.md").read_text(encoding="utf-8")
+    assert text.startswith("# Some CPU\n")
+    assert "| LSTM training | 2 threads | 9 | 3.00× | 3.00× | 1.8×, 1.05× | 50 % to 50 % |" in text
+    assert "**3.00×** (3.00–3.00, goal 2×)" in text
+    assert "| zaremba-small | pynlm | 1.0 | +0.0 | +2.0 | 4.0 |" in text
+    assert "takes up to 99 GiB" in text
+    plots = re.findall(r"!\[.+\]\((.+)\)", text)
+    assert len(plots) == 2
+    for plot in plots:
+        assert 10_000 < (tmp_path / plot).stat().st_size < 200_000
+    assert "geometric mean 3.00×" in capsys.readouterr().out
+    for line in text.splitlines():
+        assert not re.search(r"nan|None|inf\b", line), line
+
+
+def test_report_without_peers(tmp_path: Path) -> None:
+    report.write(made_up(peer=False), tmp_path)
+    text = (tmp_path / "some-machine.md").read_text(encoding="utf-8")
+    assert "some-machine-peak.png" in text
+    assert "some-machine-ratio.png" not in text
+
+
+def test_fastest_peer_counts() -> None:
+    seconds = {ours.NAME: [1.0, 1.0], "torch": [4.0, 5.0], FUSED: [2.0, 3.0]}
+    result = result_of(Softmax(2, 3, 4), 1, seconds, 0)
+    assert result.peer == FUSED
+    assert result.ratio == 2.5
+    assert "2.50×" in page.line(result, 1e9)
+
+
+def test_choice_of_cases() -> None:
+    assert report.chosen(["softmax"], "81000", quick=False) == [
+        Softmax(1024, 256, 81_000),
+        Softmax(1024, 256, 81_000, train=False),
+    ]
+    assert all(case.quick for case in report.chosen(list(FAMILIES), None, quick=True))
+    with pytest.raises(SystemExit, match="no case matches"):
+        report.main(["--only", "no such case"])
+
+
+def test_work_that_differs_is_no_peer() -> None:
+    case = Recurrent("rnn", 2, 2, 3, 5)
+    works = contenders(case, [])
+    own = works[ours.NAME]
+    wrong = Work(own.run, lambda: {name: value + 1 for name, value in own.results().items()})
+    with pytest.raises(AssertionError, match="y against other"):
+        check_agreement(case, {**works, "other": wrong})
+
+
+def test_machine_names_itself() -> None:
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-\d+cpu", machine.file_name())
+    assert machine.available_memory() > 2**20
+    assert {"CPU", "pynlm", "NumPy", "date"} <= machine.facts([]).keys()
+    share = machine.OtherWork().share()
+    assert share is None or 0.0 <= share <= 1.0
+
+
+def test_memory_of_a_run() -> None:
+    case = FAMILIES["train"][0].smoke()
+    found = memory.measure(case, "pynlm", 1, steps=3)  # type: ignore[arg-type]
+    weights = 4 * (2 * case.V * 200 + 2 * 4 * 200 * 400)  # type: ignore[union-attr]
+    assert weights < found.first <= found.peak < 20 * weights
+    assert found.steps == 3
+
+
+def test_memory_names_what_failed() -> None:
+    case = FAMILIES["train"][0]
+    with pytest.raises(RuntimeError, match="invalid choice"):
+        memory.measure(case, "nothing", 1)  # type: ignore[arg-type]
