@@ -14,24 +14,22 @@ not run now keep what the files held. The exit status is 1 if a recipe fails.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import pynlm
-from bench import machine
+from bench import machine, parity_page
+from bench.parity_page import DOUBLE, OURS, STEPS, TORCH, Parity
 from pynlm import _kernels, kernels
 from pynlm.models import RecurrentLM
-from pynlm.testing.tolerances import trajectory_bounds
 from pynlm.text import Batch
 from pynlm.train.bptt import BPTT
 from pynlm.train.config import Recipe, apply_overrides, load_recipe, recipe_names
@@ -41,89 +39,7 @@ from pynlm.train.schedules import make_schedule
 from pynlm.train.settings import model_config
 
 RESULTS = Path(__file__).resolve().parent / "results"
-STEPS = 300
-RUNNING = 50
-"""The mean of the last so many losses is compared, too."""
-
 NO_DROPOUT = {f"model.dropout_{place}": 0.0 for place in ("input", "between", "output")}
-
-
-OURS, TORCH, DOUBLE = "pynlm", "torch", "torch, norm in double"
-
-
-class Window(NamedTuple):
-    """Steps `first` to `last`: the largest relative difference of a loss, where, and its bound."""
-
-    first: int
-    last: int
-    worst: float
-    at: int
-    bound: float
-
-    @property
-    def holds(self) -> bool:
-        # A NaN holds no bound.
-        return self.worst <= self.bound
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Losses of one recipe on all sides, in nats a token, step by step.
-
-    Attributes
-    ----------
-    recipe, detail, dtype
-        What was trained.
-    losses
-        By contender (OURS, TORCH, DOUBLE), each taken before the step's update.
-    norm_error
-        Largest relative error of the norm that `clip_grad_norm_` computed in a step.
-    facts
-        Software and machine.
-    """
-
-    recipe: str
-    detail: str
-    dtype: str
-    losses: dict[str, list[float]]
-    norm_error: float
-    facts: str
-
-    @property
-    def steps(self) -> int:
-        return len(self.losses[OURS])
-
-    def differences(self, peer: str) -> list[float]:
-        """|ours - theirs| / theirs of each step."""
-        return [abs(a - b) / b for a, b in zip(self.losses[OURS], self.losses[peer], strict=True)]
-
-    def largest(self, peer: str, steps: int) -> float:
-        """Largest difference in nats of the first `steps` steps."""
-        pairs = zip(self.losses[OURS][:steps], self.losses[peer], strict=False)
-        return max(abs(a - b) for a, b in pairs)
-
-    def running(self, contender: str) -> float:
-        """Mean of the last losses."""
-        last = self.losses[contender][-RUNNING:]
-        return sum(last) / len(last)
-
-    def windows(self, peer: str) -> list[Window]:
-        """The differences beside their bounds; the last bound holds for all later steps, too."""
-        found, first, differences = [], 1, self.differences(peer)
-        bounds = trajectory_bounds(self.dtype)
-        for last, bound in bounds.items():
-            if last == max(bounds):
-                last = max(self.steps, last)
-            part = differences[first - 1 : last]
-            if part:
-                at = max(range(len(part)), key=part.__getitem__)
-                found.append(Window(first, first + len(part) - 1, part[at], first + at, bound))
-            first = last + 1
-        return found
-
-    def follows(self, peer: str = DOUBLE) -> bool:
-        """Whether all differences are within their bounds."""
-        return all(w.holds for w in self.windows(peer))
 
 
 def decide(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -252,102 +168,13 @@ def _facts() -> str:
 # ---- what is written
 
 
-def save(records: Iterable[Parity], path: Path) -> None:
-    """Write as JSON, a recipe a line."""
-    lines = [json.dumps({**asdict(r), **_figures(r)}, ensure_ascii=False) for r in records]
-    path.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-
-
-def load(path: Path) -> dict[str, Parity]:
-    """What `save` wrote, by recipe; nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    fields = Parity.__dataclass_fields__
-    values = json.loads(path.read_text(encoding="utf-8"))
-    return {v["recipe"]: Parity(**{name: v[name] for name in fields}) for v in values}
-
-
-def _figures(r: Parity) -> dict[str, Any]:
-    return {
-        "steps": r.steps,
-        "passed": r.follows(),
-        "running_mean_nats": {name: r.running(name) for name in r.losses},
-        "against": {
-            peer: {
-                "largest_difference_nats": {str(n): r.largest(peer, n) for n in (10, 100, STEPS)},
-                "largest_relative_difference": [w._asdict() for w in r.windows(peer)],
-                "running_mean_difference_nats": r.running(OURS) - r.running(peer),
-                "follows": r.follows(peer),
-            }
-            for peer in (DOUBLE, TORCH)
-        },
-    }
-
-
-_INTRODUCTION = f"""\
-Each recipe with its own data, batches, scale of the loss, clipping, optimiser and first-epoch
-rate, dropout 0, from the same initial weights, trained in turns by pynlm's own training step and by
-`torch.nn` and `torch.optim`. Of torch's two biases one is trained (and the GRU's `b_hn`), since two
-would learn at twice the rate. Losses are in nats a token, before each step's update; the running
-mean is over the last {RUNNING} steps. `python bench/parity.py` makes this page."""
-
-_CRITERION = """\
-A recipe passes if no step's loss differs from torch's by more than a share of it (bounds and
-reasons in `pynlm/testing/tolerances.py`): ten updates in another order of summation differ by
-rounding, and what training makes of that later grows by itself."""
-
-_CLIPPED = """\
-On a CPU `clip_grad_norm_` adds up the squares of a float32 tensor in float32. Over the millions
-of elements of an embedding or head it loses up to a thousandth of the norm (column "norm error",
-against the same gradient's norm in double), so torch's clipped steps are that much too long;
-where a recipe begins wildly, losses show it. pynlm's norm is added up in double. So the criterion
-above is taken against torch with its norm in double, and here stand the same figures against
-`clip_grad_norm_` as it is, for information."""
-
-
-def render(records: list[Parity], plot: str | None) -> str:
-    """The page."""
-    parts = ["# Training follows torch", _INTRODUCTION]
-    if plot is not None:
-        parts.append(f"![Training loss of both sides, and their difference]({plot})")
-    runs = "\n".join(f"- {r.recipe}: {r.detail}, {r.dtype}; {r.facts}" for r in records)
-    parts += [_CRITERION, _table(records, DOUBLE)]
-    parts += ["## Against `clip_grad_norm_`", _CLIPPED, _table(records, TORCH)]
-    return "\n\n".join([*parts, "## Runs", runs]) + "\n"
-
-
-def _table(records: list[Parity], peer: str) -> str:
-    head = ["recipe", "steps", "loss, first → running mean", "largest difference in nats, 1–10"]
-    head += ["1–100", f"1–{STEPS}", "running mean, pynlm − torch", "largest share (bound)"]
-    head.append("norm error" if peer == TORCH else "")
-    lines = [head, ["---"] * len(head)]
-    for r in records:
-        theirs = r.running(peer)
-        found = [r.recipe, str(r.steps), f"{r.losses[peer][0]:.3f} → {theirs:.3f}"]
-        for steps, before in ((10, 0), (100, 10), (STEPS, 100)):
-            found.append(f"{r.largest(peer, steps):.1e}" if r.steps > before else "")
-        found.append(f"{r.running(OURS) - theirs:+.1e}")
-        found.append("; ".join(map(_share, r.windows(peer))))
-        verdict = "pass" if r.follows() else "**fail**"
-        found.append(f"{r.norm_error:.1e}" if peer == TORCH else verdict)
-        lines.append(found)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _share(w: Window) -> str:
-    mark = "" if w.holds else ", **beyond**"
-    return f"{w.first}–{w.last}: {w.worst:.1e} at {w.at} ({w.bound:g}{mark})"
-
-
 def write(records: list[Parity], folder: Path) -> Path:
     """JSON, plot (with matplotlib) and page; the page's path."""
-    from bench.parity_plot import draw
-
     folder.mkdir(parents=True, exist_ok=True)
-    save(records, folder / "parity.json")
-    plot = "parity.png" if draw(records, folder / "parity.png") else None
+    parity_page.save(records, folder / "parity.json")
+    plot = "parity.png" if parity_page.draw(records, folder / "parity.png") else None
     page = folder / "parity.md"
-    page.write_text(render(records, plot), encoding="utf-8")
+    page.write_text(parity_page.render(records, plot), encoding="utf-8")
     return page
 
 
@@ -359,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     names = recipe_names() if given.recipes is None else given.recipes
     recipes = [decide(name, given.set) for name in names]
-    kept = load(given.out / "parity.json")
+    kept = parity_page.load(given.out / "parity.json")
     failed = []
     from bench.peers import with_torch
 
@@ -374,8 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = follow(recipe, texts[key], given.steps, _Progress(given.steps))
             kept[recipe.name] = found
             for peer in (DOUBLE, TORCH):
-                shares = "; ".join(map(_share, found.windows(peer)))
-                print(f"  largest share from {peer:<21} {shares}")
+                print(f"  largest share from {peer:<21} {found.shares(peer)}")
             if not found.follows():
                 failed.append(recipe.name)
             print(f"  {'pass' if found.follows() else 'FAIL'}", flush=True)

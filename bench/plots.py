@@ -18,7 +18,7 @@ _COLOURS = ("#E69F00", "#0072B2")
 _LETTERS = ("#8A5F00", "#0072B2")
 _PEER = "#767676"
 _COLUMNS = 3
-_DPI = 100
+_DPI = 90
 
 
 def draw(record: Record, folder: Path) -> dict[str, str]:

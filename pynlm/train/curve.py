@@ -29,7 +29,7 @@ def draw_curve(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
     except ImportError:
         return "matplotlib is missing (pip install pynlm[plot])"
     events = read_log(log)
@@ -64,11 +64,12 @@ def draw_curve(
         axes.axhline(target, color=_TARGET, lw=1.2, ls=(0, (5, 3)))
         axes.annotate(
             f"{target_label} {target:.4g}".strip(),
-            (1.0, target),
+            # At the left: curves end at the right, and begin above.
+            (0.0, target),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, -11),
+            xytext=(5, -11),
             textcoords="offset points",
-            ha="right",
+            ha="left",
             fontsize=8.5,
             color=_TARGET,
         )
@@ -77,7 +78,7 @@ def draw_curve(
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(10.0, subs=_ticks(low, high)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(left=0.0)
     axes.set_xlabel(f"tokens read ({name})", color=_GREY)
     axes.set_ylabel("perplexity", color=_GREY)

@@ -2,7 +2,7 @@
 
     python tests/train/kill_loop.py --kills 100
 
-trains a small model without a break, then again with at least so many kills and resumes, and
+trains a small model without a break, then again with up to so many kills and resumes, and
 exits with 0 if both gave the same files.
 """
 
@@ -50,7 +50,7 @@ def child(out: str, text: str, valid: str, epochs: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20, help="at least so many")
+    parser.add_argument("--kills", type=int, default=20, help="at most so many")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
