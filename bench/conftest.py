@@ -88,6 +88,7 @@ def bench(benchmark: Any, peers: list[Peer], peak: Peak) -> Bench:
 
     def _measure(case: Case, contest: Contest) -> None:
         rounds = BUDGET.rounds(contest.prepare())
+        others_work = machine.OtherWork()
         others: dict[str, list[float]] = {n: [] for n in contest.contenders if n != ours.NAME}
 
         def others_turns() -> None:
@@ -99,10 +100,11 @@ def bench(benchmark: Any, peers: list[Peer], peak: Peak) -> Bench:
         benchmark.group = case.group
         with no_collection():
             benchmark.pedantic(contest.contenders[ours.NAME], setup=others_turns, rounds=rounds)
+        share = others_work.share()
         peak.measure()
         own = list(benchmark.stats.stats.data)
         n = kernels.get_num_threads()
-        result = result_of(case, n, {ours.NAME: own, **others}, contest.disturbed)
+        result = result_of(case, n, {ours.NAME: own, **others}, contest.disturbed, share)
         _results.append((result, peak))
         benchmark.extra_info |= {
             **result.to_dict(),

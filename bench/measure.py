@@ -8,11 +8,15 @@ from typing import Any
 
 from bench import ours
 from bench.catalogue import Case, Softmax, Train
+from bench.machine import OtherWork
 from bench.peers import Peer
 from bench.timing import Budget, Contest, Times, quartiles, threads
 from bench.work import Work
 from pynlm.testing.checks import assert_close
 from pynlm.testing.tolerances import torch_tolerance
+
+TOLERABLE = 0.1
+"""Part of the machine that others may take while a case is measured."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Result:
         Quartiles, over the rounds, of the fastest peer's time over pynlm's in the same round.
     disturbed
         Turns during which another contender's threads would not come to rest.
+    others
+        Part of the machine's CPU time that other processes took meanwhile, None where unknown.
     """
 
     family: str
@@ -46,6 +52,12 @@ class Result:
     times: dict[str, Times]
     ratios: tuple[float, float, float] | None
     disturbed: int
+    others: float | None = None
+
+    @property
+    def unfair(self) -> bool:
+        """Whether others took so much that the figures tell little: thread teams suffer most."""
+        return self.disturbed > 0 or (self.others or 0.0) > TOLERABLE
 
     @property
     def ours(self) -> Times:
@@ -130,11 +142,18 @@ def compare(case: Case, n: int, peers: list[Peer], budget: Budget) -> Result:
         works = contenders(case, peers)
         check_agreement(case, works)
         contest = Contest({name: work.run for name, work in works.items()})
+        others = OtherWork()
         seconds = contest.run(budget)
-    return result_of(case, n, seconds, contest.disturbed)
+    return result_of(case, n, seconds, contest.disturbed, others.share())
 
 
-def result_of(case: Case, n: int, seconds: dict[str, list[float]], disturbed: int) -> Result:
+def result_of(
+    case: Case,
+    n: int,
+    seconds: dict[str, list[float]],
+    disturbed: int = 0,
+    others: float | None = None,
+) -> Result:
     """Figures from the seconds of all rounds."""
     times = {name: Times.of(values) for name, values in seconds.items()}
     peer = best_peer({name: t.median for name, t in times.items()})
@@ -143,5 +162,14 @@ def result_of(case: Case, n: int, seconds: dict[str, list[float]], disturbed: in
         pairs = zip(seconds[peer], seconds[ours.NAME], strict=True)
         ratios = quartiles([theirs / own for theirs, own in pairs])
     return Result(
-        case.family, case.group, case.name, case.train, n, case.flops, times, ratios, disturbed
+        family=case.family,
+        group=case.group,
+        case=case.name,
+        train=case.train,
+        threads=n,
+        flops=case.flops,
+        times=times,
+        ratios=ratios,
+        disturbed=disturbed,
+        others=others,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bench import ours
 from bench.catalogue import FAMILIES, Train
-from bench.measure import Result
+from bench.measure import TOLERABLE, Result
 from bench.memory import Memory
 from bench.record import Record
 
@@ -58,7 +58,10 @@ def render(record: Record, plots: dict[str, str]) -> str:
     plots
         Caption -> file name beside the page.
     """
-    parts = [f"# {record.facts.get('CPU', record.name)}", _facts(record), _summary(record)]
+    parts = [f"# {record.facts.get('CPU', record.name)}"]
+    if warning := unfair(record):
+        parts.append(f"> {warning}")
+    parts += [_facts(record), _summary(record)]
     parts += [f"![{caption}]({file})" for caption, file in plots.items()]
     for group in record.groups:
         parts.append(_group(record, group))
@@ -68,6 +71,18 @@ def render(record: Record, plots: dict[str, str]) -> str:
         listed = "\n".join(f"- {case}: {why}" for case, why in record.left_out.items())
         parts.append(f"## Not run\n\n{listed}")
     return "\n\n".join([*parts, _METHOD])
+
+
+def unfair(record: Record) -> str:
+    """What is to be said about cases that others disturbed; empty if there are none."""
+    count = sum(r.unfair for r in record.results)
+    if not count:
+        return ""
+    return (
+        f"Not to be relied on: during {count} of {len(record.results)} measurements (marked †) "
+        f"other work took more than {percent(TOLERABLE)} of this machine, from which teams of "
+        "threads suffer out of proportion."
+    )
 
 
 def _facts(record: Record) -> str:
@@ -126,8 +141,9 @@ def _cells(record: Record, results: list[Result]) -> list[str]:
     goal = record.step_goal(r)
     aimed = f", goal {goal:g}×" if goal else ""
     mark = " ◦" if "linear_cross_entropy" in r.peer else ""
+    doubt = " †" if r.unfair else ""
     own[1] = duration(r.times[r.peer].median) + mark
-    own[2] = f"**{times(r.ratio)}** ({r.ratios[0]:.2f}–{r.ratios[2]:.2f}{aimed})"
+    own[2] = f"**{times(r.ratio)}** ({r.ratios[0]:.2f}–{r.ratios[2]:.2f}{aimed}){doubt}"
     own[4] = percent(record.share(r, r.peer))
     return own
 
@@ -197,4 +213,7 @@ def line(result: Result, peak: float) -> str:
         low, _, high = result.ratios
         peer = f"{result.peer} {duration(result.times[result.peer].median)}"
         found += f"  {times(result.ratio):>6} ({low:.2f}–{high:.2f}) of {peer}"
-    return found + f"  [{result.ours.rounds} rounds]"
+    found += f"  [{result.ours.rounds} rounds]"
+    if result.unfair and result.others is not None:
+        found += f"  † others took {percent(result.others)} of the machine"
+    return found

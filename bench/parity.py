@@ -48,7 +48,11 @@ def decide(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def follow(
-    recipe: Recipe, data: Data, steps: int, progress: Callable[[int, dict[str, float]], None]
+    recipe: Recipe,
+    data: Data,
+    steps: int,
+    progress: Callable[[int, dict[str, float]], None],
+    facts: str = "",
 ) -> Parity:
     """Train all sides.
 
@@ -56,6 +60,8 @@ def follow(
     ----------
     progress
         Called after each step with its number and the losses by contender.
+    facts
+        For the record: software and machine.
 
     Raises
     ------
@@ -100,7 +106,7 @@ def follow(
             losses[name].append(peer.step(ids, targets) / scale)
         progress(step, {name: values[-1] for name, values in losses.items()})
     detail = _detail(recipe, data)
-    return Parity(recipe.name, detail, recipe.train.dtype, losses, clip.error, _facts())
+    return Parity(recipe.name, detail, recipe.train.dtype, losses, clip.error, facts)
 
 
 class _Watched:
@@ -187,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = recipe_names() if given.recipes is None else given.recipes
     recipes = [decide(name, given.set) for name in names]
     kept = parity_page.load(given.out / "parity.json")
-    failed = []
+    facts, failed = _facts(), []
     from bench.peers import with_torch
 
     with_torch.set_threads(kernels.get_num_threads())
@@ -198,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
             if key not in texts:
                 texts[key] = prepare(recipe.data, Path(folder) / str(len(texts)))
             print(f"{recipe.name}: {_detail(recipe, texts[key])}", flush=True)
-            found = follow(recipe, texts[key], given.steps, _Progress(given.steps))
+            found = follow(recipe, texts[key], given.steps, _Progress(given.steps), facts)
             kept[recipe.name] = found
             for peer in (DOUBLE, TORCH):
                 print(f"  largest share from {peer:<21} {found.shares(peer)}")

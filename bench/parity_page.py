@@ -29,7 +29,6 @@ class Window(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        # A NaN holds no bound.
         return self.worst <= self.bound
 
     def __str__(self) -> str:
@@ -65,8 +64,9 @@ class Parity:
         return len(self.losses[OURS])
 
     def differences(self, peer: str) -> list[float]:
-        """|ours - theirs| / theirs of each step."""
-        return [abs(a - b) / b for a, b in zip(self.losses[OURS], self.losses[peer], strict=True)]
+        """|ours - theirs| / theirs of each step, infinite where a loss is no number."""
+        pairs = zip(self.losses[OURS], self.losses[peer], strict=True)
+        return [math.inf if math.isnan(a - b) else abs(a - b) / b for a, b in pairs]
 
     def largest(self, peer: str, steps: int) -> float:
         """Largest difference in nats of the first `steps` steps."""
@@ -238,9 +238,7 @@ def _panel(r: Parity, above: Any, below: Any) -> None:
     above.plot([], [], color=_BOUND, label="bound")
     below.set_yscale("log")
     below.set_ylim(least / 2, 1e-1)
-    below.set_yticks(
-        [least * 10.0**k for k in (0, 2, 4, 6)] if least > 1e-9 else [least, 1e-9, 1e-2]
-    )
+    below.set_yticks([1e-8, 1e-6, 1e-4, 1e-2] if least > 1e-9 else [1e-16, 1e-11, 1e-6])
     below.minorticks_off()
     for ax in (above, below):
         ax.tick_params(labelsize=8, colors=_GREY)

@@ -126,6 +126,8 @@ def write(record: Record, folder: Path) -> None:
         )
         low, high = map(page.percent, s.shares)
         print(f"{s.group:<22} {page.threads(s.threads):<10} {mean}{low} to {high} of peak")
+    if warning := page.unfair(record):
+        print(f"\n{warning}")
     print(f"\n{folder / record.name}.md")
 
 

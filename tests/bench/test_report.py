@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def made_up(peer: bool = True) -> Record:
                 seconds["torch"] = [s * (n + 1) for s in seconds[ours.NAME]]
             if peer and not isinstance(case, Recurrent):
                 seconds[FUSED] = [s * 9 for s in seconds[ours.NAME]]
-            record.results.append(result_of(case, n, seconds, 0))
+            record.results.append(result_of(case, n, seconds))
     record.memory = [Memory("zaremba-small", "pynlm", 2, 100, 2**20, 2**20, 3 * 2**20, 2**22)]
     record.left_out = {"softmax training 1,2,3": "takes up to 99 GiB"}
     return record
@@ -90,10 +91,20 @@ def test_report_without_peers(tmp_path: Path) -> None:
 
 def test_fastest_peer_counts() -> None:
     seconds = {ours.NAME: [1.0, 1.0], "torch": [4.0, 5.0], FUSED: [2.0, 3.0]}
-    result = result_of(Softmax(2, 3, 4), 1, seconds, 0)
+    result = result_of(Softmax(2, 3, 4), 1, seconds)
     assert result.peer == FUSED
     assert result.ratio == 2.5
     assert "2.50×" in page.line(result, 1e9)
+
+
+def test_busy_machine_is_told() -> None:
+    record = made_up()
+    assert "†" not in page.render(record, {})
+    record.results[3] = replace(record.results[3], others=0.4)
+    text = page.render(record, {})
+    assert "during 1 of 132 measurements" in text
+    assert text.count("†") == 2
+    assert "† others took 40 %" in page.line(record.results[3], 1e9)
 
 
 def test_choice_of_cases() -> None:

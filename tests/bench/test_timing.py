@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 
 import pytest
 
@@ -42,24 +41,37 @@ def test_long_calls_are_not_warmed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["a"]
 
 
-def test_settle_sees_a_thread_that_spins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "_SETTLE_LIMIT", 0.05)
-    stop = threading.Event()
+class Clocks:
+    """Stands in for `time`: while `spins` seconds last, a thread uses all of a CPU."""
 
-    def spin() -> None:
-        while not stop.is_set():
-            pass
+    def __init__(self, spins: float) -> None:
+        self.now, self.spins = 0.0, spins
 
-    worker = threading.Thread(target=spin)
-    worker.start()
-    try:
-        assert not settle()
-        contest = Contest({"a": lambda: None})
-        contest.turn("a")
-        assert contest.disturbed == 1
-    finally:
-        stop.set()
-        worker.join()
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return min(self.now, self.spins)
+
+
+def test_settle_waits_for_threads_that_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(spins=0.006)
+    monkeypatch.setattr(timing, "time", clocks)
+    assert settle()
+    assert 0.006 < clocks.now < 0.009
+
+
+def test_threads_that_never_rest_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks(spins=1e9)
+    monkeypatch.setattr(timing, "time", clocks)
+    assert not settle()
+    assert clocks.now < 1.0
+    contest = Contest({"a": lambda: None})
+    contest.turn("a")
+    assert contest.disturbed == 1
 
 
 def test_budget() -> None:
