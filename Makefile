@@ -12,7 +12,7 @@ sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick isa asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick recipes parity isa asan tsan neon lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,15 @@ bench: $(VENV)/.test-tools  ## all benchmarks, and the page of this machine in b
 
 bench-quick: $(VENV)/.test-tools  ## each benchmark once, as smoke
 	$(bin)/pytest bench --benchmark-disable $(ARGS)
+
+# An hour on two cores; the corpora are looked for in PYNLM_DATA.
+recipes: build  ## train the small recipes, and report them in bench/results/recipes.md
+	for seed in 1 2 3; do $(bin)/pynlm train --recipe zaremba-small --seed $$seed --out runs/zaremba-small-$$seed || exit 1; done
+	for recipe in gru-small rnn-small char-lstm; do $(bin)/pynlm train --recipe $$recipe --seed 1 --out runs/$$recipe-1 || exit 1; done
+	$(bin)/python -m bench.runs runs/zaremba-small-[123] runs/gru-small-1 runs/rnn-small-1 runs/char-lstm-1
+
+parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 300 steps
+	$(bin)/python bench/parity.py $(ARGS)
 
 # --- checks -----------------------------------------------------------------------------------
 
