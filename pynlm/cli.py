@@ -354,7 +354,7 @@ def info() -> None:
         print(f"{name:<16} {value}")
 
 
-_OPTIONAL = {"matplotlib": "plot", "tensorboard": "tensorboard", "torch": "torch", "cupy": ""}
+_OPTIONAL = {"matplotlib": "plot", "torch": "torch", "cupy": ""}
 
 
 def _installed(package: str, extra: str) -> str:

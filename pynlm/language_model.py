@@ -28,6 +28,7 @@ from pynlm.evaluate import (
     split_lines,
     start_of,
 )
+from pynlm.evaluate.facts import ends_sentences
 from pynlm.evaluate.perplexity import Progress
 from pynlm.layers.context import Context
 
@@ -206,6 +207,11 @@ class LanguageModel:
                 "sentence there is no stream (leave stripes at 1)"
             )
         end = self.start_id if eos is None else eos
+        if eos is None and not ends_sentences(self.tokenizer):
+            raise ValueError(
+                "evaluate: without <eos> or a newline in the vocabulary nothing ends a sentence; "
+                "leave carry=True (--carry)"
+            )
         return evaluate_sentences(
             self.model, ids, self.start_id, end, count_eos=eos is not None, **facts
         )

@@ -22,7 +22,7 @@ KERNELS = {
     "gru": ("recurrent", "recurrent"),
     "rnn": ("recurrent", "recurrent"),
     "xent": ("softmax", "softmax"),
-    "linear": ("linear", "small"),
+    "linear": ("linear", "softmax"),
     "embedding": ("embedding", "small"),
     "dropout": ("dropout", "small"),
     "clip": ("optim", "small"),

@@ -9,7 +9,7 @@
 // Saved       nothing.
 // Numerics    the maximum and the log of the sum are subtracted one after the other, never as
 //             their float32 sum; the sum over V runs in lanes over blocks of 4096, the blocks in
-//             double; products as in recurrent/lstm.h. A NaN or infinite logit gives a NaN nll.
+//             double; products as in recurrent/lstm.h. A NaN or +inf logit gives a NaN nll.
 // Threading   any number of threads gives the same bits.
 //             Memory: a block of about 10 MB of logits (at least 128 tokens), whatever N.
 #pragma once

@@ -57,11 +57,22 @@ def start_of(tokenizer: Any) -> tuple[int, str]:
     """
     if tokenizer.eos_id is not None:
         return int(tokenizer.eos_id), str(tokenizer.token(tokenizer.eos_id))
-    if tokenizer.level in ("char", "byte"):
-        try:
-            ids = tokenizer.encode("\n")
-        except (ValueError, KeyError):
-            ids = ()
-        if len(ids) == 1 and ids[0] != tokenizer.unk_id:
-            return int(ids[0]), "newline"
+    newline = _newline(tokenizer)
+    if newline is not None:
+        return newline, "newline"
     return 0, f"token 0 ({tokenizer.token(0)!r})"
+
+
+def ends_sentences(tokenizer: Any) -> bool:
+    """Whether some token ends a sentence: ``<eos>``, or the newline of characters and bytes."""
+    return tokenizer.eos_id is not None or _newline(tokenizer) is not None
+
+
+def _newline(tokenizer: Any) -> int | None:
+    if tokenizer.level not in ("char", "byte"):
+        return None
+    try:
+        ids = tokenizer.encode("\n")
+    except (ValueError, KeyError):
+        return None
+    return int(ids[0]) if len(ids) == 1 and ids[0] != tokenizer.unk_id else None

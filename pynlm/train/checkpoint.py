@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pynlm.train.config import Recipe
 
 FORMAT = "pynlm-checkpoint-1"
+_STATE = {"files": dict}  # what every state.json must hold
 MODEL_FORMAT = "pynlm-model-1"
 
 Tensors = dict[str, NDArray[Any]]
@@ -234,7 +235,7 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
         raise CheckpointError(f"{checkpoint / 'model.safetensors'} is not a pynlm model")
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     config = RecurrentLMConfig.from_dict(json.loads(snapshot.metadata["config"]))
-    if snapshot.state["tokenizer"] != tokenizer.digest():
+    if snapshot.state.get("tokenizer") != tokenizer.digest():
         raise CheckpointError(
             f"{run / 'tokenizer.json'} is not the vocabulary that {checkpoint} was trained with"
         )
@@ -333,6 +334,12 @@ def _read_state(directory: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}")
+    for key, kind in _STATE.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path} is damaged: {key!r} is missing or of a wrong type")
+    for name, facts in state["files"].items():
+        if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+            raise CheckpointError(f"{path} is damaged: 'files' says nothing of {name}")
     return state
 
 

@@ -134,8 +134,9 @@ class ScheduleConfig(_Section):
 
 
 class FigureConfig(_Section):
-    """The published or known figure that a run is compared with."""
+    """The figure that a run is compared with: a published one, or one that pynlm itself reached."""
 
+    kind: Literal["published", "known"] = "published"
     metric: Literal["perplexity", "nats_per_token", "bits_per_token"] = "perplexity"
     corpus: str
     valid: float | None = Field(default=None, gt=0.0)
@@ -145,7 +146,7 @@ class FigureConfig(_Section):
     @property
     def target(self) -> tuple[float | None, str]:
         """The figure as a perplexity (validation if it is known), and a label for it."""
-        value, label = (self.valid, "published") if self.valid else (self.test, "published (test)")
+        value, label = (self.valid, self.kind) if self.valid else (self.test, f"{self.kind} (test)")
         if value is None or self.metric == "perplexity":
             return value, label
         return math.exp(value * (math.log(2.0) if self.metric == "bits_per_token" else 1.0)), label

@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+BAR_SECONDS = 0.1
+"""Between two drawings of the bar."""
+
 PLAIN_SECONDS = 10.0
 """How often a run without a terminal prints a line within an epoch."""
 
@@ -111,12 +114,14 @@ class Reporter:
             return
         now = time.monotonic()
         # Drawing at every step would cost more than a small step itself.
-        if now - self._shown < (0.1 if self._bar is not None else PLAIN_SECONDS):
+        if now - self._shown < (BAR_SECONDS if self._bar is not None else PLAIN_SECONDS):
             return
         self._shown = now
         numbers = f"loss {loss:.3f}  ppl {perplexity(loss):,.1f}  {rate:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=tokens, label=label, numbers=numbers)
+            self._bar.update(
+                self._task, completed=tokens, label=label, numbers=numbers, refresh=True
+            )
         else:
             elapsed = now - self._began
             left = elapsed * (self._total - tokens) / max(tokens - self._first, 1)
@@ -126,7 +131,7 @@ class Reporter:
     def close(self) -> None:
         """Take the bar off the screen; `say` goes on as plain lines."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done)
+            self._bar.update(self._task, completed=self._done, refresh=True)
             self._bar.stop()
             self._bar = None
 

@@ -87,6 +87,8 @@ class TrainResult:
         for split, evaluation in (("validation", self.valid), ("test", self.test)):
             if evaluation is not None:
                 best = f"  (best epoch {self.best_epoch})" if split == "validation" else ""
+                if evaluation.stripes > 1:
+                    best += f"  ({evaluation.stripes} stripes)"
                 out.append(
                     f"{split} perplexity {evaluation.perplexity:.2f}  "
                     f"{evaluation.nats_per_token:.4f} nats  {evaluation.bits_per_token:.4f} bits "
@@ -98,7 +100,8 @@ class TrainResult:
         for split, (ours, published) in self.gaps.items():
             difference = ours - published
             out.append(
-                f"published {split} {figure.metric.replace('_', ' ') if figure else ''} "
+                f"{figure.kind if figure else ''} {split} "
+                f"{figure.metric.replace('_', ' ') if figure else ''} "
                 f"{published:g}: gap {difference:+.2f} ({100.0 * difference / published:+.1f} %)"
             )
         if figure is not None and self.gaps:

@@ -169,8 +169,15 @@ def _text_changes(
     corpus: str | None, sources: Mapping[str, Source | None], arrays: Mapping[str, IntArray]
 ) -> dict[str, Any]:
     given = [split for split in SPLITS if sources[split] is not None]
+    # A recipe may name texts of its own (a run's config.toml does): none of them may stay.
+    no_source: dict[str, Any] = {
+        "data.corpus": None,
+        "data.text": [],
+        "data.valid": None,
+        "data.test": None,
+    }
     if not given:
-        return {} if corpus is None else {"data.corpus": corpus, "data.text": []}
+        return {} if corpus is None else {**no_source, "data.corpus": corpus}
     if corpus is not None:
         raise ValueError("train: give a corpus by name or texts, not both")
     if "train" not in given:
@@ -178,7 +185,7 @@ def _text_changes(
     if arrays and len(arrays) != len(given):
         odd = next(split for split in given if split not in arrays)
         raise ValueError(f"train: all texts must be files or all token ids; {odd} is a file")
-    changes: dict[str, Any] = {"data.corpus": None, "data.text": []}
+    changes = dict(no_source)
     if arrays:
         return {**changes, "data.level": "integer", "data.min_count": 1, "data.max_size": None}
     for split in given:

@@ -192,6 +192,13 @@ class Trainer:
         except CheckpointMissing:
             return None  # killed before the first checkpoint: the same run from its beginning
         snapshot = load_checkpoint(directory)
+        missing = sorted(
+            {"recipe", "data", "tokenizer", "best", "log_bytes"} - snapshot.state.keys()
+        )
+        if missing:
+            raise CheckpointError(
+                f"{directory / 'state.json'} is damaged: it has no {missing[0]!r}"
+            )
         check_unchanged(self.folder, snapshot.state, self.recipe)
         self._best_name = restore_links(self.folder, directory, snapshot.state["best"])
         return snapshot
@@ -323,11 +330,14 @@ class Trainer:
             tokens_per_second=round(self._rate(), 1),
             seconds=round(p.seconds, 3),
             valid_seconds=round(seconds, 3),
+            valid_stripes=self.recipe.train.valid_stripes,
         )
         width = len(str(self.recipe.train.epochs))
+        stripes = self.recipe.train.valid_stripes
+        striped = f" ({stripes} stripes)" if stripes > 1 else ""
         self._reporter.say(
             f"epoch {p.epoch + 1:{width}}/{self.recipe.train.epochs}  "
-            f"train {perplexity(train):8.2f}  valid {perplexity(loss):8.2f}"
+            f"train {perplexity(train):8.2f}  valid {perplexity(loss):8.2f}{striped}"
             f"{' *' if better else '  '}  lr {lr:.4g}  {self._rate():,.0f} tokens/s  "
             f"{p.seconds:.1f} s"
         )

@@ -106,9 +106,11 @@ def test_a_bar_is_drawn_on_a_terminal(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("pynlm.train.log.BAR_SECONDS", 0.0)
     make(quiet=False, overrides={"train.epochs": 1}).run()
     out = capsys.readouterr().out
     assert "epoch 1/1" in out
+    assert out.count("tokens/s") > 5  # drawn at steps, not at the epoch's end alone
     assert "test perplexity" in out
 
 

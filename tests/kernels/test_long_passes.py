@@ -1,0 +1,56 @@
+"""Forward passes that save nothing go in pieces of some 1024 rows; wide ones cut their products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pynlm import kernels
+from pynlm.testing.cases import Case
+from pynlm.testing.checks import check_against_reference
+
+GATES = {"lstm": 4, "gru": 3}
+
+
+def outputs(cell: str, T: int, B: int, H: int, *, save: bool) -> list[np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(7)
+
+    def normal(*shape: int) -> np.ndarray[Any, Any]:
+        return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+
+    G, inputs = GATES[cell], 5
+    given: dict[str, Any] = {
+        "x": normal(T, B, inputs),
+        "h0": normal(B, H),
+        "w_ih": normal(G * H, inputs),
+        "w_hh": normal(G * H, H),
+        "b": normal(G * H),
+    }
+    y, h_last, c_last = np.empty((T, B, H), np.float32), normal(B, H), normal(B, H)
+    gates = np.empty((T, B, G * H), np.float32) if save else None
+    other = np.empty((T, B, H), np.float32) if save else None
+    if cell == "lstm":
+        given["c0"] = normal(B, H)
+        kernels.lstm_forward(y=y, h_last=h_last, c_last=c_last, gates=gates, c=other, **given)
+        return [y, h_last, c_last]
+    given["b_hn"] = normal(H)
+    kernels.gru_forward(y=y, h_last=h_last, gates=gates, hn=other, **given)
+    return [y, h_last]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize(("T", "B"), [(1100, 2), (2500, 1), (80, 37)])
+def test_pieces_change_no_bit(cell: str, T: int, B: int) -> None:
+    whole, pieces = (outputs(cell, T, B, 19, save=save) for save in (True, False))
+    for a, b in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_products_deeper_than_a_block(cell: str, dtype: Any) -> None:
+    case = Case(cell, "deep", {"T": 3, "B": 17, "I": 11, "H": 301})
+    check_against_reference(f"{cell}_forward", case, dtype)
+    check_against_reference(f"{cell}_backward", case, dtype)
