@@ -1,7 +1,8 @@
 """Measure all families and write the page of this machine: `python -m bench.report [--quick]`.
 
 Files in `bench/results/`: NAME.json with all figures, NAME.md, and its plots. NAME is that of the
-machine, with "-quick" for a quick run. `--render FILE.json` makes page and plots from a record.
+machine, with "-quick" for a quick run. `--render FILE.json` makes page and plots from a record,
+also from the NAME.partial.json that a broken-off run leaves.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     cases = chosen(given.family or list(FAMILIES), given.only, quick=given.quick)
     if not cases:
         sys.exit(f"bench.report: no case matches {given.only!r}")
-    record = run(name, cases, counts, budget)
     given.out.mkdir(parents=True, exist_ok=True)
-    write(record, given.out)
+    partial = given.out / f"{name}.partial.json"
+    write(run(name, cases, counts, budget, partial), given.out)
+    partial.unlink()
 
 
 def chosen(families: list[str], only: str | None, *, quick: bool) -> list[Case]:
@@ -55,8 +57,8 @@ def chosen(families: list[str], only: str | None, *, quick: bool) -> list[Case]:
     ]
 
 
-def run(name: str, cases: list[Case], counts: list[int], budget: Budget) -> Record:
-    """Measure and print as it goes."""
+def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial: Path) -> Record:
+    """Measure, and print as it goes; `partial` holds what is done if the run is broken off."""
     peers = available()
     record = Record(name, kernels.get_num_threads(), machine.facts(peers))
     print("\n".join(f"{key:<10} {value}" for key, value in record.facts.items()))
@@ -73,9 +75,10 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget) -> Reco
             with threads(n, peers):
                 peak.measure()
             record.results.append(result)
+            record.peaks = peak.figures()
+            record.save(partial)
             print(page.line(result, peak.best(n)), flush=True)
     _measure_memory([case for case in fitting if isinstance(case, Train)], max(counts), record)
-    record.peaks = {n: peak.to_dict()[str(n)] for n in counts}
     record.facts["other work"] = _other_work(others)
     disturbed = sum(r.disturbed for r in record.results)
     if disturbed:

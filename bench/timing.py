@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -223,10 +223,10 @@ class Peak:
         """FLOP/s of the best burst."""
         return max(self.bursts[threads])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Best and median burst by number of threads, for a report."""
+    def figures(self) -> dict[int, dict[str, float]]:
+        """Best and median burst by number of threads, and how many there were."""
         return {
-            str(n): {"best": max(rates), "median": float(np.median(rates)), "bursts": len(rates)}
+            n: {"best": max(rates), "median": float(np.median(rates)), "bursts": len(rates)}
             for n, rates in self.bursts.items()
         }
 

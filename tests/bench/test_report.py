@@ -126,6 +126,17 @@ def test_work_that_differs_is_no_peer() -> None:
         check_agreement(case, {**works, "other": wrong})
 
 
+def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = "--quick --family recurrent --only RNN-forward-only-100,1, --seconds 0.05 --threads 1"
+    report.main([*given.split(), "--out", str(tmp_path), "--name", "here"])
+    record = Record.load(tmp_path / "here-quick.json")
+    assert [(r.case, r.threads) for r in record.results] == [("100,1,256,256", 1)]
+    assert record.share(record.results[0]) > 0.0
+    assert (tmp_path / "here-quick.md").is_file()
+    assert not list(tmp_path.glob("*.partial.json"))
+    assert "RNN forward only" in capsys.readouterr().out
+
+
 def test_machine_names_itself() -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*-\d+cpu", machine.file_name())
     assert machine.available_memory() > 2**20

@@ -117,4 +117,4 @@ def test_peak_is_the_best_burst() -> None:
         peak.measure(bursts=2)
     assert len(peak.bursts[1]) == 5
     assert peak.best(1) == max(peak.bursts[1]) > 1e8
-    assert peak.to_dict()["1"]["bursts"] == 5
+    assert peak.figures()[1]["bursts"] == 5
