@@ -33,6 +33,50 @@ void pause_cpu() noexcept {
 #endif
 }
 
+int current_cpu() noexcept {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// The CPUs this thread may use, but the one it is on. In a virtual machine a halted CPU does not
+// count as idle: a woken thread is put on its waker's CPU, and runs there when that one is done or
+// the scheduler notices, milliseconds later. So workers are woken with this mask, and given the
+// whole one back at once.
+class OtherCpus {
+public:
+    explicit OtherCpus(int here) noexcept {
+#if defined(__linux__)
+        valid_ = here >= 0 && sched_getaffinity(0, sizeof all_, &all_) == 0 && CPU_COUNT(&all_) > 1;
+        others_ = all_;
+        if (valid_) CPU_CLR(here, &others_);
+#else
+        (void)here;
+#endif
+    }
+#if defined(__linux__)
+    void start_on(pthread_attr_t& attributes) const noexcept {
+        if (valid_) pthread_attr_setaffinity_np(&attributes, sizeof others_, &others_);
+    }
+    void restrict_to(pthread_t thread) const noexcept {
+        if (valid_) pthread_setaffinity_np(thread, sizeof others_, &others_);
+    }
+    void release(pthread_t thread) const noexcept {
+        if (valid_) pthread_setaffinity_np(thread, sizeof all_, &all_);
+    }
+
+private:
+    bool valid_ = false;
+    cpu_set_t all_, others_;
+#else
+    void start_on(pthread_attr_t&) const noexcept {}
+    void restrict_to(pthread_t) const noexcept {}
+    void release(pthread_t) const noexcept {}
+#endif
+};
+
 // A counter that waiters watch: spin first, then sleep until it moves past the value seen.
 class Event {
 public:
@@ -46,6 +90,8 @@ public:
             pthread_mutex_unlock(&mutex_);
         }
     }
+
+    bool has_sleepers() const noexcept { return sleepers_.load(std::memory_order_seq_cst) != 0; }
 
     // Returns the nanoseconds slept, 0 where spinning was enough.
     int64_t wait_past(uint32_t seen) noexcept {
@@ -97,6 +143,7 @@ private:
 struct Team {
     std::atomic<bool> busy{false};
     int workers = 0;  // started so far, besides the caller
+    pthread_t threads[kMaxThreads];  // of the workers
     Event job_posted;
     Barrier members;                // of the running job
     Barrier everyone;               // its end: also the workers that had no part in it
@@ -161,15 +208,27 @@ void grow(Team& t, int wanted) {
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        pthread_t thread;
+        const OtherCpus others(current_cpu());
+        others.start_on(attributes);
+        pthread_t& thread = t.threads[t.workers];
         const int error = pthread_create(&thread, &attributes, worker_main, start);
         pthread_attr_destroy(&attributes);
         if (error != 0) {
             delete start;
             return;
         }
+        others.release(thread);
         ++t.workers;
     }
+}
+
+// Posts the job; workers asleep wake up on other CPUs than this one.
+void post(Team& t) noexcept {
+    if (!t.job_posted.has_sleepers()) return t.job_posted.advance();
+    const OtherCpus others(current_cpu());
+    for (int i = 0; i < t.workers; ++i) others.restrict_to(t.threads[i]);
+    t.job_posted.advance();
+    for (int i = 0; i < t.workers; ++i) others.release(t.threads[i]);
 }
 
 int from_environment(const char* name) {
@@ -244,7 +303,7 @@ void team_run(int max_threads, TeamFunction function, void* context) {
     t.function = function;
     t.context = context;
     t.team_size = std::min(wanted, t.workers + 1);
-    t.job_posted.advance();
+    post(t);
     inside_team = true;
     function(context, 0, t.team_size);
     t.slept.fetch_add(t.everyone.wait(t.workers + 1), std::memory_order_relaxed);

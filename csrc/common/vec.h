@@ -44,7 +44,7 @@ inline void store(T* p, Vec<T> v) {
 
 template <class T>
 inline Vec<T> splat(T x) {
-    return Vec<T>{} + x;
+    return x - Vec<T>{};  // folds to a broadcast; x + 0 does not, because of -0
 }
 
 // The first n of kLanes elements, 0 <= n; lanes beyond read as zero and are not written.
