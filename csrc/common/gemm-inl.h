@@ -14,9 +14,15 @@ constexpr int kTileRows = 6;  // 12 + 2 + 1 of 16
 constexpr int kTileVecs = 2;
 template <class T>
 constexpr int64_t kPanelWidth = kTileVecs * kLanes<T>;
-// a panel block [depth][width] and a row block [depth][R] share the first-level cache
+// A panel block [depth][width] should stay in the first-level cache while row blocks pass over it;
+// a shorter depth would read and write C more often. 352 floats were the best of 256 to 448.
+#if defined(NLM_ISA_avx512)
+constexpr int64_t kPanelBytes = 44 << 10;
+#else
+constexpr int64_t kPanelBytes = 32 << 10;
+#endif
 template <class T>
-constexpr int64_t kMaxDepth = int64_t(32768) / (kPanelWidth<T> * int64_t(sizeof(T)));
+constexpr int64_t kMaxDepth = kPanelBytes / (kPanelWidth<T> * int64_t(sizeof(T)));
 constexpr int64_t kRowBytesInL2 = 384 << 10;
 
 // Where one vector column of a tile goes: row r at p + r * ld, n <= kLanes elements. The sum
@@ -32,6 +38,11 @@ struct TileColumn {
 
 template <class T, int R, int NV>
 void tile(int64_t depth, const T* __restrict a, const T* __restrict b, const TileColumn<T>* to) {
+    // C comes from afar, and is wanted when the products are done
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v)
+#pragma GCC unroll 14
+        for (int r = 0; r < R; ++r) __builtin_prefetch(to[v].p + r * to[v].ld, 1);
     Vec<T> sum[R][NV];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {
@@ -165,10 +176,15 @@ inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, i
     int64_t k = 0;
 #if defined(NLM_ISA_avx512)
     if constexpr (sizeof(T) == 4) {
-        for (; k + 16 <= depth; k += 16)
+        // runs of `depth` are too short for the hardware to see them coming
+        constexpr int64_t kAhead = 64;
+        for (; k + 16 <= depth; k += 16) {
+            const T* ahead = k + kAhead < depth ? p + k + kAhead : p + n * ld + k + kAhead - depth;
+            for (int64_t r = 0; r < n && width > 16; ++r) __builtin_prefetch(ahead + r * ld);
             for (int64_t r = 0; r < width; r += 16)
                 transpose_16(out + k * stride + r, stride, p + r * ld + k, ld,
                              n - r < 0 ? 0 : n - r, width - r);
+        }
     }
 #else
     if constexpr (sizeof(T) == 4) {
@@ -238,6 +254,16 @@ struct Factor {
         }
         pack_straight(out, width, width, p + (k - head_depth) * ld + r, ld, n, depth);
     }
+
+    // Packs pieces [pieces.begin, pieces.end), pack(piece, k, depth) each, so that memory is read
+    // along its rows: those of a k_major factor cross all pieces.
+    template <class Pack>
+    void pack_all(Range pieces, int64_t depth, const Pack& pack_piece) const {
+        const int64_t run = k_major ? 16 : depth;
+        for (int64_t k = 0; k < depth; k += run)
+            for (int64_t i = pieces.begin; i < pieces.end; ++i)
+                pack_piece(i, k, depth - k < run ? depth - k : run);
+    }
 };
 
 // C [M, N] = A B (+ C if accumulate) (+ bias [N] on each row).
@@ -282,21 +308,22 @@ void gemm(const GemmArgs<T>& g) {
                 const int64_t kc = g.K - k0 < depth ? g.K - k0 : depth;
                 T* const bp = b_packed + (b_turn++ & 1) * b_size;
                 const Range mine = share(panels, 1, tid, size);
-                for (int64_t p = mine.begin; p < mine.end; ++p) {
+                g.b.pack_all(mine, kc, [&](int64_t p, int64_t k, int64_t run) {
                     const int64_t n = nc - p * kWidth;
                     const int64_t width = n <= kLanes<T> ? kLanes<T> : kWidth;
-                    g.b.pack(bp + p * kWidth * kc, width, n0 + p * kWidth, n < width ? n : width,
-                             k0, kc);
-                }
+                    g.b.pack(bp + p * kWidth * kc + k * width, width, n0 + p * kWidth,
+                             n < width ? n : width, k0 + k, run);
+                });
                 for (int64_t m0 = 0; m0 < g.M; m0 += rows) {
                     const int64_t mc = g.M - m0 < rows ? g.M - m0 : rows;
                     const bool split_rows = mc >= int64_t(size) * 8;
                     const RowBlocks blocks = row_blocks(mc, split_rows ? size : 1);
                     T* const ap = a_packed + (a_turn++ & 1) * a_size;
                     const Range packing = share(blocks.blocks, 1, tid, size);
-                    for (int64_t i = packing.begin; i < packing.end; ++i)
-                        g.a.pack(ap + blocks.first(i) * kc, blocks.count(i), m0 + blocks.first(i),
-                                 blocks.count(i), k0, kc);
+                    g.a.pack_all(packing, kc, [&](int64_t i, int64_t k, int64_t run) {
+                        const int64_t row = blocks.first(i), n = blocks.count(i);
+                        g.a.pack(ap + row * kc + k * n, n, m0 + row, n, k0 + k, run);
+                    });
                     team_barrier(size);
                     const Range my_blocks = split_rows ? packing : Range{0, blocks.blocks};
                     const Range my_panels = split_rows ? Range{0, panels} : mine;

@@ -95,6 +95,12 @@ inline T max_lanes(Vec<T> v) {
 template <class T>
 inline Vec<T> clamp_vec(Vec<T> x, T low, T high) {
     const Vec<T> lo = splat(low), hi = splat(high);
+#if defined(NLM_ISA_avx512)  // of min and max with a NaN the second operand counts
+    if constexpr (sizeof(T) == 4)
+        return (Vec<T>)_mm512_min_ps((__m512)hi, _mm512_max_ps((__m512)lo, (__m512)x));
+    else
+        return (Vec<T>)_mm512_min_pd((__m512d)hi, _mm512_max_pd((__m512d)lo, (__m512d)x));
+#endif
     x = x < lo ? lo : x;
     return x > hi ? hi : x;
 }
@@ -176,15 +182,14 @@ inline Vec<T> sigmoid_of(Vec<T> x) {
     return T(1) / ((T(1) + e.power) + e.power * e.minus_one);
 }
 
-// tanh(x) = -m / (2 + m) with m = exp(-2|x|) - 1, which keeps its digits near zero.
+// tanh(x) = m / (m + 2) with m = exp(2x) - 1, which keeps its digits near zero. Beyond kTanhOne
+// the result is 1 to the last digit.
 template <class T>
 inline Vec<T> tanh_of(Vec<T> x) {
-    using C = ExpConstants<T>;
-    const Vec<T> magnitude = x < T(0) ? -x : x;
-    const ReducedExp<T> e = reduce_exp<T>(clamp_vec<T>(magnitude * T(-2), C::kLowest, T(0)));
+    constexpr T kTanhOne = sizeof(T) == 4 ? T(9.5) : T(20);
+    const ReducedExp<T> e = reduce_exp<T>(clamp_vec<T>(x, -kTanhOne, kTanhOne) * T(2));
     const Vec<T> m = e.power * e.minus_one + (e.power - T(1));
-    const Vec<T> t = -m / (m + T(2));
-    return x < T(0) ? -t : t;
+    return m / (m + T(2));
 }
 
 // Runs body(tid, team_size) on up to max_threads members of the team.

@@ -11,8 +11,8 @@
 // Lengths     int32 [B], not increasing, in [0, T], or null. Row r takes part in steps
 //             0..lengths[r]-1: y is 0 beyond, h_last and c_last are its states after its last step
 //             (h0, c0 if it has none), dy beyond is not read, gates' gradient beyond is 0.
-// Numerics    sums over I, H and T*B in T, each one chain of fused multiply-adds cut every 256
-//             (float32) or 128 terms; db over blocks of 64 rows.
+// Numerics    sums over I, H and T*B in T, each one chain of fused multiply-adds cut every few
+//             hundred terms; db over blocks of 64 rows.
 // Threading   any number of threads gives the same bits.
 #pragma once
 
