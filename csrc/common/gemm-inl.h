@@ -266,7 +266,8 @@ struct Factor {
     }
 };
 
-// C [M, N] = A B (+ C if accumulate) (+ bias [N] on each row).
+// C [M, N] = A B (+ C if accumulate) (+ bias [N] on each row). a_sum [M], where it is not null,
+// becomes the sum of each row of A (+ a_sum if accumulate): a bias' gradient beside the weights'.
 template <class T>
 struct GemmArgs {
     int64_t M, N, K;
@@ -275,83 +276,179 @@ struct GemmArgs {
     int64_t ldc;
     bool accumulate = false;
     const T* bias = nullptr;
+    T* a_sum = nullptr;
+};
+
+// The larger operand is divided among the members: each packs a piece of its own just before it
+// is used, while it is in the second-level cache. The smaller one is packed by all, for all.
+template <class T>
+class Product {
+public:
+    explicit Product(const GemmArgs<T>& args) : g(args) {
+        const int64_t depth_blocks = (g.K + kMaxDepth<T> - 1) / kMaxDepth<T>;
+        depth = (g.K + depth_blocks - 1) / depth_blocks;
+        own_columns = g.N > g.M;
+        const int64_t whole = own_columns ? g.M : g.N;
+        const int64_t chunks = (whole + kSharedWidth - 1) / kSharedWidth;
+        chunk = (whole + chunks - 1) / chunks;
+        if (!own_columns) chunk = (chunk + kWidth - 1) / kWidth * kWidth;
+        int64_t deep = kSharedBytes / (chunk * depth * int64_t(sizeof(T)));
+        deep = deep < 1 ? 1 : (deep < depth_blocks ? deep : depth_blocks);
+        span = deep * depth;
+        own_size = own_columns ? kOwnPanels * kWidth * depth : own_blocks() * kTileRows * depth;
+    }
+
+    void run() const {
+        const int threads = threads_for(2.0 * double(g.M) * double(g.N) * double(g.K));
+        Scratch scratch;
+        T* const shared = scratch.take<T>((chunk * span + 15) / 16 * 16);
+        T* const own = scratch.take<T>(own_size * threads);
+        auto body = [&](int tid, int size) {
+            const int64_t whole = own_columns ? g.M : g.N;
+            for (int64_t from = 0; from < whole; from += chunk)
+                for (int64_t k = 0; k < g.K; k += span) {
+                    if (from > 0 || k > 0) team_barrier(size);  // others still read `shared`
+                    const Part part{from, whole - from < chunk ? whole - from : chunk, k,
+                                    g.K - k < span ? g.K : k + span};
+                    if (own_columns)
+                        columns(part, shared, own + tid * own_size, tid, size);
+                    else
+                        rows(part, shared, own + tid * own_size, tid, size);
+                }
+        };
+        parallel(threads, body);
+    }
+
+private:
+    static constexpr int64_t kWidth = kPanelWidth<T>;
+    static constexpr int64_t kSharedWidth = 2048, kSharedBytes = 1 << 20;
+    static constexpr int64_t kOwnPanels = 8;
+
+    const GemmArgs<T>& g;
+    int64_t depth, chunk, span, own_size;
+    bool own_columns;
+
+    // [from, from + count) of the shared operand's rows or columns, depths [k, k_end).
+    struct Part {
+        int64_t from, count, k, k_end;
+    };
+
+    int64_t own_blocks() const {
+        return kRowBytesInL2 / 2 / (depth * kTileRows * int64_t(sizeof(T))) + 1;
+    }
+
+    // Row blocks of A whose first row is `row`, depths [k, k + kc).
+    void pack_a(T* out, const RowBlocks& blocks, Range range, int64_t row, int64_t k, int64_t kc,
+                bool sum) const {
+        g.a.pack_all(range, kc, [&](int64_t i, int64_t k1, int64_t run) {
+            const int64_t n = blocks.count(i), m = row + blocks.first(i);
+            T* const to = out + (blocks.first(i) - blocks.first(range.begin)) * kc + k1 * n;
+            g.a.pack(to, n, m, n, k + k1, run);
+            if (sum) add_sums(g.a_sum + m, to, n, run, k + k1 > 0 || g.accumulate);
+        });
+    }
+
+    static void add_sums(T* to, const T* packed, int64_t n, int64_t run, bool add) {
+        for (int64_t r = 0; r < n; r += kLanes<T>) {
+            Vec<T> total{};
+            for (int64_t k = 0; k < run; ++k) total += load_n(packed + k * n + r, n - r);
+            store_n(to + r, add ? load_n(to + r, n - r) + total : total, n - r);
+        }
+    }
+
+    // Panels of B of the `count` columns from `column` on.
+    void pack_b(T* out, Range panels, int64_t column, int64_t count, int64_t k, int64_t kc) const {
+        g.b.pack_all(panels, kc, [&](int64_t p, int64_t k1, int64_t run) {
+            const int64_t n = count - p * kWidth;
+            const int64_t width = n <= kLanes<T> ? kLanes<T> : kWidth;
+            g.b.pack(out + (p - panels.begin) * kWidth * kc + k1 * width, width,
+                     column + p * kWidth, n < width ? n : width, k + k1, run);
+        });
+    }
+
+    // Row blocks of A, of which the first is packed at ap, by one panel of n columns.
+    void tiles(const RowBlocks& blocks, Range range, int64_t row, const T* ap, const T* panel,
+               int64_t column, int64_t n, int64_t k, int64_t kc) const {
+        const int vecs = n <= kLanes<T> ? 1 : 2;
+        const bool add = g.accumulate || k > 0;
+        const T* bias = k == 0 ? g.bias : nullptr;
+        TileColumn<T> to[2];
+        for (int v = 0; v < vecs; ++v)
+            to[v] = {nullptr, g.ldc, n - v * kLanes<T>, add,
+                     bias ? bias + column + v * kLanes<T> : nullptr};
+        for (int64_t i = range.begin; i < range.end; ++i) {
+            T* const c = g.c + (row + blocks.first(i)) * g.ldc + column;
+            for (int v = 0; v < vecs; ++v) to[v].p = c + v * kLanes<T>;
+            run_tile(blocks.count(i), vecs, kc,
+                     ap + (blocks.first(i) - blocks.first(range.begin)) * kc, panel, to);
+        }
+    }
+
+    int64_t depth_from(const Part& part, int64_t k) const {
+        return part.k_end - k < depth ? part.k_end - k : depth;
+    }
+
+    // A is shared: every member multiplies it by columns of B of its own.
+    void columns(const Part& part, T* shared, T* own, int tid, int size) const {
+        const RowBlocks blocks = row_blocks(part.count);
+        const Range packing = share(blocks.blocks, 1, tid, size);
+        for (int64_t k = part.k; k < part.k_end; k += depth) {
+            const int64_t kc = depth_from(part, k);
+            pack_a(shared + (k - part.k) * part.count + blocks.first(packing.begin) * kc, blocks,
+                   packing, part.from, k, kc, g.a_sum != nullptr);
+        }
+        team_barrier(size);
+        const Range mine = share((g.N + kWidth - 1) / kWidth, 1, tid, size);
+        for (int64_t p0 = mine.begin; p0 < mine.end; p0 += kOwnPanels) {
+            const int64_t p1 = p0 + kOwnPanels < mine.end ? p0 + kOwnPanels : mine.end;
+            for (int64_t k = part.k; k < part.k_end; k += depth) {
+                const int64_t kc = depth_from(part, k);
+                const T* const ap = shared + (k - part.k) * part.count;
+                pack_b(own, {p0, p1}, 0, g.N, k, kc);
+                const int64_t fit = kRowBytesInL2 / (kc * kTileRows * int64_t(sizeof(T))) + 1;
+                for (int64_t i = 0; i < blocks.blocks; i += fit) {
+                    const Range range{i, i + fit < blocks.blocks ? i + fit : blocks.blocks};
+                    for (int64_t p = p0; p < p1; ++p)
+                        tiles(blocks, range, part.from, ap + blocks.first(i) * kc,
+                              own + (p - p0) * kWidth * kc, p * kWidth, g.N - p * kWidth, k, kc);
+                }
+            }
+        }
+    }
+
+    // B is shared: every member multiplies rows of A of its own by it.
+    void rows(const Part& part, T* shared, T* own, int tid, int size) const {
+        const int64_t panels = (part.count + kWidth - 1) / kWidth;
+        const Range packing = share(panels, 1, tid, size);
+        for (int64_t k = part.k; k < part.k_end; k += depth) {
+            const int64_t kc = depth_from(part, k);
+            pack_b(shared + (k - part.k) * panels * kWidth + packing.begin * kWidth * kc, packing,
+                   part.from, part.count, k, kc);
+        }
+        team_barrier(size);
+        const RowBlocks blocks = row_blocks(g.M, size);
+        const Range mine = share(blocks.blocks, 1, tid, size);
+        const int64_t most = own_blocks();
+        for (int64_t i = mine.begin; i < mine.end; i += most) {
+            const Range range{i, i + most < mine.end ? i + most : mine.end};
+            for (int64_t k = part.k; k < part.k_end; k += depth) {
+                const int64_t kc = depth_from(part, k);
+                const T* const bp = shared + (k - part.k) * panels * kWidth;
+                pack_a(own, blocks, range, 0, k, kc, g.a_sum != nullptr && part.from == 0);
+                for (int64_t p = 0; p < panels; ++p)
+                    tiles(blocks, range, 0, own, bp + p * kWidth * kc, part.from + p * kWidth,
+                          part.count - p * kWidth, k, kc);
+            }
+        }
+    }
 };
 
 template <class T>
 void gemm(const GemmArgs<T>& g) {
     if (g.M == 0 || g.N == 0) return;
-    if (g.K == 0) {
-        for (int64_t m = 0; m < g.M && !g.accumulate; ++m)
-            for (int64_t n = 0; n < g.N; ++n) g.c[m * g.ldc + n] = g.bias ? g.bias[n] : T(0);
-        return;
+    if (g.K > 0) return Product<T>(g).run();
+    for (int64_t m = 0; m < g.M && !g.accumulate; ++m) {
+        for (int64_t n = 0; n < g.N; ++n) g.c[m * g.ldc + n] = g.bias ? g.bias[n] : T(0);
+        if (g.a_sum != nullptr) g.a_sum[m] = T(0);
     }
-    constexpr int64_t kWidth = kPanelWidth<T>;
-    const int64_t depth_blocks = (g.K + kMaxDepth<T> - 1) / kMaxDepth<T>;
-    const int64_t depth = (g.K + depth_blocks - 1) / depth_blocks;
-    const int64_t max_columns = 128 * kWidth, max_rows = 2048;
-    const int64_t columns = g.N < max_columns ? g.N : max_columns;
-    const int64_t rows = g.M < max_rows ? g.M : max_rows;
-    const int64_t b_size = depth * ((columns + kWidth - 1) / kWidth) * kWidth;
-    const int64_t a_size = (depth * rows + 15) / 16 * 16;
-    const int threads = threads_for(2.0 * double(g.M) * double(g.N) * double(g.K));
-    Scratch scratch;
-    // two of each: members pack the next block while others still read the last
-    T* const b_packed = scratch.take<T>(2 * b_size);
-    T* const a_packed = scratch.take<T>(2 * a_size);
-
-    auto body = [&](int tid, int size) {
-        int a_turn = 0, b_turn = 0;
-        for (int64_t n0 = 0; n0 < g.N; n0 += columns) {
-            const int64_t nc = g.N - n0 < columns ? g.N - n0 : columns;
-            const int64_t panels = (nc + kWidth - 1) / kWidth;
-            for (int64_t k0 = 0; k0 < g.K; k0 += depth) {
-                const int64_t kc = g.K - k0 < depth ? g.K - k0 : depth;
-                T* const bp = b_packed + (b_turn++ & 1) * b_size;
-                const Range mine = share(panels, 1, tid, size);
-                g.b.pack_all(mine, kc, [&](int64_t p, int64_t k, int64_t run) {
-                    const int64_t n = nc - p * kWidth;
-                    const int64_t width = n <= kLanes<T> ? kLanes<T> : kWidth;
-                    g.b.pack(bp + p * kWidth * kc + k * width, width, n0 + p * kWidth,
-                             n < width ? n : width, k0 + k, run);
-                });
-                for (int64_t m0 = 0; m0 < g.M; m0 += rows) {
-                    const int64_t mc = g.M - m0 < rows ? g.M - m0 : rows;
-                    const bool split_rows = mc >= int64_t(size) * 8;
-                    const RowBlocks blocks = row_blocks(mc, split_rows ? size : 1);
-                    T* const ap = a_packed + (a_turn++ & 1) * a_size;
-                    const Range packing = share(blocks.blocks, 1, tid, size);
-                    g.a.pack_all(packing, kc, [&](int64_t i, int64_t k, int64_t run) {
-                        const int64_t row = blocks.first(i), n = blocks.count(i);
-                        g.a.pack(ap + row * kc + k * n, n, m0 + row, n, k0 + k, run);
-                    });
-                    team_barrier(size);
-                    const Range my_blocks = split_rows ? packing : Range{0, blocks.blocks};
-                    const Range my_panels = split_rows ? Range{0, panels} : mine;
-                    const int64_t fit = kRowBytesInL2 / (kc * kTileRows * int64_t(sizeof(T))) + 1;
-                    for (int64_t i0 = my_blocks.begin; i0 < my_blocks.end; i0 += fit) {
-                        const int64_t i1 = i0 + fit < my_blocks.end ? i0 + fit : my_blocks.end;
-                        for (int64_t p = my_panels.begin; p < my_panels.end; ++p) {
-                            const int64_t n = nc - p * kWidth;
-                            const int64_t column = n0 + p * kWidth;
-                            const int vecs = n <= kLanes<T> ? 1 : 2;
-                            const bool add = g.accumulate || k0 > 0;
-                            const T* bias = k0 == 0 ? g.bias : nullptr;
-                            TileColumn<T> to[2];
-                            for (int v = 0; v < vecs; ++v)
-                                to[v] = {nullptr, g.ldc, n - v * kLanes<T>, add,
-                                         bias ? bias + column + v * kLanes<T> : nullptr};
-                            for (int64_t i = i0; i < i1; ++i) {
-                                for (int v = 0; v < vecs; ++v)
-                                    to[v].p = g.c + (m0 + blocks.first(i)) * g.ldc + column +
-                                              v * kLanes<T>;
-                                run_tile(blocks.count(i), vecs, kc, ap + blocks.first(i) * kc,
-                                         bp + p * kWidth * kc, to);
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    };
-    parallel(threads, body);
 }

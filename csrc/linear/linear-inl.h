@@ -28,6 +28,6 @@ void linear_backward(const LinearBackwardArgs<T>& a) {
                      .a = {a.dy, a.O, true},
                      .b = {a.x, a.I, true},
                      .c = a.dw,
-                     .ldc = a.I});
-    if (a.db != nullptr) sum_rows(a.db, a.dy, a.N, a.O);
+                     .ldc = a.I,
+                     .a_sum = a.db});
 }

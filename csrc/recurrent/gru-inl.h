@@ -105,9 +105,8 @@ void gru_backward(const GruBackwardArgs<T>& a) {
     for (int64_t row = 0; a.lengths != nullptr && row < a.B; ++row)  // n's own gradient beyond
         for (int64_t t = a.lengths[row]; t < s.steps; ++t)
             for (int64_t u = 0; u < H; ++u) a.gates[((t * a.B + row) * 3 + 2) * H + u] = T(0);
-    input_gradients(a.dx, a.dw_ih, a.gates, a.x, a.w_ih, rows, a.I, 3 * H);
+    input_gradients(a.dx, a.dw_ih, a.db, a.gates, a.x, a.w_ih, rows, a.I, 3 * H);
     recurrent_gradient(s, a.dw_hh, a.gates, 2 * H, 3 * H, a.h0, a.y);
-    recurrent_gradient(s, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H, H, a.h0, a.y);
-    sum_rows(a.db, a.gates, rows, 3 * H);
-    sum_rows(a.db_hn, a.hn, rows, H);
+    recurrent_gradient(s, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H, H, a.h0, a.y,
+                       a.db_hn);
 }

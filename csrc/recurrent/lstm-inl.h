@@ -102,7 +102,6 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
     start_gradient(a.dc0, a.dc_last, a.B * a.H);
     backward_loop(LstmBackwardCell<T>{a, a.dh0, a.dc0}, s, a.w_hh, a.dh0, split, panels, states);
     const int64_t rows = s.steps * s.batch;
-    input_gradients(a.dx, a.dw_ih, a.gates, a.x, a.w_ih, rows, a.I, 4 * a.H);
+    input_gradients(a.dx, a.dw_ih, a.db, a.gates, a.x, a.w_ih, rows, a.I, 4 * a.H);
     recurrent_gradient(s, a.dw_hh, a.gates, 4 * a.H, 4 * a.H, a.h0, a.y);
-    sum_rows(a.db, a.gates, rows, 4 * a.H);
 }

@@ -77,7 +77,6 @@ void rnn_backward(const RnnBackwardArgs<T>& a) {
         backward_loop(RnnBackwardCell<T, true>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
     else
         backward_loop(RnnBackwardCell<T, false>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
-    input_gradients(a.dx, a.dw_ih, a.dpre, a.x, a.w_ih, rows, a.I, H);
+    input_gradients(a.dx, a.dw_ih, a.db, a.dpre, a.x, a.w_ih, rows, a.I, H);
     recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.dpre), H, H, a.h0, a.y);
-    sum_rows(a.db, a.dpre, rows, H);
 }

@@ -242,30 +242,10 @@ inline int64_t panel_size(const Sequence<T>& s, int gates) {
     return (s.hidden + kLanes<T> - 1) / kLanes<T> * kLanes<T> * gates * s.hidden;
 }
 
-// Sums the rows of m [rows, columns]: blocks of 64 rows first, then the blocks.
+// Gradients of input, weights and bias from the pre-activations' d [N, columns]: dx = d w_ih,
+// dw_ih = d^T x, db = sum of d's rows.
 template <class T>
-void sum_rows(T* out, const T* m, int64_t rows, int64_t columns) {
-    auto body = [&](int tid, int size) {
-        const Range mine = share(columns, 4 * kLanes<T>, tid, size);
-        for (int64_t c = mine.begin; c < mine.end; c += kLanes<T>) {
-            const int64_t n = mine.end - c;
-            Vec<T> total{};
-            for (int64_t r0 = 0; r0 < rows; r0 += 64) {
-                Vec<T> block{};
-                for (int64_t r = r0; r < rows && r < r0 + 64; ++r)
-                    block += load_n(m + r * columns + c, n);
-                total += block;
-            }
-            store_n(out + c, total, n);
-        }
-    };
-    parallel(threads_for(16.0 * double(rows) * double(columns)), body);
-}
-
-// Weight and input gradients from the pre-activations' d [N, columns]: dx = d w_ih,
-// dw_ih = d^T x.
-template <class T>
-void input_gradients(T* dx, T* dw_ih, const T* d, const T* x, const T* w_ih, int64_t rows,
+void input_gradients(T* dx, T* dw_ih, T* db, const T* d, const T* x, const T* w_ih, int64_t rows,
                      int64_t inputs, int64_t columns) {
     if (dx != nullptr)
         gemm(GemmArgs<T>{.M = rows,
@@ -281,20 +261,22 @@ void input_gradients(T* dx, T* dw_ih, const T* d, const T* x, const T* w_ih, int
                      .a = {d, columns, true},
                      .b = {x, inputs, true},
                      .c = dw_ih,
-                     .ldc = inputs});
+                     .ldc = inputs,
+                     .a_sum = db});
 }
 
-// dw_hh = d^T h_prev, where h_prev is h0 at the first step and y one step earlier at the others.
+// dw_hh = d^T h_prev, d_sum = sum of d's rows, where h_prev is h0 at the first step and y one step earlier at the others.
 template <class T>
 void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
-                        const T* h0, const T* y) {
+                        const T* h0, const T* y, T* d_sum = nullptr) {
     gemm(GemmArgs<T>{.M = columns,
                      .N = s.hidden,
                      .K = s.steps * s.batch,
                      .a = {d, ld, true},
                      .b = {y, s.hidden, true, h0, s.batch},
                      .c = dw_hh,
-                     .ldc = s.hidden});
+                     .ldc = s.hidden,
+                     .a_sum = d_sum});
 }
 
 // rec starts as the gradient of the last state, which may be absent.

@@ -98,7 +98,6 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
     const int64_t block = token_block(a.N, a.V, int64_t(sizeof(T)));
     Scratch scratch;
     T* const z = scratch.take<T>(block * a.V);
-    T* const db = scratch.take<T>(a.V);
     if (a.N == 0) {
         __builtin_memset(a.dw, 0, std::size_t(a.V * a.H) * sizeof(T));
         if (a.db != nullptr) __builtin_memset(a.db, 0, std::size_t(a.V) * sizeof(T));
@@ -138,11 +137,8 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
                          .b = {h, a.H, true},
                          .c = a.dw,
                          .ldc = a.H,
-                         .accumulate = n0 > 0});
-        if (a.db != nullptr) {
-            sum_rows(n0 == 0 ? a.db : db, static_cast<const T*>(z), tokens, a.V);
-            for (int64_t v = 0; n0 > 0 && v < a.V; ++v) a.db[v] += db[v];
-        }
+                         .accumulate = n0 > 0,
+                         .a_sum = a.db});
     }
 }
 
