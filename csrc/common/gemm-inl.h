@@ -53,7 +53,11 @@ void tile(int64_t depth, const T* __restrict a, const T* __restrict b, const Til
     for (int64_t k = 0; k < depth; ++k) {
         Vec<T> bv[NV];
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) bv[v] = load(b + v * kLanes<T>);
+        for (int v = 0; v < NV; ++v) {
+            bv[v] = load(b + v * kLanes<T>);
+            // what follows this panel block is wanted next: to the second-level cache with it
+            __builtin_prefetch(b + (depth * NV + v) * kLanes<T>, 0, 2);
+        }
 #pragma GCC unroll 14
         for (int r = 0; r < R; ++r) {
             const Vec<T> ar = splat(a[r]);
