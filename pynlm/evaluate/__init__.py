@@ -9,7 +9,6 @@ from pynlm.evaluate.perplexity import (
     Evaluation,
     evaluate_sentences,
     evaluate_stream,
-    sentence_spans,
     span_nll,
     stream_nll,
 )
@@ -30,7 +29,6 @@ __all__ = [
     "evaluate_stream",
     "generate_ids",
     "read_lines",
-    "sentence_spans",
     "span_nll",
     "split_lines",
     "start_of",

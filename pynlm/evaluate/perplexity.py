@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.layers.context import Context
+from pynlm.text.ids import sentence_spans
 
 CHUNK = 1024
 """Tokens a forward call reads at most (T times B)."""
 
 _WINDOW = 4096  # sentences sorted by length together: little padding, little memory
-_BLOCK = 1 << 22
 
 Progress = Callable[[int], None]
 """Called after each chunk with the number of tokens it scored."""
@@ -219,19 +219,6 @@ def evaluate_sentences(
         state_carried=False,
         sentences=len(starts),
     )
-
-
-def sentence_spans(
-    ids: NDArray[np.int32], eos_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``(starts, lengths)`` int64 of the sentences of ``ids``, each with its ``eos_id``."""
-    blocks = range(0, len(ids), _BLOCK)  # a memory map is never read as a whole
-    found = [np.flatnonzero(ids[low : low + _BLOCK] == eos_id) + (low + 1) for low in blocks]
-    ends = np.concatenate(found or [np.zeros(0, np.int64)]).astype(np.int64)
-    if len(ids) and (not len(ends) or ends[-1] != len(ids)):
-        ends = np.append(ends, len(ids))
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
-    return starts, ends - starts
 
 
 def stream_nll(

@@ -4,7 +4,7 @@ from pynlm.text.batches import Batch, ContiguousBatches, SentenceBatches
 from pynlm.text.coders import UnknownTokenError
 from pynlm.text.corpus import Corpus, corpus_names, load_corpus
 from pynlm.text.files import write_aside
-from pynlm.text.ids import as_ids, check_ids
+from pynlm.text.ids import as_ids, check_ids, sentence_spans
 from pynlm.text.store import TokenStore
 from pynlm.text.tokenizer import Tokenizer
 
@@ -20,5 +20,6 @@ __all__ = [
     "check_ids",
     "corpus_names",
     "load_corpus",
+    "sentence_spans",
     "write_aside",
 ]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.text._text import cut_window, pad_sentences
-from pynlm.text.ids import IntArray, as_ids, check_ids
+from pynlm.text.ids import IntArray, as_ids, check_ids, sentence_spans
 from pynlm.text.store import TokenStore
 
 _POOL = 32
@@ -210,7 +210,7 @@ class SentenceBatches(_Batches):
         )
         self.ids = _ids_of(ids, name, vocab_size)
         self.eos_id, self.batch_size = eos_id, batch_size
-        self._starts, self._lengths = _sentences(self.ids, eos_id)
+        self._starts, self._lengths = sentence_spans(self.ids, eos_id)
         if max_length is not None:
             self._starts, self._lengths = _cut_long(self._starts, self._lengths, max_length)
         n = len(self._starts)
@@ -261,20 +261,6 @@ def _cut_rows(
 
 def _split(values: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [values[i : i + size] for i in range(0, len(values), size)]
-
-
-def _sentences(ids: IntArray, eos_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each sentence starts, and its length with its `eos_id`; int64 [n] both."""
-    block = 1 << 22  # a mask of the whole would not fit in memory where the ids do not
-    ends = [
-        start + 1 + np.flatnonzero(ids[start : start + block] == eos_id)
-        for start in range(0, len(ids), block)
-    ]
-    if not len(ids) or ids[-1] != eos_id:
-        ends.append(np.array([len(ids)] if len(ids) else [], np.int64))
-    end = np.concatenate(ends).astype(np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), end[:-1]])[: len(end)]
-    return starts, end - starts
 
 
 def _cut_long(

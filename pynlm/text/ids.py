@@ -1,4 +1,4 @@
-"""Token ids as arrays: what counts as one, and which are in range."""
+"""Token ids as arrays: what counts as one, which are in range, where sentences lie."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pynlm.text._text import first_outside
 from pynlm.text.files import PathLike
 
 IntArray = NDArray[np.int32]
+
+_BLOCK = 1 << 22
 
 
 def as_ids(ids: Any, function: str) -> IntArray:
@@ -54,6 +56,22 @@ def narrow(array: NDArray[Any], name: str, start: int = 0) -> IntArray:
             at = int(np.argmax(changed))
             raise IndexError(f"{name}: id {array[at]} at position {start + at} is too large")
     return result
+
+
+def sentence_spans(ids: NDArray[Any], eos_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each sentence of `ids` starts, and its length with its `eos_id`; int64 [n] both.
+
+    What stands behind the last `eos_id` is a sentence too.
+    """
+    # Block by block: a mask of the whole would not fit in memory where the ids do not.
+    ends = [
+        start + 1 + np.flatnonzero(ids[start : start + _BLOCK] == eos_id)
+        for start in range(0, len(ids), _BLOCK)
+    ]
+    if len(ids) and ids[-1] != eos_id:
+        ends.append(np.array([len(ids)]))
+    end = np.concatenate([np.zeros(1, np.int64), *ends]).astype(np.int64)
+    return end[:-1], np.diff(end)
 
 
 def is_array(path: PathLike) -> bool:

@@ -13,11 +13,11 @@ from pynlm.evaluate import (
     Evaluation,
     evaluate_sentences,
     evaluate_stream,
-    sentence_spans,
     span_nll,
     stream_nll,
 )
 from pynlm.evaluate.report import rows, to_json, to_text
+from pynlm.text import sentence_spans
 
 EOS, UNK = 0, 3
 IDS = np.random.default_rng(5).integers(1, 7, 203).astype(np.int32)
@@ -89,12 +89,6 @@ def test_sentences_start_from_zero(toy: Any, chunk: int) -> None:
     assert not result.state_carried
     assert toy.steps_read == 203
     assert toy.longest <= max(chunk, 1)
-
-
-def test_tokens_after_the_last_eos_are_a_sentence() -> None:
-    starts, lengths = sentence_spans(np.array([1, 0, 2, 2], np.int32), 0)
-    assert (starts.tolist(), lengths.tolist()) == ([0, 2], [2, 2])
-    assert [len(x) for x in sentence_spans(np.zeros(0, np.int32), 0)] == [0, 0]
 
 
 def test_token_scores_stand_at_their_tokens(toy: Any) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pynlm.text import ContiguousBatches, SentenceBatches, TokenStore
+from pynlm.text import ContiguousBatches, SentenceBatches, TokenStore, sentence_spans
 from pynlm.text._text import cut_window, pad_sentences
 
 EOS = 0
@@ -115,6 +115,23 @@ def expected_sentences(ids):
             row = []
     rows += [row] if row else []
     return [((EOS, *row[:-1]), tuple(row)) for row in rows]
+
+
+def test_tokens_after_the_last_eos_are_a_sentence():
+    starts, lengths = sentence_spans(np.array([1, EOS, 2, 2], np.int32), EOS)
+    assert (starts.tolist(), lengths.tolist()) == ([0, 2], [2, 2])
+    assert [x.dtype for x in (starts, lengths)] == [np.int64, np.int64]
+    assert [len(x) for x in sentence_spans(np.zeros(0, np.int32), EOS)] == [0, 0]
+
+
+@given(ids=st.lists(st.integers(0, 3), max_size=40), block=st.integers(1, 9))
+def test_sentences_do_not_depend_on_blocks(ids, block):
+    array = np.array(ids, np.int32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pynlm.text.ids._BLOCK", block)
+        starts, lengths = sentence_spans(array, EOS)
+    found = [tuple(ids[a : a + n]) for a, n in zip(starts, lengths, strict=True)]
+    assert found == [targets for _, targets in expected_sentences(ids)]
 
 
 @given(
