@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import uuid
@@ -167,10 +168,17 @@ def _check_utf8(chunk: Chunk) -> None:
 def write_aside(path: PathLike) -> Iterator[BinaryIO]:
     """Open a file beside `path` for writing and put it in its place at the end, by one rename.
 
-    What stood at `path` stays whole until then, and stays altogether if the block raises.
+    What stood at `path` stays whole until then, and stays altogether if the block raises. File and
+    folder are forced to the disk, so after a power cut, too, there is the old file or the new.
+
+    Raises
+    ------
+    OSError
+        The disk refused; where it is full, the error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own: processes that share a cache may write the same file at once.
     aside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
     try:
         with open(aside, "xb") as file:
@@ -178,7 +186,21 @@ def write_aside(path: PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+        fsync_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
+        # Only writing ends in these, so the file is ours, whatever else the block reads.
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if isinstance(error, OSError) and error.errno in full and error.filename is None:
+            error.filename = str(path)
         raise
+
+
+def fsync_folder(folder: PathLike) -> None:
+    """Force the entries of a folder (what was renamed, made or linked in it) to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

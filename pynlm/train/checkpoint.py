@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.text.files import fsync_folder
+
 if TYPE_CHECKING:
     from pynlm.models import RecurrentLM
     from pynlm.text import Tokenizer
@@ -92,7 +94,7 @@ def save_checkpoint(run: Path, snapshot: Snapshot, *, best: bool = False) -> Pat
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        _fsync(folder)
+        fsync_folder(folder)
         _link(run, "last", directory)
         if best:
             _link(run, "best", directory)
@@ -182,7 +184,7 @@ def restore_links(run: Path, last: Path, best: str | None) -> str | None:
             if path.is_dir() and not path.is_symlink():
                 moved = folder / f"{1 + max(_serials(folder), default=0):06d}"
                 os.rename(path, moved)
-                _fsync(folder)
+                fsync_folder(folder)
                 _link(run, name, moved)
         if not (run / "last").exists():
             _link(run, "last", last)
@@ -261,25 +263,6 @@ def parse_tensors(data: bytes, path: Path) -> tuple[Tensors, dict[str, str]]:
     return tensors, metadata
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file aside, fsync it and rename it over `path`: the old one or the new, never half.
-
-    Raises
-    ------
-    CheckpointWriteError : the disk refused; an existing file is unharmed.
-    """
-    aside = path.with_name(f".{path.name}.new")
-    try:
-        _write_file(aside, data)
-        os.replace(aside, path)
-        _fsync(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise CheckpointWriteError(
-            error.errno, f"cannot write {path}: {error.strerror or error}"
-        ) from error
-
-
 class RunLock:
     """Keeps two processes from training in one run folder; the kernel frees it at any death."""
 
@@ -316,7 +299,7 @@ def _write_directory(directory: Path, snapshot: Snapshot) -> None:
     state = {"format": FORMAT, **snapshot.state, "files": files}
     text = json.dumps(state, indent=1, allow_nan=False) + "\n"
     _write_file(directory / "state.json", text.encode())
-    _fsync(directory)
+    fsync_folder(directory)
 
 
 def _read_state(directory: Path) -> dict[str, Any]:
@@ -362,7 +345,7 @@ def _link(run: Path, name: str, directory: Path) -> None:
     aside.unlink(missing_ok=True)
     os.symlink(os.path.join("checkpoints", directory.name), aside)
     os.replace(aside, run / name)
-    _fsync(run)
+    fsync_folder(run)
 
 
 def _target(run: Path, name: str) -> str | None:
@@ -385,14 +368,6 @@ def _write_file(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_error(run: Path, error: OSError) -> CheckpointWriteError:

@@ -18,6 +18,7 @@ import pynlm
 from pynlm.evaluate import Evaluation, evaluate_sentences, evaluate_stream
 from pynlm.evaluate.facts import start_of
 from pynlm.models import RecurrentLM
+from pynlm.text import write_aside
 from pynlm.train.bptt import BPTT, TrainingDiverged
 from pynlm.train.checkpoint import (
     CheckpointError,
@@ -27,7 +28,6 @@ from pynlm.train.checkpoint import (
     check_parameters,
     find_checkpoint,
     load_checkpoint,
-    replace_file,
     restore_links,
     save_checkpoint,
 )
@@ -159,7 +159,8 @@ class Trainer:
         self.tokenizer = self.data.tokenizer
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
         # Only now, so that a text that cannot be used leaves no run behind.
-        replace_file(run / "config.toml", to_toml(recipe).encode())
+        with write_aside(run / "config.toml") as file:
+            file.write(to_toml(recipe).encode())
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
         else:

@@ -1,6 +1,9 @@
 """Pieces of text files, errors that name the place, and files that appear whole or not at all."""
 
+import errno
 import io
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -94,3 +97,41 @@ def test_write_aside(tmp_path):
         raise OSError("the disk is full")
     assert path.read_bytes() == b"first"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_write_aside_forces_file_and_folder_to_the_disk(tmp_path, monkeypatch):
+    done = []
+
+    def record(name):
+        real = getattr(os, name)
+
+        def call(what, *rest):
+            place = os.readlink(f"/proc/self/fd/{what}") if name == "fsync" else what
+            done.append((name, Path(place).name))
+            return real(what, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    record("fsync")
+    record("replace")
+    with write_aside(tmp_path / "file") as file:
+        file.write(b"x")
+    aside = done[0][1]
+    assert aside.startswith(".file.")
+    assert done == [("fsync", aside), ("replace", aside), ("fsync", tmp_path.name)]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*file'"), write_aside(path):
+        pass
+    assert path.read_bytes() == b"old"
+    # an error about another file keeps its name
+    with pytest.raises(FileNotFoundError, match="other"), write_aside(path):
+        (tmp_path / "other").read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

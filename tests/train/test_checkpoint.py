@@ -26,7 +26,6 @@ from pynlm.train import (
 from pynlm.train.checkpoint import (
     Snapshot,
     load_checkpoint,
-    replace_file,
     restore_links,
     save_checkpoint,
 )
@@ -130,17 +129,18 @@ def test_a_full_disk_stops_a_run_that_then_resumes(
     assert weights_of(tmp_path / "run") == weights_of(tmp_path / "whole")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    replace_file(path, b"old")
+def test_a_full_disk_keeps_and_names_the_config(make: Make, tmp_path: Path) -> None:
+    make().run()
+    path = tmp_path / "run" / "config.toml"
+    before, names = path.read_bytes(), sorted(p.name for p in path.parent.iterdir())
     undo = no_more_than(10)
     try:
-        with pytest.raises(CheckpointWriteError, match=r"cannot write .*config.toml: File too"):
-            replace_file(path, b"x" * 100)
+        with pytest.raises(OSError, match=r"File too large: .*config.toml"):
+            make(resume=True).run()
     finally:
         undo()
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["config.toml"]
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in path.parent.iterdir()) == names
 
 
 def damage_truncate(directory: Path) -> str:
