@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.evaluate.perplexity import CHUNK, span_nll, stream_nll
+from pynlm.text.files import Chunk, check_utf8
 
 _READ = 1 << 16
 
@@ -162,10 +163,10 @@ def read_lines(descriptor: int, name: str, *, utf8: bool = True) -> Iterator[lis
         if complete:
             rest.clear()
             lines = list(io.BytesIO(complete))
-            for line in lines if utf8 else ():
-                _check_utf8(line, name, number, offset)
-                number += 1
-                offset += len(line)
+            if utf8:
+                check_utf8(Chunk(bytes(complete), name, offset, number))
+            number += len(lines)
+            offset += len(complete)
             yield lines
         if not block:
             return
@@ -177,15 +178,3 @@ def split_lines(text: str) -> list[str]:
     lines = text.split("\n")
     ended = [line + "\n" for line in lines[:-1]]
     return ended + lines[-1:] if lines[-1] else ended
-
-
-def _check_utf8(line: bytes, name: str, number: int, offset: int) -> None:
-    if line.isascii():
-        return
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name}: line {number}, byte offset {offset + error.start}: "
-            f"byte 0x{line[error.start]:02x} is not UTF-8 ({error.reason})"
-        ) from None

@@ -126,7 +126,7 @@ def cut_stream(stream: BinaryIO, name: str, unit: Unit, size: int = CHUNK) -> It
         if piece:
             chunk = Chunk(piece, name, offset, line)
             if unit != "byte":
-                _check_utf8(chunk)
+                check_utf8(chunk)
             yield chunk
             offset += len(piece)
             line += piece.count(b"\n")
@@ -152,7 +152,8 @@ def _cut(data: bytes, unit: Unit) -> int:
     return len(data)
 
 
-def _check_utf8(chunk: Chunk) -> None:
+def check_utf8(chunk: Chunk) -> None:
+    """Raise ValueError, naming line and byte offset, for the first byte that is not UTF-8."""
     if chunk.data.isascii():
         return
     try:
@@ -160,7 +161,7 @@ def _check_utf8(chunk: Chunk) -> None:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{chunk.place(error.start)}: byte 0x{chunk.data[error.start]:02x} is not UTF-8 "
-            f"({error.reason}); convert the text to UTF-8, or use level='byte'"
+            f"({error.reason}); convert the text to UTF-8 (models of level 'byte' read any file)"
         ) from None
 
 

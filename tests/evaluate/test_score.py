@@ -126,6 +126,18 @@ def test_undecodable_bytes_are_named(word_lm: LanguageModel, tmp_path: Path) -> 
         word_lm.score(path)
 
 
+def test_undecodable_bytes_are_named_in_a_pipe() -> None:
+    reading, writing = os.pipe()
+    lines = read_lines(reading, "stdin")
+    os.write(writing, "thré\nand\n".encode())
+    assert len(next(lines)) == 2
+    os.write(writing, b"more\nca\xff\n")
+    with pytest.raises(ValueError, match=r"^stdin: line 4, byte offset 17: byte 0xff is not"):
+        next(lines)
+    os.close(writing)
+    os.close(reading)
+
+
 def test_bytes_need_not_be_utf8(any_lm: LanguageModel, tmp_path: Path) -> None:
     if any_lm.tokenizer.level != "byte":
         return
