@@ -58,11 +58,7 @@ class _Batches(ABC):
         """Batch `k`; IndexError if there is none."""
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.from_batch(0)
-
-    def from_batch(self, k: int) -> Iterator[Batch]:
-        """The batches from position `k` on, as a run that resumes there needs them."""
-        return (self[i] for i in range(k, len(self)))
+        return (self[k] for k in range(len(self)))
 
     def _position(self, k: int) -> int:
         n = len(self)
@@ -80,7 +76,6 @@ class ContiguousBatches(_Batches):
 
     What does not fill a window is left out, as in Zaremba's, TensorFlow's and the Mikolov-style
     recipes: ``len(ids) % batch_size`` ids at the end, and fewer than `bptt` steps of each stripe.
-    With ``keep_tail`` the latter become a last, shorter window.
 
     Parameters
     ----------
@@ -89,8 +84,6 @@ class ContiguousBatches(_Batches):
         B, the number of stripes.
     bptt : int
         T, the number of steps in a window.
-    keep_tail : bool
-        Whether the last window may be shorter.
     vocab_size : int, optional
         If given, all ids are checked to be in [0, vocab_size).
 
@@ -114,7 +107,6 @@ class ContiguousBatches(_Batches):
         batch_size: int,
         bptt: int,
         *,
-        keep_tail: bool = False,
         vocab_size: int | None = None,
     ) -> None:
         name = type(self).__name__
@@ -122,29 +114,26 @@ class ContiguousBatches(_Batches):
         self.ids = _ids_of(ids, name, vocab_size)
         self.batch_size, self.bptt = batch_size, bptt
         self._stripe = len(self.ids) // batch_size
-        self._steps = max(0, self._stripe - 1)
-        if not keep_tail:
-            self._steps -= self._steps % bptt
-        if not self._steps:
-            steps = 1 if keep_tail else bptt
+        self._windows = max(0, self._stripe - 1) // bptt
+        if not self._windows:
             raise ValueError(
                 f"{name}: the corpus is shorter than one batch: it has {len(self.ids)} tokens, and "
-                f"batch_size * (bptt + 1) = {batch_size} * ({steps} + 1) = "
-                f"{batch_size * (steps + 1)} are needed"
+                f"batch_size * (bptt + 1) = {batch_size} * ({bptt} + 1) = "
+                f"{batch_size * (bptt + 1)} are needed"
             )
 
     def __len__(self) -> int:
-        return -(-self._steps // self.bptt)
+        return self._windows
 
     @property
     def tokens(self) -> int:
         """How many targets all the batches have together."""
-        return self._steps * self.batch_size
+        return self._windows * self.bptt * self.batch_size
 
     def __getitem__(self, k: int) -> Batch:
         k = self._position(k)
         start = k * self.bptt
-        shape = (min(self.bptt, self._steps - start), self.batch_size)
+        shape = (self.bptt, self.batch_size)
         inputs, targets = np.empty(shape, np.int32), np.empty(shape, np.int32)
         cut_window(self.ids, self._stripe, start, inputs, targets)
         return Batch(inputs, targets, None, fresh=k == 0)

@@ -20,16 +20,16 @@ def joined(batches):
     )
 
 
-@given(n=st.integers(2, 200), size=st.integers(1, 7), bptt=st.integers(1, 11), tail=st.booleans())
-def test_windows_cover_the_stripes(n, size, bptt, tail):
+@given(n=st.integers(2, 200), size=st.integers(1, 7), bptt=st.integers(1, 11))
+def test_windows_cover_the_stripes(n, size, bptt):
     ids = np.arange(n, dtype=np.int32)
     stripe = n // size
-    steps = max(stripe - 1, 0) if tail else max(stripe - 1, 0) // bptt * bptt
+    steps = max(stripe - 1, 0) // bptt * bptt
     if not steps:
         with pytest.raises(ValueError, match="shorter than one batch"):
-            ContiguousBatches(ids, size, bptt, keep_tail=tail)
+            ContiguousBatches(ids, size, bptt)
         return
-    batches = ContiguousBatches(ids, size, bptt, keep_tail=tail)
+    batches = ContiguousBatches(ids, size, bptt)
     inputs, targets = joined(batches)
     expected = ids[: stripe * size].reshape(size, stripe)
     assert np.array_equal(inputs, expected[:, :steps])
@@ -49,13 +49,12 @@ def test_zaremba_counts():
     assert len(ContiguousBatches(ids, 20, 35)) == 1327
 
 
-def test_resume_at_a_batch():
+def test_batches_have_positions():
     batches = ContiguousBatches(range(100), 3, 4)
-    rest = list(batches.from_batch(5))
-    assert len(rest) == len(batches) - 5
-    assert np.array_equal(rest[0].ids, batches[5].ids)
-    assert np.array_equal(batches[-1].ids, rest[-1].ids)
-    assert list(batches.from_batch(len(batches))) == []
+    listed = list(batches)
+    assert len(listed) == len(batches) == 8
+    assert np.array_equal(listed[5].ids, batches[5].ids)
+    assert np.array_equal(listed[-1].ids, batches[-1].ids)
     with pytest.raises(IndexError, match=r"ContiguousBatches: batch 8 is not in \[0, 8\)"):
         batches[8]
 
