@@ -33,7 +33,11 @@ class _Section(BaseModel):
 
 
 class DataConfig(_Section):
-    """Which text, how it is cut into tokens, and how tokens are cut into batches."""
+    """Which text, how it is cut into tokens, and how tokens are cut into batches.
+
+    `max_length` bounds what `batching = "sentences"` needs of memory: longer sentences are cut into
+    pieces of so many tokens, each trained from the zero state. Evaluation cuts nothing.
+    """
 
     corpus: str | None = None
     text: tuple[str, ...] = ()
@@ -43,6 +47,16 @@ class DataConfig(_Section):
     min_count: int = Field(default=1, ge=1)
     max_size: int | None = Field(default=None, ge=2)
     batching: Literal["contiguous", "sentences"] = "contiguous"
+    max_length: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.max_length is not None and self.batching != "sentences":
+            raise ValueError(
+                f"max_length = {self.max_length} cuts sentences, so it needs "
+                f"batching = 'sentences', got {self.batching!r}"
+            )
+        return self
 
 
 class ModelConfig(_Section):
@@ -233,6 +247,8 @@ def parse_recipe(values: Mapping[str, Any], where: str) -> Recipe:
             raise _unknown_key(key, where) from None
         if first["type"] == "missing":
             raise RecipeError(f"{where}: the key {key!r} is missing") from None
+        if first["type"] == "value_error":  # of a section's own check, which names keys and values
+            raise RecipeError(f"{where}: {key}: {first['ctx']['error']}") from None
         raise RecipeError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}") from None
 
 

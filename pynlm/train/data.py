@@ -137,7 +137,14 @@ def make_batches(recipe: Recipe, data: Data, epoch: int) -> ContiguousBatches | 
                 f"data.batching = 'sentences' needs a vocabulary with <eos>, and level "
                 f"{recipe.data.level!r} has none; use 'contiguous'"
             )
-        return SentenceBatches(data.train, eos, train.batch_size, train.seed, epoch)
+        return SentenceBatches(
+            data.train,
+            eos,
+            train.batch_size,
+            train.seed,
+            epoch,
+            max_length=recipe.data.max_length,
+        )
     return ContiguousBatches(data.train, train.batch_size, train.bptt)
 
 

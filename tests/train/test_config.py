@@ -144,7 +144,7 @@ def test_bad_values_and_files_are_named(tmp_path: Path) -> None:
     recipe = load_recipe("default")
     with pytest.raises(RecipeError, match=r"train.bptt = 0"):
         apply_overrides(recipe, ["train.bptt=0"])
-    with pytest.raises(RecipeError, match=r"hidden_sizes must be one or more positive"):
+    with pytest.raises(RecipeError, match=r"override: model: hidden_sizes must be one or"):
         apply_overrides(recipe, ["model.hidden_sizes=[]"])
     with pytest.raises(RecipeError, match=r"no recipe named 'zaremba'; did you mean 'zaremba-"):
         load_recipe("zaremba")
@@ -156,6 +156,17 @@ def test_bad_values_and_files_are_named(tmp_path: Path) -> None:
         load_recipe(path)
     with pytest.raises(RecipeError, match=r"the key 'name' is missing"):
         load_recipe({"train": {}})
+
+
+def test_a_longest_sentence_needs_sentences() -> None:
+    recipe = load_recipe("default")
+    message = r"override: data: max_length = 9 cuts sentences, so it needs batching = 'sent"
+    with pytest.raises(RecipeError, match=message):
+        apply_overrides(recipe, ["data.max_length=9"])
+    both = ["data.max_length=9", "data.batching=sentences"]
+    assert apply_overrides(recipe, both).data.max_length == 9
+    with pytest.raises(RecipeError, match=r"data.max_length = 0"):
+        apply_overrides(recipe, ["data.max_length=0", "data.batching=sentences"])
 
 
 def test_differences_are_listed_by_key() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pynlm.train import RecipeError, Trainer, TrainingDiverged, load_model, run_training
 from pynlm.train.config import Recipe
-from pynlm.train.data import unigram_perplexity
+from pynlm.train.data import make_batches, unigram_perplexity
 from pynlm.train.log import read_log
 
 Make = Callable[..., Trainer]
@@ -223,6 +223,24 @@ def test_several_training_files(
     trainer.run()
     sizes = [len(trainer.tokenizer.encode_file(path)) for path in both]
     assert len(trainer.data.train) == sum(sizes)
+
+
+def test_long_sentences_are_trained_in_pieces(make: Make, texts: dict[str, Path]) -> None:
+    overrides = {"data.batching": "sentences", "train.epochs": 1}
+    shorter = {**overrides, "data.max_length": 4}
+    whole, cut = make("whole", overrides=overrides), make("cut", overrides=shorter)
+    results = [trainer.run() for trainer in (whole, cut)]
+    lengths = [len(line.split()) + 1 for line in texts["text"].read_text().splitlines()]
+    assert max(lengths) > 4
+    rows = sum(-(-length // 4) for length in lengths)
+    assert [result.steps for result in results] == [len(lengths) // 4, -(-rows // 4)]
+    batches = make_batches(cut.recipe, cut.data, 0)
+    assert max(len(batch.ids) for batch in batches) == 4
+    # Each token is a target once, cut or not, and evaluation reads whole sentences.
+    for result in results:
+        assert result.tokens == sum(lengths)
+        assert result.valid is not None
+        assert result.valid.sentences == 15
 
 
 def test_bad_input_is_named_and_loses_nothing(
