@@ -117,7 +117,7 @@ class Trainer:
         self.recipe, self.folder, self.backend = settings.recipe, settings.run, backend
         self._arrays, self._resumes = settings.arrays, settings.resumes
         self._quiet, self._on_step = quiet, on_step
-        self._stop = False
+        self._stop = self._stop_said = False
         self._best_valid: Evaluation | None = None
         self._best_name: str | None = None
 
@@ -260,6 +260,7 @@ class Trainer:
         lr = self._schedule.rate(p.epoch)
         while p.batch < len(batches):
             self._step(batches[p.batch], lr)
+            self._heed()
             if self._stop:
                 self._save()
                 return False
@@ -283,6 +284,7 @@ class Trainer:
         self._bptt.state = None
         self._save(best=better)
         self._draw()
+        self._heed()
         return not self._stop or p.epoch == train.epochs
 
     def _step(self, batch: Any, lr: float) -> None:
@@ -355,6 +357,7 @@ class Trainer:
             "unk_id": self.tokenizer.unk_id,
             "start_token": start_token,
             "backend": self.backend,
+            "progress": self._heed,
         }
         if self.recipe.data.batching == "sentences" and eos is not None:
             return evaluate_sentences(self.model, ids, start_id, eos, **facts)
@@ -461,6 +464,12 @@ class Trainer:
             return "no checkpoint had been saved yet"
         return f"the last good checkpoint is {self.folder / 'last'} (after step {step})"
 
+    def _heed(self, _: int = 0) -> None:
+        """After each step, and each piece of an evaluation: say once that Ctrl-C was heard."""
+        if self._stop and not self._stop_said:
+            self._stop_said = True
+            self._reporter.say("Ctrl-C: saving and evaluating, then the end (again: stop at once)")
+
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """The first Ctrl-C ends the run after the step in hand, the second at once."""
@@ -469,9 +478,9 @@ class Trainer:
             return
 
         def stop(signum: int, frame: object) -> None:
+            # Only a flag: what it interrupts may be a half printed line.
             self._stop = True
             signal.signal(signal.SIGINT, previous)
-            self._reporter.say("Ctrl-C: finishing the step, then saving (again: stop at once)")
 
         previous = signal.signal(signal.SIGINT, stop)
         try:

@@ -14,7 +14,7 @@ import pytest
 
 from pynlm.kernels import get_num_threads, set_num_threads
 from pynlm.train import CheckpointMissing, Progress, ResumeError, Trainer
-from pynlm.train.log import read_log
+from pynlm.train.log import Reporter, read_log
 
 Make = Callable[..., Trainer]
 
@@ -124,11 +124,60 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     assert stopped.steps == 30
     assert stopped.valid is not None
     said = capsys.readouterr().out
-    assert "interrupted after step 30; saved in" in said
+    assert said.count("Ctrl-C: ") == 1
+    assert said.index("Ctrl-C: ") < said.index("interrupted after step 30; saved in")
     assert "validation perplexity of the model as it stands" in said
     assert f"pynlm train --resume --out {tmp_path / 'broken'}" in said
     make("broken", resume=True).run()
     check_same_run(tmp_path / "whole", tmp_path / "broken", weights_of)
+
+
+@pytest.mark.parametrize("line", ["epoch 2/3", "unigram"])
+def test_ctrl_c_in_a_half_printed_line(
+    make: Make, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    """The handler prints nothing itself: neither stdout nor the bar may be entered twice."""
+    printing, lines = False, []
+
+    def say(self: Reporter, text: str) -> None:
+        nonlocal printing
+        assert not printing
+        printing = True
+        if text.startswith(line):
+            os.kill(os.getpid(), signal.SIGINT)
+        lines.append(text)
+        printing = False
+
+    monkeypatch.setattr(Reporter, "say", say)
+    result = make().run()
+    if line == "unigram":  # all is done and saved
+        assert result.stopped == "finished"
+        return
+    assert (result.stopped, result.epochs) == ("interrupted", 2)
+    heads = [text.split()[0] for text in lines]
+    assert heads.index("Ctrl-C:") == heads.index("interrupted") - 1
+
+
+def test_ctrl_c_during_validation_is_heard_at_once(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pynlm.evaluate import evaluate_stream
+
+    said = []
+
+    def pressed(*arguments: Any, progress: Callable[[int], None], **options: Any) -> Any:
+        if not said:
+            os.kill(os.getpid(), signal.SIGINT)
+        found = evaluate_stream(*arguments, progress=progress, **options)
+        said.append(capsys.readouterr().out)
+        return found
+
+    monkeypatch.setattr("pynlm.train.trainer.evaluate_stream", pressed)
+    result = make(quiet=False).run()
+    assert "Ctrl-C: " in said[0]
+    assert "Ctrl-C: " not in said[1]
+    # The epoch that was being validated counts.
+    assert (result.stopped, result.epochs) == ("interrupted", 1)
 
 
 def test_ctrl_c_twice_stops_at_once(make: Make, tmp_path: Path) -> None:
