@@ -95,18 +95,24 @@ class BPTT:
             raise TrainingDiverged(f"the loss of step {step} is {nats / tokens}")
         assert backprop is not None, "a model in training returns its backprop"
         backprop()
-        parameters = model.parameters
+        norm = self._norm(step)
         if config.clip_value is not None:
-            clip_gradient_values(parameters, config.clip_value, backend=self.backend)
-        norm = gradient_norm(parameters, backend=self.backend)
-        if not math.isfinite(norm):
-            raise TrainingDiverged(f"the gradient's norm of step {step} is {norm}")
+            # Only now: clipping would make an infinite gradient finite, and the step go on.
+            clip_gradient_values(model.parameters, config.clip_value, backend=self.backend)
+            norm = self._norm(step)
         scale = 1.0
         if config.clip_norm is not None and norm > config.clip_norm:
             scale = config.clip_norm / norm
         self.optimiser.step(lr=lr, scale=scale)
         self.state = state
         return StepResult(nats, tokens, norm)
+
+    def _norm(self, step: int) -> float:
+        """The gradient's norm; TrainingDiverged unless it is finite."""
+        norm = gradient_norm(self.model.parameters, backend=self.backend)
+        if not math.isfinite(norm):
+            raise TrainingDiverged(f"the gradient's norm of step {step} is {norm}")
+        return norm
 
     def tensors(self) -> Tensors:
         """Optimiser and recurrent state by name, for a checkpoint."""

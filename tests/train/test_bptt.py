@@ -196,6 +196,49 @@ def test_a_step_that_is_no_number_changes_nothing() -> None:
     assert before == after
 
 
+class Poisoned:
+    """A model whose backward pass leaves `value` in one element of a gradient."""
+
+    def __init__(self, model: RecurrentLM, where: str, value: float) -> None:
+        self.model, self.where, self.value = model, where, value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        nll, state, backprop = self.model(*arguments, **options)
+
+        def poisoned() -> None:
+            backprop()
+            parameter = self.model.parameters[self.where]
+            sparse = parameter.state == "rows"
+            (parameter.rows[1] if sparse else parameter.grad).flat[-1] = self.value
+
+        return nll, state, poisoned
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(
+    "clip", [{}, {"clip_value": 0.1}, {"clip_norm": 1.0}, {"clip_value": 0.1, "clip_norm": 1.0}]
+)
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("where", ["head.bias", "embedding.weight"])
+def test_no_clipping_hides_a_gradient_that_is_not_finite(
+    where: str, value: float, clip: dict[str, float], backend: str
+) -> None:
+    model = make_model("lstm")
+    optimiser = make_optimiser(OptimiserConfig(kind="adam"), model.parameters, backend=backend)
+    bptt = BPTT(model, optimiser, TrainConfig(**clip), backend=backend)
+    batches = ContiguousBatches(np.arange(400) % V, 4, 9)
+    bptt.step(batches[0], lr=0.1, step=1)
+    before = model.parameters.data.tobytes(), {k: x.tobytes() for k, x in bptt.tensors().items()}
+    bptt.model = Poisoned(model, where, value)  # type: ignore[assignment]
+    with pytest.raises(TrainingDiverged, match=r"the gradient's norm of step 2 is (inf|nan)"):
+        bptt.step(batches[1], lr=0.1, step=2)
+    after = model.parameters.data.tobytes(), {k: x.tobytes() for k, x in bptt.tensors().items()}
+    assert before == after
+
+
 def test_state_that_does_not_fit_is_named() -> None:
     model = make_model("lstm")
     bptt = BPTT(model, make_optimiser(OptimiserConfig(), model.parameters), TrainConfig())
