@@ -57,7 +57,7 @@ class TrainResult:
 
     @property
     def figure(self) -> FigureConfig | None:
-        """The published figure, if the run is on the corpus that it is about."""
+        """The published figure, if the run is the one that it is about."""
         return self.recipe.figure if self.recipe.figure_applies else None
 
     @property

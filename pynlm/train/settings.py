@@ -32,6 +32,16 @@ FREE_KEYS = {
     "schedule.early_stop",
 }
 
+# Keys that leave a run the one that its recipe's figure is about.
+FIGURE_KEYS = {
+    "name",
+    "description",
+    "train.seed",
+    "train.dtype",
+    "train.checkpoint_seconds",
+    "train.log_every",
+}
+
 
 class ResumeError(CheckpointError):
     """The run cannot be continued with what was asked; the message names what differs."""
@@ -85,7 +95,7 @@ def decide(
     def build(base: Recipe) -> Recipe:
         built = apply_overrides(apply_overrides(base, changes), pairs)
         model_config(built, vocab_size=2)  # its errors now, not after minutes of reading text
-        return built
+        return _own_figure(base, built)
 
     base = load_recipe("default" if recipe is None else recipe)
     if out is None:
@@ -162,7 +172,16 @@ def _continued(run: Path, old: Recipe, new: Recipe, asked: Mapping[str, Any]) ->
             "Leave recipe, text and overrides out to continue it as it is, "
             "or begin a new run in another folder"
         )
-    return apply_overrides(old, free)
+    return _own_figure(old, apply_overrides(old, free))
+
+
+def _own_figure(base: Recipe, changed: Recipe) -> Recipe:
+    """`changed`, without the figure of `base` if that is about another model, training or text."""
+    keys = {key for key, _, _ in differing_keys(base, changed)} - FIGURE_KEYS
+    # Who gives a figure along with other changes compares with that one.
+    if changed.figure is None or not keys or any(key.startswith("figure.") for key in keys):
+        return changed
+    return changed.model_copy(update={"figure": None})
 
 
 def _text_changes(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pynlm.train import RecipeError, Trainer, TrainingDiverged, load_model, run_training
-from pynlm.train.config import Recipe
+from pynlm.train.config import Recipe, load_recipe, to_mapping, to_toml
 from pynlm.train.data import make_batches, unigram_perplexity
 from pynlm.train.log import read_log
 
@@ -131,6 +131,49 @@ def test_the_gap_to_the_published_figure(make: Make, tiny: dict[str, Any]) -> No
     named = type(result)(**{**vars(result), "recipe": Recipe.model_validate(values)})
     assert result.valid is not None
     assert named.gap == pytest.approx(result.valid.nats_per_token - 5.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "applies"),
+    [
+        ({}, True),
+        ({"seed": 7}, True),
+        ({"overrides": ["train.dtype=float64", "train.seed=3"]}, True),
+        ({"overrides": ["train.log_every=1", "train.checkpoint_seconds=5"]}, True),
+        ({"overrides": ["train.bptt=20"]}, True),  # as it was
+        ({"corpus": "ptb"}, True),
+        ({"corpus": "novels"}, False),
+        ({"text": "ptb.train.txt"}, False),
+        ({"overrides": ["data.level=char"]}, False),
+        ({"overrides": ["data.min_count=2"]}, False),
+        ({"overrides": ["data.max_size=5000"]}, False),
+        ({"overrides": ["data.batching=sentences"]}, False),
+        ({"overrides": ["model.hidden_sizes=[300]"]}, False),
+        ({"overrides": ["train.epochs=1"]}, False),
+        ({"overrides": ["optimiser.lr=2"]}, False),
+        ({"overrides": ["schedule.decay=0.6"]}, False),
+        ({"overrides": ["train.epochs=1", "figure.test=300.0"]}, True),
+    ],
+    ids=str,
+)
+def test_the_figure_is_that_of_the_recipe_as_it_stands(
+    tmp_path: Path, arguments: dict[str, Any], applies: bool
+) -> None:
+    recipe = Trainer("zaremba-small", out=tmp_path / "run", **arguments).recipe
+    assert recipe.figure_applies is applies
+    # So says the run's own config.toml, too.
+    assert load_recipe(to_mapping(recipe)).figure_applies is applies
+
+
+def test_more_epochs_are_another_run_than_the_published_one(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(to_toml(load_recipe("zaremba-small")))
+    for overrides, applies in (
+        ([], True),
+        (["train.checkpoint_seconds=5"], True),
+        (["train.epochs=20"], False),
+    ):
+        trainer = Trainer(out=tmp_path, resume=True, overrides=overrides)
+        assert trainer.recipe.figure_applies is applies
 
 
 def test_early_stop(make: Make) -> None:
