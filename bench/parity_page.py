@@ -10,32 +10,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pynlm.testing.tolerances import trajectory_bounds
+from pynlm.testing.tolerances import trajectory_tolerance
+
+Array = NDArray[np.float64]
 
 STEPS = 300
 RUNNING = 50
 """The mean of the last so many losses is compared, too."""
 
-OURS, TORCH, DOUBLE = "pynlm", "torch", "torch, norm in double"
+OURS, TORCH, NUDGED = "pynlm", "torch", "torch, nudged"
+
+STRICT = 1e-2
+"""What one would like to ask of each later step; shown beside the criterion, see `_STRICT`."""
 
 
-class Window(NamedTuple):
-    """Steps `first` to `last`: the largest relative difference of a loss, where, and its bound."""
+class Check(NamedTuple):
+    """A figure of pynlm against torch, the same figure of torch nudged, and the bound on ours."""
 
-    first: int
-    last: int
-    worst: float
-    at: int
+    what: str
+    ours: float
+    nudged: float
     bound: float
 
     @property
     def holds(self) -> bool:
-        return self.worst <= self.bound
+        # False for a figure that is no number.
+        return self.ours <= self.bound
 
     def __str__(self) -> str:
         sign = "≤" if self.holds else "not ≤"
-        return f"{self.first}–{self.last}: {self.worst:.1e} at {self.at} ({sign} {self.bound:g})"
+        ours, nudged, bound = map(_share, self[1:])
+        return f"{self.what}: {ours} ({sign} {bound}), torch nudged {nudged}"
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,10 @@ class Parity:
     recipe, detail, dtype
         What was trained.
     losses
-        By contender (OURS, TORCH, DOUBLE), each taken before the step's update.
+        By contender (OURS, TORCH, NUDGED), each taken before the step's update.
     norm_error
-        Largest relative error of the norm that `clip_grad_norm_` computed in a step.
+        Largest relative error of the norm that `clip_grad_norm_` computed in a step; None where the
+        recipe does not clip.
     facts
         Software and machine.
     """
@@ -58,49 +66,55 @@ class Parity:
     detail: str
     dtype: str
     losses: dict[str, list[float]]
-    norm_error: float
+    norm_error: float | None
     facts: str
 
     @property
     def steps(self) -> int:
         return len(self.losses[OURS])
 
-    def differences(self, peer: str) -> list[float]:
-        """|ours - theirs| / theirs of each step, infinite where a loss is no number."""
-        pairs = zip(self.losses[OURS], self.losses[peer], strict=True)
-        return [math.inf if math.isnan(a - b) else abs(a - b) / b for a, b in pairs]
-
-    def largest(self, peer: str, steps: int) -> float:
-        """Largest difference in nats of the first `steps` steps."""
-        pairs = zip(self.losses[OURS][:steps], self.losses[peer], strict=False)
-        return max(abs(a - b) for a, b in pairs)
+    def differences(self, contender: str) -> Array:
+        """|loss - torch's| / torch's of each step, infinite where a loss is no number."""
+        theirs = np.array(self.losses[TORCH])
+        found = np.abs(np.array(self.losses[contender]) - theirs) / theirs
+        return np.where(np.isfinite(found), found, np.inf)
 
     def running(self, contender: str) -> float:
         """Mean of the last losses."""
-        last = self.losses[contender][-RUNNING:]
-        return sum(last) / len(last)
+        return float(np.mean(self.losses[contender][-RUNNING:]))
 
-    def windows(self, peer: str) -> list[Window]:
-        """The differences beside their bounds; the last bound holds for all later steps, too."""
-        found, first, differences = [], 1, self.differences(peer)
-        bounds = trajectory_bounds(self.dtype)
-        for last, bound in bounds.items():
-            if last == max(bounds):
-                last = max(self.steps, last)
-            part = differences[first - 1 : last]
-            if part:
-                at = max(range(len(part)), key=part.__getitem__)
-                found.append(Window(first, first + len(part) - 1, part[at], first + at, bound))
-            first = last + 1
+    def checks(self) -> list[Check]:
+        """What a recipe must keep to; reasons in `pynlm/testing/tolerances.py`."""
+        tolerance = trajectory_tolerance(self.dtype)
+        start = min(tolerance.first, self.steps)
+        pair = (OURS, NUDGED)
+        ours, nudged = (float(self.differences(c)[:start].max()) for c in pair)
+        found = [Check(f"steps 1–{start}, largest", ours, nudged, tolerance.single)]
+        if self.steps > start:
+            ours, nudged = (_rms(self.differences(c)[start:]) for c in pair)
+            what = f"steps {start + 1}–{self.steps}, RMS"
+            found.append(Check(what, ours, nudged, tolerance.later_bound(nudged)))
+            theirs = self.running(TORCH)
+            ours, nudged = (abs(self.running(c) - theirs) / theirs for c in pair)
+            bound = tolerance.later_bound(nudged)
+            found.append(Check("running mean", ours, nudged, bound))
         return found
 
-    def shares(self, peer: str) -> str:
-        """The windows in words."""
-        return "; ".join(map(str, self.windows(peer)))
+    def strict(self) -> Check | None:
+        """The largest difference of a later step: for information, no part of the criterion."""
+        start = trajectory_tolerance(self.dtype).first
+        if self.steps <= start:
+            return None
+        ours, nudged = (float(self.differences(c)[start:].max()) for c in (OURS, NUDGED))
+        return Check(f"steps {start + 1}–{self.steps}, largest", ours, nudged, STRICT)
 
-    def follows(self, peer: str = DOUBLE) -> bool:
-        """Whether all differences are within their bounds."""
-        return all(w.holds for w in self.windows(peer))
+    def follows(self) -> bool:
+        """Whether all checks hold."""
+        return all(check.holds for check in self.checks())
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def save(records: Iterable[Parity], path: Path) -> None:
@@ -110,103 +124,141 @@ def save(records: Iterable[Parity], path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Parity]:
-    """What `save` wrote, by recipe; nothing where there is no file."""
+    """What `save` wrote, by recipe; nothing where there is no file, or of other contenders."""
     if not path.is_file():
         return {}
     fields = Parity.__dataclass_fields__
     values = json.loads(path.read_text(encoding="utf-8"))
-    return {v["recipe"]: Parity(**{name: v[name] for name in fields}) for v in values}
+    return {
+        v["recipe"]: Parity(**{name: v[name] for name in fields})
+        for v in values
+        if set(v["losses"]) == {OURS, TORCH, NUDGED}
+    }
 
 
 def _figures(r: Parity) -> dict[str, Any]:
+    strict = r.strict()
     return {
         "steps": r.steps,
         "passed": r.follows(),
+        "checks": [{**c._asdict(), "holds": c.holds} for c in r.checks()],
+        "for_information": None if strict is None else {**strict._asdict(), "holds": strict.holds},
         "running_mean_nats": {name: r.running(name) for name in r.losses},
-        "against": {
-            peer: {
-                "largest_difference_nats": {str(n): r.largest(peer, n) for n in (10, 100, STEPS)},
-                "largest_relative_difference": [w._asdict() for w in r.windows(peer)],
-                "running_mean_difference_nats": r.running(OURS) - r.running(peer),
-                "follows": r.follows(peer),
-            }
-            for peer in (DOUBLE, TORCH)
-        },
     }
 
 
 _INTRODUCTION = f"""\
 Each recipe with its own data, batches, scale of the loss, clipping, optimiser and first-epoch
-rate, dropout 0, from the same initial weights, trained in turns by pynlm's own training step and by
+rate, dropout 0, trained from the same initial weights in turns by pynlm's own training step and by
 `torch.nn` and `torch.optim`. Of torch's two biases one is trained (and the GRU's `b_hn`), since two
 would learn at twice the rate. Losses are in nats a token, before each step's update; the running
 mean is over the last {RUNNING} steps. `python bench/parity.py` makes this page."""
 
 _CRITERION = """\
-A recipe passes if no step's loss differs from torch's by more than a share of it (bounds and
-reasons in `pynlm/testing/tolerances.py`): ten updates in another order of summation differ by
-rounding, and what training makes of that later grows by itself."""
+What is asked: **pynlm follows torch as closely as torch follows itself after one rounding.** Both
+sides compute the same formulas and add up in another order. Over the first ten steps that leaves
+differences of rounding's size, a thousand times below the bound, while a mistake stands far above
+it: a learning rate 1 % too high makes 0.18 % in `default` and 6 % in `zaremba-small`. Later some
+recipes are chaotic: at a learning rate of 1 the loss jumps about before it falls, and there a
+difference in the last digit grows until single steps differ visibly. How far it grows is measured
+on torch itself: "torch, nudged" is the same torch training, from initial weights that were each
+moved to the next float above or below.
 
-_CLIPPED = """\
-On a CPU `clip_grad_norm_` adds up the squares of a float32 tensor in float32. Over the millions
-of elements of an embedding or head it loses up to a thousandth of the norm (column "norm error",
-against the same gradient's norm in double), so torch's clipped steps are that much too long;
-where a recipe begins wildly, losses show it. pynlm's norm is added up in double. So the criterion
-above is taken against torch with its norm in double, and here stand the same figures against
-`clip_grad_norm_` as it is, for information."""
+In a cell stands pynlm's difference from torch, then that of torch nudged from torch, both as a
+share of torch's loss, and in brackets the bound on the former. A recipe passes if all three bounds
+hold:
+
+- the largest difference of a step among the first ten: a fixed bound;
+- the root mean square of the differences of all later steps: 1 %, or twice what torch nudged shows;
+- the difference of the running means at the end: 1 %, or twice what torch nudged shows.
+
+Bounds and reasons stand in `pynlm/testing/tolerances.py`."""
+
+_STRICT = """\
+The column "every later step ≤ 1 %" is no part of the criterion. It shows the largest difference of
+a single later step, again of pynlm and of torch nudged, and whether it would hold if no such step
+could differ by more than 1 %: where training is chaotic, torch fails that against itself, too."""
+
+_NORM = """\
+The norm by which torch's gradients are clipped here is taken in double, as pynlm's is. On a CPU
+`clip_grad_norm_` adds up the squares of a float32 tensor in float32, and over the millions of
+elements of an embedding or head it loses up to some thousandths of the norm. The column "norm
+error" shows the most that it was off in a step. That is a thousand times more than rounding does
+elsewhere, and would hide what is compared here."""
 
 
 def render(records: list[Parity], plot: str | None) -> str:
     """The page."""
-    parts = ["# Training follows torch", _INTRODUCTION]
+    parts = ["# Training follows torch", _INTRODUCTION, _CRITERION, _table(records), _STRICT, _NORM]
     if plot is not None:
-        parts.append(f"![Training loss of both sides, and their difference]({plot})")
-    runs = "\n".join(f"- {r.recipe}: {r.detail}, {r.dtype}" for r in records)
+        parts.append(f"![Training loss of both sides, and relative differences]({plot})")
+    runs = [f"- {r.recipe}: {r.detail}, {r.dtype}" for r in records]
     for facts in dict.fromkeys(r.facts for r in records):
-        runs += f"\n- {', '.join(r.recipe for r in records if r.facts == facts)}: {facts}"
-    parts += [_CRITERION, _table(records, DOUBLE)]
-    parts += ["## Against `clip_grad_norm_`", _CLIPPED, _table(records, TORCH)]
-    return "\n\n".join([*parts, "## Runs", runs]) + "\n"
+        runs.append(f"- {', '.join(r.recipe for r in records if r.facts == facts)}: {facts}")
+    return "\n\n".join([*parts, "## Runs", "\n".join(runs)]) + "\n"
 
 
-def _table(records: list[Parity], peer: str) -> str:
-    head = ["recipe", "steps", "loss, first → running mean", "largest difference in nats, 1–10"]
-    head += ["1–100", f"1–{STEPS}", "running mean, pynlm − torch", "largest share of the loss"]
-    head.append("norm error" if peer == TORCH else "")
+def _table(records: list[Parity]) -> str:
+    head = ["recipe", "steps", "loss, first → running mean", "first ten steps, largest"]
+    head += ["later steps, RMS", "running mean", "", "every later step ≤ 1 %", "norm error"]
     lines = [head, ["---"] * len(head)]
     for r in records:
-        theirs = r.running(peer)
-        found = [r.recipe, str(r.steps), f"{r.losses[peer][0]:.3f} → {theirs:.3f}"]
-        for steps, before in ((10, 0), (100, 10), (STEPS, 100)):
-            found.append(f"{r.largest(peer, steps):.1e}" if r.steps > before else "")
-        found.append(f"{r.running(OURS) - theirs:+.1e}")
-        found.append(r.shares(peer))
-        verdict = "pass" if r.follows() else "**fail**"
-        found.append(f"{r.norm_error:.1e}" if peer == TORCH else verdict)
-        lines.append(found)
+        checks = [_cell(c) for c in r.checks()]
+        strict = r.strict()
+        lines.append(
+            [
+                r.recipe,
+                str(r.steps),
+                f"{r.losses[TORCH][0]:.3f} → {r.running(TORCH):.3f}",
+                *checks,
+                *[""] * (3 - len(checks)),
+                "pass" if r.follows() else "**fail**",
+                "" if strict is None else _information(strict),
+                "no clipping" if r.norm_error is None else f"{r.norm_error:.1e}",
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(check: Check) -> str:
+    ours, nudged, bound = map(_share, check[1:])
+    return f"{ours} / {nudged} ({'≤' if check.holds else '**not** ≤'} {bound})"
+
+
+def _information(check: Check) -> str:
+    words = (f"{_share(x)} {'holds' if x <= check.bound else 'fails'}" for x in check[1:3])
+    return " / ".join(words)
+
+
+def _share(share: float) -> str:
+    """In percent where that reads well."""
+    if not math.isfinite(share):
+        return "no number"
+    return f"{100 * share:.2g} %" if 1e-3 <= share < 0.995 else f"{share:.1e}"
 
 
 # Okabe and Ito's colours, told apart by all.
 _OURS, _THEIRS, _BOUND = "#0072B2", "#E69F00", "#D55E00"
-_DARK, _FAINT, _GREY = "#333333", "#b0b0b0", "#666666"
+_GREY = "#666666"
 _COLUMNS = 3
 
 
 def draw(records: list[Parity], png: Path) -> bool:
-    """Write the plot; False, and nothing written, without matplotlib."""
+    """Write the plot; False, and nothing written, without matplotlib or records."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from PIL import Image  # matplotlib brings it
     except ImportError:
         return False
+    if not records:
+        return False
     columns = min(_COLUMNS, len(records))
     rows = math.ceil(len(records) / columns)
-    figure = Figure(figsize=(3.7 * columns, 3.1 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(3.7 * columns, 3.6 * rows + 0.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     grid = figure.subplots(
-        2 * rows, columns, squeeze=False, sharex="col", height_ratios=[2.4, 1.0] * rows
+        2 * rows, columns, squeeze=False, sharex="col", height_ratios=[1.7, 1.0] * rows
     )
     for i in range(rows * columns):
         above, below = grid[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
@@ -221,7 +273,12 @@ def draw(records: list[Parity], png: Path) -> bool:
     figure.legend(
         handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5
     )
-    figure.suptitle("Nats a token by step, and their difference", x=0.01, ha="left", fontsize=11)
+    figure.suptitle(
+        "Training loss in nats a token by step; below, relative differences from torch",
+        x=0.01,
+        ha="left",
+        fontsize=11,
+    )
     figure.set_dpi(85)
     canvas.draw()
     # A palette makes the file four times smaller.
@@ -233,21 +290,21 @@ def draw(records: list[Parity], png: Path) -> bool:
 def _panel(r: Parity, above: Any, below: Any) -> None:
     steps = range(1, r.steps + 1)
     # The wide line shows at both sides of the narrow one, so that one sees both.
-    above.plot(steps, r.losses[DOUBLE], color=_THEIRS, lw=3.2, label="torch's loss")
-    above.plot(steps, r.losses[OURS], color=_OURS, lw=0.9, label="pynlm's loss")
+    above.plot(steps, r.losses[TORCH], color=_THEIRS, lw=3.2, label="loss: torch")
+    above.plot(steps, r.losses[OURS], color=_OURS, lw=0.9, label="loss: pynlm")
     above.set_title(r.recipe, fontsize=10, loc="left", fontweight="bold")
     # A log scale has no place for 0.
     least = 1e-8 if r.dtype == "float32" else 1e-16
-    for peer, colour, what in ((TORCH, _FAINT, ", clip_grad_norm_"), (DOUBLE, _DARK, "")):
-        shares = [max(share, least) for share in r.differences(peer)]
-        below.plot(steps, shares, color=colour, lw=0.8)
-        above.plot([], [], color=colour, label=f"relative difference{what}")
-    for w in r.windows(DOUBLE):
-        below.plot([w.first - 0.5, w.last + 0.5], [w.bound, w.bound], color=_BOUND, lw=1.2)
-    above.plot([], [], color=_BOUND, label="bound")
+    for contender, colour, width in ((NUDGED, _THEIRS, 1.6), (OURS, _OURS, 0.7)):
+        shares = np.maximum(r.differences(contender), least)
+        below.plot(steps, shares, color=colour, lw=width)
+        above.plot([], [], color=colour, lw=width, label=f"difference: {contender}")
+    tolerance = trajectory_tolerance(r.dtype)
+    below.plot([0.5, tolerance.first + 0.5], [tolerance.single] * 2, color=_BOUND, lw=1.6)
+    above.plot([], [], color=_BOUND, lw=1.6, label="bound on the first ten steps")
     below.set_yscale("log")
-    below.set_ylim(least / 2, 1e-1)
-    below.set_yticks([1e-8, 1e-6, 1e-4, 1e-2] if least > 1e-9 else [1e-16, 1e-11, 1e-6])
+    below.set_ylim(least / 2, 1.0)
+    below.set_yticks([1e-8, 1e-6, 1e-4, 1e-2, 1] if least > 1e-9 else [1e-16, 1e-11, 1e-6, 1e-1])
     below.minorticks_off()
     for ax in (above, below):
         ax.tick_params(labelsize=8, colors=_GREY)
