@@ -412,9 +412,10 @@ class LanguageModel:
         for number, line in enumerate(lines, first):
             try:
                 out.append(self.tokenizer.encode(line))
-            except ValueError as error:
+            except (ValueError, IndexError) as error:
+                kind = IndexError if isinstance(error, IndexError) else ValueError
                 place = str(error).removeprefix("text: line 1, ")
-                raise ValueError(f"{name}: line {number}: {place}") from None
+                raise kind(f"{name}: line {number}: {place}") from None
         return out
 
     def _advance(self, ids: NDArray[np.int32], layers: Any) -> LMState:

@@ -164,6 +164,10 @@ def test_errors_are_one_line(
         (("train", "--recipe", "defualt"), "did you mean 'default'"),
         (("train", "--text", texts / "train.txt", "--set", "train.bptx=3"), "train.bptt"),
         (("train", "--device", "cuda"), "pynlm[cuda]"),
+        (
+            ("train", "--text", texts / "train.txt", "--out", tmp_path / "short"),
+            "the corpus is shorter than one batch",
+        ),
     ]
     for arguments, expected in cases:
         done = pynlm_command(*arguments)

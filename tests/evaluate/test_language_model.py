@@ -160,6 +160,40 @@ def test_integer_sequences() -> None:
         lm.perplexity([0.5])  # type: ignore[list-item]
 
 
+@pytest.fixture
+def integer_lm() -> LanguageModel:
+    """A model of the ids 0 to 4."""
+    config = RecurrentLMConfig(vocab_size=5, embedding_size=4, hidden_sizes=(6,))
+    return LanguageModel(RecurrentLM(config), Tokenizer.from_ids([0, 4]), backend="reference")
+
+
+@pytest.mark.parametrize("bad", [5, -1, 2**40])
+def test_token_ids_out_of_range_are_refused(integer_lm: LanguageModel, bad: int) -> None:
+    lm = integer_lm
+    message = rf"id {bad} at position 1 is (not in \[0, 5\)|too large)"
+    for call in (lm.evaluate, lm.perplexity, lm.score, lm.generate):
+        for ids in ([1, bad, 2], np.array([1, bad])):
+            with pytest.raises(IndexError, match=message):
+                call(ids)  # type: ignore[operator]
+    with pytest.raises(IndexError, match=message):
+        lm.score([[1, 2, 3], [1, bad]])
+    with pytest.raises(IndexError, match=message):
+        lm.step([1, bad], lm.start(2))
+
+
+def test_integers_out_of_range_in_a_text_are_named(
+    integer_lm: LanguageModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("1 2\n3 99\n")
+    with pytest.raises(IndexError, match=r"ids.txt: line 2, byte offset 6: id 99 is not in \[0, 5"):
+        integer_lm.perplexity(path)
+    with pytest.raises(IndexError, match=r"ids.txt: line 2: byte offset 2: id 99 is not in \[0, 5"):
+        integer_lm.score(path)
+    with pytest.raises(IndexError, match=r"text: line 2: byte offset 2: id 99 is not in \[0, 5"):
+        integer_lm.score("1 2\n3 99\n")
+
+
 def test_start_of_characters_and_bytes_is_the_newline(any_lm: LanguageModel) -> None:
     start, name = start_of(any_lm.tokenizer)
     if any_lm.tokenizer.level == "word":

@@ -298,19 +298,81 @@ def test_bad_input_is_named_and_loses_nothing(
             ({"text": empty}, ValueError, r"empty.txt: the file is empty"),
             ({"text": bad}, ValueError, r"bad.txt: line 2, byte offset 12: byte 0xff"),
             ({"valid": tmp_path / "none.txt"}, FileNotFoundError, r"none.txt"),
-            (
-                {"overrides": ["train.batch_size=400"]},
-                ValueError,
-                r"shorter than one batch: it has \d+ tokens",
-            ),
         ]
     ):
         with pytest.raises(kind, match=message):
             make(f"run{number}", **arguments).run()
         assert not (tmp_path / f"run{number}" / "last").exists()
-    ids: dict[str, Any] = {"text": np.arange(40), "valid": np.array([1, -2]), "test": None}
-    with pytest.raises(IndexError, match=r"train: valid: id -2 at position 1 is not in"):
-        make("ids", **ids).run()
+
+
+IDS = np.arange(600) * 7 % 31
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "message"),
+    [
+        (
+            "text",
+            ["train.batch_size=400"],
+            r"has \d+ tokens, and batch_size \* \(bptt \+ 1\) = 400 ",
+        ),
+        (
+            "text",
+            ["train.bptt=9999"],
+            r"has \d+ tokens, .* = 4 \* \(9999 \+ 1\) = 40000 are needed",
+        ),
+        (
+            "text",
+            ["train.batch_size=81", "data.batching=sentences"],
+            r"has 80 sentences, and batch_size = 81 are needed",
+        ),
+        ("ids", ["train.batch_size=100"], r"has 600 tokens, .* = 100 \* \(6 \+ 1\) = 700 are"),
+    ],
+)
+def test_a_corpus_shorter_than_one_batch_is_refused(
+    make: Make, tmp_path: Path, source: str, overrides: list[str], message: str
+) -> None:
+    ids = {"text": IDS, "valid": IDS[:50], "test": None} if source == "ids" else {}
+    with pytest.raises(ValueError, match=f"the corpus is shorter than one batch: it {message}"):
+        make(overrides=overrides, **ids).run()
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left <= {".lock", "ids"}, "no run is left behind"
+
+
+@pytest.mark.parametrize(
+    ("ids", "overrides", "message"),
+    [
+        ({"text": [1, -2] * 99}, [], r"id -2 at position 1 is not in \[0, "),
+        (
+            {"text": [1, 2**40] * 99},
+            [],
+            r"train: train: id 1099511627776 at position 1 is too large",
+        ),
+        ({"valid": [1, -2]}, [], r"train: valid: id -2 at position 1 is not in \[0, 31\)"),
+        ({"test": [1, 2, -1]}, [], r"train: test: id -1 at position 2 is not in \[0, 31\)"),
+        ({}, ["data.max_size=30"], r"id 30 is not in \[0, 30\)"),
+        ({"valid": [1, 40]}, ["data.max_size=31"], r"valid: id 40 at position 1 is not in \[0, 31"),
+    ],
+    ids=str,
+)
+def test_token_ids_out_of_range_are_refused(
+    make: Make, tmp_path: Path, ids: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    arrays: dict[str, Any] = {"text": IDS, "valid": IDS[:50], "test": None, **ids}
+    with pytest.raises(IndexError, match=message):
+        make(overrides=overrides, **arrays).run()
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_integers_out_of_range_in_a_text_are_named(make: Make, tmp_path: Path) -> None:
+    text, valid = tmp_path / "ids.txt", tmp_path / "valid.txt"
+    text.write_text(" ".join(map(str, IDS)) + "\n")
+    valid.write_text("1 2\n3 99\n")
+    trainer = make(text=text, valid=valid, test=None, overrides=["data.level=integer"])
+    with pytest.raises(
+        IndexError, match=r"valid.txt: line 2, byte offset 6: id 99 is not in \[0, 3"
+    ):
+        trainer.run()
 
 
 def test_bad_arguments_are_named(make: Make, texts: dict[str, Path], tmp_path: Path) -> None:
