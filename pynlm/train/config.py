@@ -35,6 +35,8 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which text, how it is cut into tokens, and how tokens are cut into batches.
 
+    `min_count` and `max_size` leave out rare words or characters. At level "integer" `max_size` is
+    the number of ids; nothing is left out there, nor at level "byte".
     `max_length` bounds what `batching = "sentences"` needs of memory: longer sentences are cut into
     pieces of so many tokens, each trained from the zero state. Evaluation cuts nothing.
     """
@@ -51,6 +53,10 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        if self.level in ("byte", "integer") and self.min_count > 1:
+            raise ValueError(f"min_count = {self.min_count} has no meaning at level {self.level!r}")
+        if self.level == "byte" and self.max_size is not None:
+            raise ValueError(f"max_size = {self.max_size} has no meaning at level 'byte'")
         if self.max_length is not None and self.batching != "sentences":
             raise ValueError(
                 f"max_length = {self.max_length} cuts sentences, so it needs "

@@ -93,7 +93,13 @@ def decide(
         changes["train.seed"] = seed
 
     def build(base: Recipe) -> Recipe:
-        built = apply_overrides(apply_overrides(base, changes), pairs)
+        built = apply_overrides(
+            apply_overrides(base, changes), _counts_of_level(base, pairs) + pairs
+        )
+        if arrays and built.data.level != "integer":
+            raise ValueError(
+                f"train: token ids are of level 'integer', got data.level = {built.data.level!r}"
+            )
         model_config(built, vocab_size=2)  # its errors now, not after minutes of reading text
         return _own_figure(base, built)
 
@@ -218,6 +224,17 @@ def _text_changes(
         else:
             raise ValueError(f"train: {split} must be one file, got {len(files)}")
     return changes
+
+
+def _counts_of_level(base: Recipe, pairs: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """What goes with an override of the level by one that leaves no token out.
+
+    The recipe's `min_count` and `max_size` are about the words or characters of its own level.
+    """
+    level = dict(pairs).get("data.level", base.data.level)
+    if level == base.data.level or level not in ("byte", "integer"):
+        return []
+    return [("data.min_count", 1), ("data.max_size", None)]
 
 
 def _pairs(overrides: Overrides) -> list[tuple[str, Any]]:

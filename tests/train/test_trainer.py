@@ -364,6 +364,52 @@ def test_token_ids_out_of_range_are_refused(
     assert not (tmp_path / "run" / "last").exists()
 
 
+@pytest.mark.parametrize("recipe", ["default", "char-lstm"])
+@pytest.mark.parametrize("level", ["integer", "byte"])
+def test_a_recipe_trains_on_integers_and_bytes(
+    make: Make, tmp_path: Path, recipe: str, level: str
+) -> None:
+    """The counts that `default` asks for are about its words."""
+    text = tmp_path / "ids.txt"
+    text.write_text(" ".join(map(str, IDS)) + "\n")
+    small = [f"data.level={level}", "model.hidden_sizes=[6]", "train.epochs=1", "train.bptt=5"]
+    trainer = make(recipe=recipe, text=text, valid=text, test=None, overrides=small)
+    assert (trainer.recipe.data.min_count, trainer.recipe.data.max_size) == (1, None)
+    trainer.run()
+    assert trainer.tokenizer.vocab_size == {"integer": 32, "byte": 256}[level]
+    # It goes on by the same words, or none.
+    for asked in ({"recipe": recipe, "overrides": small}, {"recipe": None}):
+        make(text=text, valid=text, test=None, resume=True, **asked)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.level=integer", "data.min_count=3"],
+            "min_count = 3 has no meaning at level 'integer'",
+        ),
+        (["data.level=byte", "data.min_count=3"], "min_count = 3 has no meaning at level 'byte'"),
+        (["data.level=byte", "data.max_size=9"], "max_size = 9 has no meaning at level 'byte'"),
+    ],
+)
+def test_counts_that_a_level_does_not_have_are_refused(
+    make: Make, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"override: data: {message}"):
+        make(recipe="default", overrides=overrides)
+
+
+def test_the_number_of_integers_may_be_given(make: Make) -> None:
+    ids: dict[str, Any] = {"text": IDS, "valid": IDS[:50], "test": None}
+    trainer = make(recipe="default", overrides=["data.level=integer", "data.max_size=50"], **ids)
+    assert trainer.recipe.data.max_size == 50
+    with pytest.raises(
+        ValueError, match=r"token ids are of level 'integer', got data.level = 'wor"
+    ):
+        make(overrides=["data.level=word"], **ids)
+
+
 def test_integers_out_of_range_in_a_text_are_named(make: Make, tmp_path: Path) -> None:
     text, valid = tmp_path / "ids.txt", tmp_path / "valid.txt"
     text.write_text(" ".join(map(str, IDS)) + "\n")
