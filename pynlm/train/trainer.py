@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from pynlm.train.checkpoint import (
 from pynlm.train.config import Recipe, to_mapping, to_toml
 from pynlm.train.curve import draw_curve
 from pynlm.train.data import IntArray, Source, make_batches, prepare, unigram_perplexity
+from pynlm.train.interrupt import Interruption
 from pynlm.train.log import Reporter, RunLog, perplexity
 from pynlm.train.optimisers import make_optimiser
 from pynlm.train.position import Position, Progress
@@ -117,7 +115,7 @@ class Trainer:
         self.recipe, self.folder, self.backend = settings.recipe, settings.run, backend
         self._arrays, self._resumes = settings.arrays, settings.resumes
         self._quiet, self._on_step = quiet, on_step
-        self._stop = self._stop_said = False
+        self._interruption = Interruption()
         self._best_valid: Evaluation | None = None
         self._best_name: str | None = None
 
@@ -135,7 +133,7 @@ class Trainer:
         try:
             self._open()
             try:
-                with self._interruptible():
+                with self._interruption.listening():
                     stopped = self._train()
                     result = self._finish(stopped)
             except (TrainingDiverged, FloatingPointError) as error:
@@ -261,7 +259,7 @@ class Trainer:
         while p.batch < len(batches):
             self._step(batches[p.batch], lr)
             self._heed()
-            if self._stop:
+            if self._interruption.pressed:
                 self._save()
                 return False
             if time.monotonic() - self._saved >= train.checkpoint_seconds:
@@ -285,7 +283,7 @@ class Trainer:
         self._save(best=better)
         self._draw()
         self._heed()
-        return not self._stop or p.epoch == train.epochs
+        return not self._interruption.pressed or p.epoch == train.epochs
 
     def _step(self, batch: Any, lr: float) -> None:
         p, recipe = self.position, self.recipe
@@ -466,27 +464,7 @@ class Trainer:
 
     def _heed(self, _: int = 0) -> None:
         """After each step, and each piece of an evaluation: say once that Ctrl-C was heard."""
-        if self._stop and not self._stop_said:
-            self._stop_said = True
-            self._reporter.say("Ctrl-C: saving and evaluating, then the end (again: stop at once)")
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C ends the run after the step in hand, the second at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(signum: int, frame: object) -> None:
-            # Only a flag: what it interrupts may be a half printed line.
-            self._stop = True
-            signal.signal(signal.SIGINT, previous)
-
-        previous = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+        self._interruption.tell(self._reporter.say)
 
 
 def run_training(
