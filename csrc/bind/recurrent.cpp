@@ -16,12 +16,42 @@ bool is_relu(const char* function, const std::string& nonlinearity) {
 
 using O = py::object;
 
+// Fields of pynlm.kernels.Variant, whose ranges are checked there; and the arrays that go with it.
+template <class T>
+void read_variant(Call<T>& call, RecurrentVariant<T>& v, const O& h_in, const O& mask_h,
+                  const O& variant) {
+    v.h_in = call.out("h_in", h_in, "T B H", optional);
+    v.mask_h = call.in("mask_h", mask_h, "B H", optional);
+    if (h_in.is_none() != mask_h.is_none())
+        throw py::value_error("recurrent kernel: h_in and mask_h must both be arrays or both None");
+    if (variant.is_none()) return;
+    v.zoneout_h = variant.attr("zoneout_h").cast<double>();
+    v.sample = variant.attr("sample").cast<bool>();
+    v.seed = variant.attr("seed").cast<std::uint32_t>();
+    v.step = variant.attr("step").cast<std::uint32_t>();
+    v.layer = variant.attr("layer").cast<std::uint32_t>();
+    v.time0 = variant.attr("time0").cast<std::int64_t>();
+    const O rows = variant.attr("rows");
+    if (!rows.is_none()) v.rows = call.ids("variant.rows", rows, "B", 'B', call.dim('B'));
+}
+
+template <class T>
+void read_variant(Call<T>& call, LstmVariant<T>& v, const O& h_in, const O& peephole,
+                  const O& mask_h, const O& variant) {
+    read_variant(call, v, h_in, mask_h, variant);
+    v.peephole = call.in("peephole", peephole, "3H", optional);
+    if (variant.is_none()) return;
+    v.zoneout_c = variant.attr("zoneout_c").cast<double>();
+    v.clip_c = variant.attr("clip_c").cast<double>();
+}
+
 }  // namespace
 
 void bind_recurrent(py::module_& m) {
     m.def(
         "lstm_forward",
-        [](O y, O h_last, O c_last, O gates, O c, O x, O h0, O c0, O w_ih, O w_hh, O b, O lengths) {
+        [](O y, O h_last, O c_last, O gates, O c, O h_in, O x, O h0, O c0, O w_ih, O w_hh, O b,
+           O peephole, O mask_h, O lengths, O variant) {
             if (gates.is_none() != c.is_none())
                 throw py::value_error("lstm_forward: gates and c must both be arrays or both None");
             run("lstm_forward", "x", x, [&]<class T>(Call<T>& call) {
@@ -40,16 +70,19 @@ void bind_recurrent(py::module_& m) {
                 a.w_hh = call.in("w_hh", w_hh, "4H H");
                 a.b = call.in("b", b, "4H");
                 a.lengths = call.lengths("lengths", lengths, a.T_);
+                read_variant(call, a.variant, h_in, peephole, mask_h, variant);
                 call.launch(kernels<T>().lstm_forward, a);
             });
         },
-        py::kw_only(), "y"_a, "h_last"_a, "c_last"_a, "gates"_a, "c"_a, "x"_a, "h0"_a, "c0"_a,
-        "w_ih"_a, "w_hh"_a, "b"_a, "lengths"_a = py::none());
+        py::kw_only(), "y"_a, "h_last"_a, "c_last"_a, "gates"_a, "c"_a, "h_in"_a = py::none(),
+        "x"_a, "h0"_a, "c0"_a, "w_ih"_a, "w_hh"_a, "b"_a, "peephole"_a = py::none(),
+        "mask_h"_a = py::none(), "lengths"_a = py::none(), "variant"_a = py::none());
 
     m.def(
         "lstm_backward",
-        [](O dx, O dh0, O dc0, O dw_ih, O dw_hh, O db, O gates, O c, O y, O x, O h0, O c0, O w_ih,
-           O w_hh, O dy, O dh_last, O dc_last, O lengths) {
+        [](O dx, O dh0, O dc0, O dw_ih, O dw_hh, O db, O dpeephole, O gates, O c, O h_in, O y, O x,
+           O h0, O c0, O w_ih, O w_hh, O peephole, O mask_h, O dy, O dh_last, O dc_last, O lengths,
+           O variant) {
             run("lstm_backward", "x", x, [&]<class T>(Call<T>& call) {
                 LstmBackwardArgs<T> a{};
                 a.x = call.in("x", x, "T B I");
@@ -72,16 +105,24 @@ void bind_recurrent(py::module_& m) {
                 a.dh_last = call.in("dh_last", dh_last, "B H", optional);
                 a.dc_last = call.in("dc_last", dc_last, "B H", optional);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
+                read_variant(call, a.variant, h_in, peephole, mask_h, variant);
+                a.dpeephole = call.out("dpeephole", dpeephole, "3H", optional);
+                if (dpeephole.is_none() != peephole.is_none())
+                    throw py::value_error(
+                        "lstm_backward: dpeephole and peephole must both be arrays or both None");
                 call.launch(kernels<T>().lstm_backward, a);
             });
         },
-        py::kw_only(), "dx"_a, "dh0"_a, "dc0"_a, "dw_ih"_a, "dw_hh"_a, "db"_a, "gates"_a, "c"_a,
-        "y"_a, "x"_a, "h0"_a, "c0"_a, "w_ih"_a, "w_hh"_a, "dy"_a, "dh_last"_a = py::none(),
-        "dc_last"_a = py::none(), "lengths"_a = py::none());
+        py::kw_only(), "dx"_a, "dh0"_a, "dc0"_a, "dw_ih"_a, "dw_hh"_a, "db"_a,
+        "dpeephole"_a = py::none(), "gates"_a, "c"_a, "h_in"_a = py::none(), "y"_a, "x"_a, "h0"_a,
+        "c0"_a, "w_ih"_a, "w_hh"_a, "peephole"_a = py::none(), "mask_h"_a = py::none(), "dy"_a,
+        "dh_last"_a = py::none(), "dc_last"_a = py::none(), "lengths"_a = py::none(),
+        "variant"_a = py::none());
 
     m.def(
         "gru_forward",
-        [](O y, O h_last, O gates, O hn, O x, O h0, O w_ih, O w_hh, O b, O b_hn, O lengths) {
+        [](O y, O h_last, O gates, O hn, O h_in, O x, O h0, O w_ih, O w_hh, O b, O b_hn, O mask_h,
+           O lengths, O variant) {
             if (gates.is_none() != hn.is_none())
                 throw py::value_error("gru_forward: gates and hn must both be arrays or both None");
             run("gru_forward", "x", x, [&]<class T>(Call<T>& call) {
@@ -99,16 +140,18 @@ void bind_recurrent(py::module_& m) {
                 a.b = call.in("b", b, "3H");
                 a.b_hn = call.in("b_hn", b_hn, "H");
                 a.lengths = call.lengths("lengths", lengths, a.T_);
+                read_variant(call, a.variant, h_in, mask_h, variant);
                 call.launch(kernels<T>().gru_forward, a);
             });
         },
-        py::kw_only(), "y"_a, "h_last"_a, "gates"_a, "hn"_a, "x"_a, "h0"_a, "w_ih"_a, "w_hh"_a,
-        "b"_a, "b_hn"_a, "lengths"_a = py::none());
+        py::kw_only(), "y"_a, "h_last"_a, "gates"_a, "hn"_a, "h_in"_a = py::none(), "x"_a, "h0"_a,
+        "w_ih"_a, "w_hh"_a, "b"_a, "b_hn"_a, "mask_h"_a = py::none(), "lengths"_a = py::none(),
+        "variant"_a = py::none());
 
     m.def(
         "gru_backward",
-        [](O dx, O dh0, O dw_ih, O dw_hh, O db, O db_hn, O gates, O hn, O y, O x, O h0, O w_ih,
-           O w_hh, O dy, O dh_last, O lengths) {
+        [](O dx, O dh0, O dw_ih, O dw_hh, O db, O db_hn, O gates, O hn, O h_in, O y, O x, O h0,
+           O w_ih, O w_hh, O mask_h, O dy, O dh_last, O lengths, O variant) {
             run("gru_backward", "x", x, [&]<class T>(Call<T>& call) {
                 GruBackwardArgs<T> a{};
                 a.x = call.in("x", x, "T B I");
@@ -129,17 +172,18 @@ void bind_recurrent(py::module_& m) {
                 a.dy = call.in("dy", dy, "T B H");
                 a.dh_last = call.in("dh_last", dh_last, "B H", optional);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
+                read_variant(call, a.variant, h_in, mask_h, variant);
                 call.launch(kernels<T>().gru_backward, a);
             });
         },
         py::kw_only(), "dx"_a, "dh0"_a, "dw_ih"_a, "dw_hh"_a, "db"_a, "db_hn"_a, "gates"_a, "hn"_a,
-        "y"_a, "x"_a, "h0"_a, "w_ih"_a, "w_hh"_a, "dy"_a, "dh_last"_a = py::none(),
-        "lengths"_a = py::none());
+        "h_in"_a = py::none(), "y"_a, "x"_a, "h0"_a, "w_ih"_a, "w_hh"_a, "mask_h"_a = py::none(),
+        "dy"_a, "dh_last"_a = py::none(), "lengths"_a = py::none(), "variant"_a = py::none());
 
     m.def(
         "rnn_forward",
-        [](O y, O h_last, O x, O h0, O w_ih, O w_hh, O b, const std::string& nonlinearity,
-           O lengths) {
+        [](O y, O h_last, O h_in, O x, O h0, O w_ih, O w_hh, O b, O mask_h,
+           const std::string& nonlinearity, O lengths, O variant) {
             run("rnn_forward", "x", x, [&]<class T>(Call<T>& call) {
                 RnnForwardArgs<T> a{};
                 a.x = call.in("x", x, "T B I");
@@ -153,16 +197,18 @@ void bind_recurrent(py::module_& m) {
                 a.b = call.in("b", b, "H");
                 a.relu = is_relu("rnn_forward", nonlinearity);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
+                read_variant(call, a.variant, h_in, mask_h, variant);
                 call.launch(kernels<T>().rnn_forward, a);
             });
         },
-        py::kw_only(), "y"_a, "h_last"_a, "x"_a, "h0"_a, "w_ih"_a, "w_hh"_a, "b"_a,
-        "nonlinearity"_a, "lengths"_a = py::none());
+        py::kw_only(), "y"_a, "h_last"_a, "h_in"_a = py::none(), "x"_a, "h0"_a, "w_ih"_a, "w_hh"_a,
+        "b"_a, "mask_h"_a = py::none(), "nonlinearity"_a, "lengths"_a = py::none(),
+        "variant"_a = py::none());
 
     m.def(
         "rnn_backward",
-        [](O dx, O dh0, O dw_ih, O dw_hh, O db, O dpre, O y, O x, O h0, O w_ih, O w_hh, O dy,
-           O dh_last, const std::string& nonlinearity, O lengths) {
+        [](O dx, O dh0, O dw_ih, O dw_hh, O db, O dpre, O h_in, O y, O x, O h0, O w_ih, O w_hh,
+           O mask_h, O dy, O dh_last, const std::string& nonlinearity, O lengths, O variant) {
             run("rnn_backward", "x", x, [&]<class T>(Call<T>& call) {
                 RnnBackwardArgs<T> a{};
                 a.x = call.in("x", x, "T B I");
@@ -182,12 +228,14 @@ void bind_recurrent(py::module_& m) {
                 a.dh_last = call.in("dh_last", dh_last, "B H", optional);
                 a.relu = is_relu("rnn_backward", nonlinearity);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
+                read_variant(call, a.variant, h_in, mask_h, variant);
                 call.launch(kernels<T>().rnn_backward, a);
             });
         },
-        py::kw_only(), "dx"_a, "dh0"_a, "dw_ih"_a, "dw_hh"_a, "db"_a, "dpre"_a, "y"_a, "x"_a,
-        "h0"_a, "w_ih"_a, "w_hh"_a, "dy"_a, "dh_last"_a = py::none(), "nonlinearity"_a,
-        "lengths"_a = py::none());
+        py::kw_only(), "dx"_a, "dh0"_a, "dw_ih"_a, "dw_hh"_a, "db"_a, "dpre"_a,
+        "h_in"_a = py::none(), "y"_a, "x"_a, "h0"_a, "w_ih"_a, "w_hh"_a, "mask_h"_a = py::none(),
+        "dy"_a, "dh_last"_a = py::none(), "nonlinearity"_a, "lengths"_a = py::none(),
+        "variant"_a = py::none());
 }
 
 }  // namespace nlm

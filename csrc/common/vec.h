@@ -223,4 +223,13 @@ struct VecFn {
     using Real = Vec<T>;
     static Real sigmoid(Real x) { return sigmoid_of<T>(x); }
     static Real tanh(Real x) { return tanh_of<T>(x); }
+    // x held to [-limit, limit], and y where x is inside, else 0
+    static Real clamp(Real x, Real limit) {
+        x = x < -limit ? -limit : x;
+        return x > limit ? limit : x;
+    }
+    static Real inside(Real x, Real limit, Real y) {
+        y = x < -limit ? Real{} : y;
+        return x > limit ? Real{} : y;
+    }
 };

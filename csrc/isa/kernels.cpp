@@ -29,6 +29,7 @@ namespace {
 #include "common/gemm-inl.h"
 #include "common/peak-inl.h"
 #include "recurrent/sequence-inl.h"
+#include "recurrent/variant-inl.h"
 #include "recurrent/lstm_math.h"
 #include "recurrent/lstm-inl.h"
 #include "recurrent/gru_math.h"

@@ -8,11 +8,14 @@
 // Aliasing    none, but gates and hn of the backward call, which the gradients replace.
 // Saved       gates (after activation) and hn; both null for a forward pass that saves nothing.
 // Lengths     as in lstm.h.
+// Variants    zoneout of h, recurrent dropout: variant.h.
 // Numerics    as in lstm.h.
 // Threading   any number of threads gives the same bits.
 #pragma once
 
 #include <cstdint>
+
+#include "recurrent/variant.h"
 
 namespace nlm {
 
@@ -30,6 +33,7 @@ struct GruForwardArgs {
     const T* b_hn;
     const std::int32_t* lengths;  // may be null
     std::int64_t T_, B, I, H;
+    RecurrentVariant<T> variant;
 };
 
 template <class T>
@@ -51,6 +55,7 @@ struct GruBackwardArgs {
     const T* dh_last;  // may be null: zero
     const std::int32_t* lengths;
     std::int64_t T_, B, I, H;
+    RecurrentVariant<T> variant;
 };
 
 }  // namespace nlm

@@ -20,6 +20,30 @@ struct RnnForwardCell {
     }
 };
 
+template <class T, bool kRelu>
+struct RnnGeneralForwardCell : RnnForwardCell<T, kRelu> {
+    using RnnForwardCell<T, kRelu>::a;
+    Zoneout<T> zoneout;
+
+    void finish(int64_t t, Range rows, int64_t unit, int64_t n) const {
+        RnnForwardCell<T, kRelu>::finish(t, rows, unit, n);
+        finish_general(a.variant, zoneout, t, rows, unit, n, t > 0 ? this->state(t - 1, 0) : a.h0,
+                       this->state(t, 0), a.B, a.H);
+    }
+};
+
+template <class T, bool kRelu>
+void rnn_forward_loop(const RnnForwardArgs<T>& a, const Sequence<T>& s, const StateInput<T>& input,
+                      const Split& split, T* panels, T* states) {
+    const RnnForwardCell<T, kRelu> cell{a};
+    if (!a.variant.any())
+        return forward_loop(cell, s, 0, s.steps, a.w_hh, input.h0, input.y, a.y, split, panels,
+                            states, true);
+    const Zoneout<T> zoneout(a.variant, a.variant.zoneout_h, kZoneoutH);
+    forward_loop(RnnGeneralForwardCell<T, kRelu>{cell, zoneout}, s, 0, s.steps, a.w_hh, input.h0,
+                 input.y, a.y, split, panels, states, true);
+}
+
 template <class T>
 void rnn_forward(const RnnForwardArgs<T>& a) {
     const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
@@ -35,12 +59,12 @@ void rnn_forward(const RnnForwardArgs<T>& a) {
                      .c = a.y,
                      .ldc = a.H,
                      .bias = a.b});
+    const StateInput<T> input(a.variant, a.h0, a.y, a.B * a.H, scratch);
+    clear_beyond(s, a.variant.h_in);
     if (a.relu)
-        forward_loop(RnnForwardCell<T, true>{a}, s, 0, s.steps, a.w_hh, a.h0, a.y, split, panels,
-                     states, true);
+        rnn_forward_loop<T, true>(a, s, input, split, panels, states);
     else
-        forward_loop(RnnForwardCell<T, false>{a}, s, 0, s.steps, a.w_hh, a.h0, a.y, split, panels,
-                     states, true);
+        rnn_forward_loop<T, false>(a, s, input, split, panels, states);
     last_states(s, a.y, a.h0, a.h_last);
 }
 
@@ -64,6 +88,46 @@ struct RnnBackwardCell {
     }
 };
 
+template <class T, bool kRelu>
+struct RnnGeneralBackwardCell : RnnBackwardCell<T, kRelu> {
+    using RnnBackwardCell<T, kRelu>::a;
+    Zoneout<T> zoneout;
+    StateGradient<T> state;
+
+    void pointwise(int64_t t, Range rows, int64_t unit, int64_t n) const {
+        const int64_t step = t * a.B * a.H;
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+            const int64_t at = r * a.H + unit;
+            Vec<T> dh = load_n(a.dy + step + at, n) + state.at(r, unit, n);
+            const Vec<T> h = load_n(a.y + step + at, n);
+            Vec<T> direct{};
+            if (zoneout.active()) {
+                // where it is 1, h is no activation, and its gradient 0
+                direct = zoneout.share(t, r, unit) * dh;
+                dh = dh - direct;
+            }
+            store_n(a.dpre + step + at, rnn_cell_backward<VecFn<T>, kRelu>(h, dh), n);
+            store_n(state.direct + at, direct, n);
+        }
+    }
+};
+
+template <class T, bool kRelu>
+void rnn_backward_loop(const RnnBackwardArgs<T>& a, const Sequence<T>& s, const Split& split,
+                       T* panels, T* states) {
+    start_gradient(a.dh0, a.dh_last, a.B * a.H);  // dh0 runs along with the sequence
+    if (!a.variant.any())
+        return backward_loop(RnnBackwardCell<T, kRelu>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels,
+                             states);
+    Scratch scratch;
+    const StateGradient<T> state = general_gradient(a.variant, a.dh0, a.B, a.H, scratch);
+    const Zoneout<T> zoneout(a.variant, a.variant.zoneout_h, kZoneoutH);
+    backward_loop(
+        RnnGeneralBackwardCell<T, kRelu>{RnnBackwardCell<T, kRelu>{a, state.rec}, zoneout, state},
+        s, a.w_hh, state.rec, split, panels, states);
+    state.finish(a.dh0, a.B);
+}
+
 template <class T>
 void rnn_backward(const RnnBackwardArgs<T>& a) {
     const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
@@ -72,11 +136,11 @@ void rnn_backward(const RnnBackwardArgs<T>& a) {
     T* const panels = scratch.take<T>(panel_size(s, 1));
     T* const states = scratch.take<T>(2 * a.B * H);
     const Split split = split_of(s.steps, a.B, H, H, H * H * int64_t(sizeof(T)));
-    start_gradient(a.dh0, a.dh_last, a.B * H);  // dh0 runs along with the sequence
+    const StateInput<T> input(a.variant, a.h0, a.y, a.B * H, scratch);
     if (a.relu)
-        backward_loop(RnnBackwardCell<T, true>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
+        rnn_backward_loop<T, true>(a, s, split, panels, states);
     else
-        backward_loop(RnnBackwardCell<T, false>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
+        rnn_backward_loop<T, false>(a, s, split, panels, states);
     input_gradients(a.dx, a.dw_ih, a.db, a.dpre, a.x, a.w_ih, rows, a.I, H);
-    recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.dpre), H, H, a.h0, a.y);
+    recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.dpre), H, H, input.h0, input.y);
 }

@@ -7,11 +7,16 @@
 // Aliasing    none.
 // Saved       y.
 // Lengths     as in lstm.h; dpre beyond is 0.
+// Variants    zoneout of h, recurrent dropout: variant.h; the backward pass only of sampled
+// zoneout,
+//             because y does not hold the activation otherwise.
 // Numerics    as in lstm.h.
 // Threading   any number of threads gives the same bits.
 #pragma once
 
 #include <cstdint>
+
+#include "recurrent/variant.h"
 
 namespace nlm {
 
@@ -27,6 +32,7 @@ struct RnnForwardArgs {
     const std::int32_t* lengths;  // may be null
     bool relu;
     std::int64_t T_, B, I, H;
+    RecurrentVariant<T> variant;
 };
 
 template <class T>
@@ -47,6 +53,7 @@ struct RnnBackwardArgs {
     const std::int32_t* lengths;
     bool relu;
     std::int64_t T_, B, I, H;
+    RecurrentVariant<T> variant;
 };
 
 }  // namespace nlm

@@ -127,11 +127,12 @@ inline void run_panel(const RowBlocks& blocks, int64_t first_row, int vecs, int6
 
 // Runs steps [t0, t1) forward. Cell: kGates; column(t, row, gate, unit vector, n) says where a
 // gate's product goes; finish(t, rows, unit, n) computes the new state into y [steps, batch, H].
-// h_start is the state before t0; y beyond a row's length becomes zero. pack_weights: the panels
+// h_start is the state before t0 and h_in [steps, batch, H] the states that follow, as they enter
+// w_hh (y itself, or y masked); y beyond a row's length becomes zero. pack_weights: the panels
 // do not hold w_hh from an earlier call of the same pass.
 template <class T, class Cell>
 void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1, const T* w_hh,
-                  const T* h_start, T* y, const Split& split, T* panels, T* states,
+                  const T* h_start, const T* h_in, T* y, const Split& split, T* panels, T* states,
                   bool pack_weights) {
     constexpr int64_t L = kLanes<T>;
     constexpr int G = Cell::kGates;
@@ -170,7 +171,8 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
             if (t + 1 == t1) break;
             end = s.active_end(t + 1, begin, end);
             if (end > begin && u1 > u0)
-                pack_state(next, row_blocks(end - begin), begin, y + t * B * H, H, u0, u1, u0, H);
+                pack_state(next, row_blocks(end - begin), begin, h_in + t * B * H, H, u0, u1, u0,
+                           H);
             if (!own.by_rows) team_barrier(size);
         }
     };
@@ -265,7 +267,8 @@ void input_gradients(T* dx, T* dw_ih, T* db, const T* d, const T* x, const T* w_
                      .a_sum = db});
 }
 
-// dw_hh = d^T h_prev, d_sum = sum of d's rows, where h_prev is h0 at the first step and y one step earlier at the others.
+// dw_hh = d^T h_prev, d_sum = sum of d's rows, where h_prev is h0 at the first step and y one step
+// earlier at the others.
 template <class T>
 void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
                         const T* h0, const T* y, T* d_sum = nullptr) {

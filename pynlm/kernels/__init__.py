@@ -20,9 +20,11 @@ from .lstm import lstm_backward, lstm_forward
 from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
 from .threads import get_num_threads, set_num_threads
+from .variant import Variant
 from .xent import xent_forward, xent_gradients, xent_log_prob
 
 __all__ = [
+    "Variant",
     "adagrad_update",
     "adagrad_update_rows",
     "adam_update",

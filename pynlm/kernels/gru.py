@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import Array, check, check_lengths
 
 from ._backend import function
+from .variant import Variant, check_variant
 
 
 def gru_forward(
@@ -15,13 +16,16 @@ def gru_forward(
     h_last: Array,
     gates: Array | None = None,
     hn: Array | None = None,
+    h_in: Array | None = None,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
     b_hn: Array,
+    mask_h: Array | None = None,
     lengths: Array | None = None,
+    variant: Variant | None = None,
     backend: str = "cpu",
 ) -> None:
     """Run a GRU layer over T steps of B rows, with torch.nn.GRU's equations.
@@ -41,6 +45,8 @@ def gru_forward(
     gates : [T, B, 3H], hn : [T, B, H], output, both or neither
         Saved for `gru_backward`: r, z, n after their nonlinearities, and hn. Unspecified beyond a
         row's length. None: forward only.
+    h_in : [T, B, H], output, with `mask_h` only
+        y * mask_h, saved for `gru_backward`; 0 beyond a row's length.
     x : [T, B, I]
         Input. Beyond a row's length it must be finite and has no effect.
     h0 : [B, H]
@@ -49,8 +55,12 @@ def gru_forward(
         Weights in torch.nn.GRU's layout.
     b : [3H], b_hn : [H]
         b is torch's b_ih, plus b_hh for r and z; b_hn is the n part of torch's b_hh.
+    mask_h : [B, H] or None
+        Variational recurrent dropout: h_{t-1} enters W_hh as h_{t-1} * mask_h.
     lengths : int32 [B] or None
         Steps that each row takes part in, non-increasing, 0 to T. None: all T.
+    variant : Variant or None
+        Zoneout. None: the plain cell.
     backend : "cpu" or "reference"
 
     Raises
@@ -90,18 +100,22 @@ def gru_forward(
         check(gates, "T B 3H", d, func=f, name="gates", out=True)
         check(hn, "T B H", d, func=f, name="hn", out=True)
     check_lengths(lengths, d, func=f)
+    check_variant(variant, mask_h, h_in, d, func=f, writes=True)
     function(f, backend)(
         y=y,
         h_last=h_last,
         gates=gates,
         hn=hn,
+        h_in=h_in,
         x=x,
         h0=h0,
         w_ih=w_ih,
         w_hh=w_hh,
         b=b,
         b_hn=b_hn,
+        mask_h=mask_h,
         lengths=lengths,
+        variant=variant,
     )
 
 
@@ -115,14 +129,17 @@ def gru_backward(
     db_hn: Array,
     gates: Array,
     hn: Array,
+    h_in: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
+    mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
     lengths: Array | None = None,
+    variant: Variant | None = None,
     backend: str = "cpu",
 ) -> None:
     """Gradients of `gru_forward` from those of y and h_last.
@@ -145,7 +162,7 @@ def gru_backward(
         As `gru_forward` saved them. On return: dr, dz, dn, and dhn; 0 beyond a row's length.
     y : [T, B, H]
         As `gru_forward` left it.
-    x, h0, w_ih, w_hh, lengths
+    h_in, x, h0, w_ih, w_hh, mask_h, lengths, variant
         The arguments of `gru_forward`.
     dy : [T, B, H]
         Ignored beyond a row's length.
@@ -195,6 +212,7 @@ def gru_backward(
     check(db, "3H", d, func=f, name="db", out=True)
     check(db_hn, "H", d, func=f, name="db_hn", out=True)
     check_lengths(lengths, d, func=f)
+    check_variant(variant, mask_h, h_in, d, func=f, writes=False)
     function(f, backend)(
         dx=dx,
         dh0=dh0,
@@ -204,12 +222,15 @@ def gru_backward(
         db_hn=db_hn,
         gates=gates,
         hn=hn,
+        h_in=h_in,
         y=y,
         x=x,
         h0=h0,
         w_ih=w_ih,
         w_hh=w_hh,
+        mask_h=mask_h,
         dy=dy,
         dh_last=dh_last,
         lengths=lengths,
+        variant=variant,
     )

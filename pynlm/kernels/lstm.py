@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import Array, check, check_lengths
 
 from ._backend import function
+from .variant import Variant, check_variant
 
 
 def lstm_forward(
@@ -16,13 +17,17 @@ def lstm_forward(
     c_last: Array,
     gates: Array | None = None,
     c: Array | None = None,
+    h_in: Array | None = None,
     x: Array,
     h0: Array,
     c0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
+    peephole: Array | None = None,
+    mask_h: Array | None = None,
     lengths: Array | None = None,
+    variant: Variant | None = None,
     backend: str = "cpu",
 ) -> None:
     """Run an LSTM layer over T steps of B rows.
@@ -41,14 +46,22 @@ def lstm_forward(
     gates : [T, B, 4H], c : [T, B, H], output, both or neither
         Saved for `lstm_backward`: i, f, g, o after their nonlinearities, and the cell states.
         Unspecified beyond a row's length. None: forward only.
+    h_in : [T, B, H], output, with `mask_h` only
+        y * mask_h, saved for `lstm_backward`; 0 beyond a row's length.
     x : [T, B, I]
         Input. Beyond a row's length it must be finite and has no effect.
     h0, c0 : [B, H]
         Initial state.
     w_ih : [4H, I], w_hh : [4H, H], b : [4H]
         Weights in torch.nn.LSTM's layout, with one bias (the sum of torch's two).
+    peephole : [3H] or None
+        p_i, p_f, p_o: a_i += p_i * c_{t-1}, a_f += p_f * c_{t-1}, a_o += p_o * c_t.
+    mask_h : [B, H] or None
+        Variational recurrent dropout: h_{t-1} enters W_hh as h_{t-1} * mask_h.
     lengths : int32 [B] or None
         Steps that each row takes part in, non-increasing, 0 to T. None: all T.
+    variant : Variant or None
+        Zoneout, and for the LSTM clipping. None: the plain cell.
     backend : "cpu" or "reference"
 
     Raises
@@ -60,7 +73,8 @@ def lstm_forward(
 
     Notes
     -----
-    Source: Hochreiter & Schmidhuber 1997; Gers, Schmidhuber & Cummins 2000, §3 (forget gate).
+    Source: Hochreiter & Schmidhuber 1997; Gers, Schmidhuber & Cummins 2000, §3 (forget gate); Gers,
+    Schraudolph & Schmidhuber 2002, eq. 5-8 (peepholes); `Variant` names the others'.
 
     Examples
     --------
@@ -89,19 +103,26 @@ def lstm_forward(
         check(gates, "T B 4H", d, func=f, name="gates", out=True)
         check(c, "T B H", d, func=f, name="c", out=True)
     check_lengths(lengths, d, func=f)
+    if peephole is not None:
+        check(peephole, "3H", d, func=f, name="peephole")
+    check_variant(variant, mask_h, h_in, d, func=f, writes=True)
     function(f, backend)(
         y=y,
         h_last=h_last,
         c_last=c_last,
         gates=gates,
         c=c,
+        h_in=h_in,
         x=x,
         h0=h0,
         c0=c0,
         w_ih=w_ih,
         w_hh=w_hh,
         b=b,
+        peephole=peephole,
+        mask_h=mask_h,
         lengths=lengths,
+        variant=variant,
     )
 
 
@@ -113,18 +134,23 @@ def lstm_backward(
     dw_ih: Array,
     dw_hh: Array,
     db: Array,
+    dpeephole: Array | None = None,
     gates: Array,
     c: Array,
+    h_in: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     c0: Array,
     w_ih: Array,
     w_hh: Array,
+    peephole: Array | None = None,
+    mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
     dc_last: Array | None = None,
     lengths: Array | None = None,
+    variant: Variant | None = None,
     backend: str = "cpu",
 ) -> None:
     """Gradients of `lstm_forward` from those of y, h_last and c_last.
@@ -143,12 +169,13 @@ def lstm_backward(
     dh0, dc0 : [B, H], output
     dw_ih : [4H, I], dw_hh : [4H, H], db : [4H], output
         Sums over time and batch, overwritten.
+    dpeephole : [3H], output, with `peephole` only
     gates : [T, B, 4H], consumed
         As `lstm_forward` saved it. On return: da, the gradient of the pre-activations, 0 beyond a
         row's length.
     c, y : [T, B, H]
         As `lstm_forward` left them.
-    x, h0, c0, w_ih, w_hh, lengths
+    h_in, x, h0, c0, w_ih, w_hh, peephole, mask_h, lengths, variant
         The arguments of `lstm_forward`.
     dy : [T, B, H]
         Ignored beyond a row's length.
@@ -201,6 +228,13 @@ def lstm_backward(
     check(dw_hh, "4H H", d, func=f, name="dw_hh", out=True)
     check(db, "4H", d, func=f, name="db", out=True)
     check_lengths(lengths, d, func=f)
+    if (peephole is None) != (dpeephole is None):
+        missing = "peephole" if peephole is None else "dpeephole"
+        raise ValueError(f"{f}: peephole and dpeephole must be given together, got {missing}=None")
+    if peephole is not None:
+        check(peephole, "3H", d, func=f, name="peephole")
+        check(dpeephole, "3H", d, func=f, name="dpeephole", out=True)
+    check_variant(variant, mask_h, h_in, d, func=f, writes=False)
     function(f, backend)(
         dx=dx,
         dh0=dh0,
@@ -208,16 +242,21 @@ def lstm_backward(
         dw_ih=dw_ih,
         dw_hh=dw_hh,
         db=db,
+        dpeephole=dpeephole,
         gates=gates,
         c=c,
+        h_in=h_in,
         y=y,
         x=x,
         h0=h0,
         c0=c0,
         w_ih=w_ih,
         w_hh=w_hh,
+        peephole=peephole,
+        mask_h=mask_h,
         dy=dy,
         dh_last=dh_last,
         dc_last=dc_last,
         lengths=lengths,
+        variant=variant,
     )

@@ -7,19 +7,23 @@ from typing import Any
 from pynlm.arrays import Array, check, check_lengths, describe
 
 from ._backend import function
+from .variant import Variant, check_variant
 
 
 def rnn_forward(
     *,
     y: Array,
     h_last: Array,
+    h_in: Array | None = None,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
+    mask_h: Array | None = None,
     nonlinearity: str,
     lengths: Array | None = None,
+    variant: Variant | None = None,
     backend: str = "cpu",
 ) -> None:
     """Run h_t = f(W_ih x_t + W_hh h_{t-1} + b) over T steps of B rows, f = tanh or relu.
@@ -30,6 +34,8 @@ def rnn_forward(
         h_t of every step, which is also all that `rnn_backward` needs; 0 beyond a row's length.
     h_last : [B, H], output
         State after each row's own last step; h0 where the length is 0.
+    h_in : [T, B, H], output, with `mask_h` only
+        y * mask_h, saved for `rnn_backward`; 0 beyond a row's length.
     x : [T, B, I]
         Input. Beyond a row's length it must be finite and has no effect.
     h0 : [B, H]
@@ -37,8 +43,12 @@ def rnn_forward(
     w_ih : [H, I], w_hh : [H, H], b : [H]
         Weights in torch.nn.RNN's layout, with one bias (the sum of torch's two).
     nonlinearity : "tanh" or "relu"
+    mask_h : [B, H] or None
+        Variational recurrent dropout: h_{t-1} enters W_hh as h_{t-1} * mask_h.
     lengths : int32 [B] or None
         Steps that each row takes part in, non-increasing, 0 to T. None: all T.
+    variant : Variant or None
+        Zoneout. None: the plain cell.
     backend : "cpu" or "reference"
 
     Raises
@@ -72,16 +82,20 @@ def rnn_forward(
     check(h_last, "B H", d, func=f, name="h_last", out=True)
     _check_nonlinearity(nonlinearity, f)
     check_lengths(lengths, d, func=f)
+    check_variant(variant, mask_h, h_in, d, func=f, writes=True)
     function(f, backend)(
         y=y,
         h_last=h_last,
+        h_in=h_in,
         x=x,
         h0=h0,
         w_ih=w_ih,
         w_hh=w_hh,
         b=b,
+        mask_h=mask_h,
         nonlinearity=nonlinearity,
         lengths=lengths,
+        variant=variant,
     )
 
 
@@ -93,15 +107,18 @@ def rnn_backward(
     dw_hh: Array,
     db: Array,
     dpre: Array,
+    h_in: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
+    mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
     nonlinearity: str,
     lengths: Array | None = None,
+    variant: Variant | None = None,
     backend: str = "cpu",
 ) -> None:
     """Gradients of `rnn_forward` from those of y and h_last.
@@ -123,7 +140,7 @@ def rnn_backward(
         da, the gradient of the pre-activations; 0 beyond a row's length.
     y : [T, B, H]
         As `rnn_forward` left it.
-    x, h0, w_ih, w_hh, nonlinearity, lengths
+    h_in, x, h0, w_ih, w_hh, nonlinearity, mask_h, lengths, variant
         The arguments of `rnn_forward`.
     dy : [T, B, H]
         Ignored beyond a row's length.
@@ -170,6 +187,9 @@ def rnn_backward(
     check(dpre, "T B H", d, func=f, name="dpre", out=True)
     _check_nonlinearity(nonlinearity, f)
     check_lengths(lengths, d, func=f)
+    check_variant(variant, mask_h, h_in, d, func=f, writes=False)
+    if variant is not None and variant.zoneout_h > 0 and not variant.sample:
+        raise ValueError(f"{f}: variant.sample must be True: y does not hold the activation else")
     function(f, backend)(
         dx=dx,
         dh0=dh0,
@@ -177,15 +197,18 @@ def rnn_backward(
         dw_hh=dw_hh,
         db=db,
         dpre=dpre,
+        h_in=h_in,
         y=y,
         x=x,
         h0=h0,
         w_ih=w_ih,
         w_hh=w_hh,
+        mask_h=mask_h,
         dy=dy,
         dh_last=dh_last,
         nonlinearity=nonlinearity,
         lengths=lengths,
+        variant=variant,
     )
 
 

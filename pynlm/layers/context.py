@@ -22,6 +22,8 @@ class Site:
     SAMPLE = 7
     INIT = 8
     SHUFFLE = 9
+    ZONEOUT_H = 10
+    ZONEOUT_C = 11
 
 
 @dataclass(frozen=True)

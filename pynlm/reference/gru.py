@@ -13,10 +13,15 @@ keeps the old state. Gate order r, z, n.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .variant import enters, keeps_h, mix, parts
+
+if TYPE_CHECKING:
+    from pynlm.kernels.variant import Variant
 
 Array = npt.NDArray[Any]
 
@@ -27,30 +32,38 @@ def gru_forward(
     h_last: Array,
     gates: Array | None = None,
     hn: Array | None = None,
+    h_in: Array | None = None,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
     b_hn: Array,
+    mask_h: Array | None = None,
     lengths: Array | None = None,
+    variant: Variant | None = None,
 ) -> None:
     """Run a GRU over time; see `pynlm.kernels.gru_forward`."""
     T, B, _ = x.shape
     H = h0.shape[1]
     y[...] = 0
+    if h_in is not None:
+        h_in[...] = 0
     h_last[...] = h0
     for t in range(T):
         m = _rows_at(t, lengths, B)  # rows 0..m-1 are still running
         h = h_last[:m]
         from_x = x[t, :m] @ w_ih.T + b
-        from_h = h @ w_hh.T
+        from_h = enters(mask_h, h) @ w_hh.T
         r = sigmoid(from_x[:, :H] + from_h[:, :H])
         z = sigmoid(from_x[:, H : 2 * H] + from_h[:, H : 2 * H])
         hn_t = from_h[:, 2 * H :] + b_hn
         n = np.tanh(from_x[:, 2 * H :] + r * hn_t)
-        y[t, :m] = (1 - z) * n + z * h
+        d = keeps_h(variant, t, m, h)
+        y[t, :m] = mix(d, h, (1 - z) * n + z * h)
         h_last[:m] = y[t, :m]
+        if h_in is not None:
+            h_in[t, :m] = enters(mask_h, y[t, :m])
         if gates is not None and hn is not None:
             gates[t, :m] = np.concatenate([r, z, n], axis=1)
             hn[t, :m] = hn_t
@@ -66,14 +79,17 @@ def gru_backward(
     db_hn: Array,
     gates: Array,
     hn: Array,
+    h_in: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
+    mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
     lengths: Array | None = None,
+    variant: Variant | None = None,
 ) -> None:
     """Back-propagate through `gru_forward`; see `pynlm.kernels.gru_backward`."""
     T, B, _ = x.shape
@@ -88,7 +104,7 @@ def gru_backward(
         r, z, n = np.split(gates[t, :m], 3, axis=1)
         h_prev = (y[t - 1] if t > 0 else h0)[:m]
 
-        dh_t = dh[:m] + dy[t, :m]
+        kept, dh_t = parts(keeps_h(variant, t, m, h_prev), dh[:m] + dy[t, :m])
         da_z = dh_t * (h_prev - n) * z * (1 - z)
         da_n = dh_t * (1 - z) * (1 - n**2)
         da_r = da_n * hn[t, :m] * r * (1 - r)
@@ -97,12 +113,12 @@ def gru_backward(
         through_h = np.concatenate([da_r, da_z, dhn], axis=1)
 
         dw_ih += through_x.T @ x[t, :m]
-        dw_hh += through_h.T @ h_prev
+        dw_hh += through_h.T @ enters(mask_h, h_prev)
         db += through_x.sum(axis=0)
         db_hn += dhn.sum(axis=0)
         if dx is not None:
             dx[t, :m] = through_x @ w_ih
-        dh[:m] = dh_t * z + through_h @ w_hh
+        dh[:m] = kept + dh_t * z + enters(mask_h, through_h @ w_hh)
         gates[t, :m] = through_x
         gates[t, m:] = 0
         hn[t, :m] = dhn

@@ -31,6 +31,8 @@ WEIGHT = 6
 SAMPLE = 7
 INIT = 8
 SHUFFLE = 9
+ZONEOUT_H = 10
+ZONEOUT_C = 11
 
 ALL_TIMES = 0xFFFFFFFF
 
@@ -83,7 +85,7 @@ def philox_u32(
     unit, row, time
         Non-negative integers below 2**32.
     site, layer
-        Purpose (`EMBEDDING` ... `SHUFFLE`) and layer number, below 2**16.
+        Purpose (`EMBEDDING` ... `ZONEOUT_C`) and layer number, below 2**16.
     seed, step
         Key, below 2**32.
 

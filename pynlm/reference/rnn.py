@@ -7,10 +7,15 @@ Source: Elman, "Finding structure in time", Cognitive Science 14(2), 1990; layou
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .variant import enters, keeps_h, mix, parts
+
+if TYPE_CHECKING:
+    from pynlm.kernels.variant import Variant
 
 Array = npt.NDArray[Any]
 
@@ -19,23 +24,32 @@ def rnn_forward(
     *,
     y: Array,
     h_last: Array,
+    h_in: Array | None = None,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
+    mask_h: Array | None = None,
     nonlinearity: str,
     lengths: Array | None = None,
+    variant: Variant | None = None,
 ) -> None:
     """Run a simple recurrent network over time; see `pynlm.kernels.rnn_forward`."""
     T, B, _ = x.shape
     y[...] = 0
+    if h_in is not None:
+        h_in[...] = 0
     h_last[...] = h0
     for t in range(T):
         n = _rows_at(t, lengths, B)  # rows 0..n-1 are still running
-        a = x[t, :n] @ w_ih.T + h_last[:n] @ w_hh.T + b
-        y[t, :n] = np.tanh(a) if nonlinearity == "tanh" else np.maximum(a, 0)
+        h = h_last[:n]
+        a = x[t, :n] @ w_ih.T + enters(mask_h, h) @ w_hh.T + b
+        d = keeps_h(variant, t, n, h)
+        y[t, :n] = mix(d, h, np.tanh(a) if nonlinearity == "tanh" else np.maximum(a, 0))
         h_last[:n] = y[t, :n]
+        if h_in is not None:
+            h_in[t, :n] = enters(mask_h, y[t, :n])
 
 
 def rnn_backward(
@@ -46,15 +60,18 @@ def rnn_backward(
     dw_hh: Array,
     db: Array,
     dpre: Array,
+    h_in: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
+    mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
     nonlinearity: str,
     lengths: Array | None = None,
+    variant: Variant | None = None,
 ) -> None:
     """Back-propagate through `rnn_forward`; see `pynlm.kernels.rnn_backward`."""
     T, B, _ = x.shape
@@ -67,16 +84,16 @@ def rnn_backward(
     dh = np.zeros_like(h0) if dh_last is None else dh_last.copy()
     for t in reversed(range(T)):
         n = _rows_at(t, lengths, B)
-        h_t = y[t, :n]
         h_prev = (y[t - 1] if t > 0 else h0)[:n]
-        dh_t = dh[:n] + dy[t, :n]
+        kept, dh_t = parts(keeps_h(variant, t, n, h_prev), dh[:n] + dy[t, :n])
+        h_t = y[t, :n]  # f(a), but where zoneout kept the state, and dh_t is 0
         da = dh_t * (1 - h_t**2) if nonlinearity == "tanh" else np.where(h_t > 0, dh_t, 0)
         dw_ih += da.T @ x[t, :n]
-        dw_hh += da.T @ h_prev
+        dw_hh += da.T @ enters(mask_h, h_prev)
         db += da.sum(axis=0)
         if dx is not None:
             dx[t, :n] = da @ w_ih
-        dh[:n] = da @ w_hh
+        dh[:n] = kept + enters(mask_h, da @ w_hh)
         dpre[t, :n] = da
     dh0[...] = dh
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm import reference
+from pynlm.kernels import Variant
 
 from .cases import CASES, Case
 
@@ -96,10 +97,33 @@ def _recurrent(case: Case, gates: int, cell_state: bool) -> tuple[Arguments, Arg
     }
     upstream = {"dy": rng.normal(size=(T, B, H)), "dh_last": rng.normal(size=(B, H))}
     upstream["dy"][beyond(case)] = np.nan
+    options = case.options
+    if options.get("mask_h"):
+        inputs["mask_h"] = rng.choice([0.0, 1.5], (B, H))
+    if options.get("peephole"):
+        inputs["peephole"] = rng.normal(size=3 * H) * 0.5
+    inputs["variant"] = _variant(case)
     if cell_state:
         inputs["c0"] = rng.normal(size=(B, H))
         upstream["dc_last"] = rng.normal(size=(B, H))
     return inputs, upstream
+
+
+def _variant(case: Case) -> Variant | None:
+    names = ("zoneout_h", "zoneout_c", "clip_c", "sample", "time0")
+    chosen = {name: case.options[name] for name in names if name in case.options}
+    if not chosen:
+        return None
+    rows = None
+    if case.options.get("row_ids"):
+        rows = case.rng("rows").permutation(case.dims["B"]).astype(np.int32)
+    return Variant(**chosen, seed=12345, step=678, layer=1, rows=rows)
+
+
+def _saved(case: Case) -> Arguments:
+    """What recurrent dropout saves."""
+    T, B, H = (case.dims[k] for k in "TBH")
+    return {"h_in": empty(T, B, H)} if case.options.get("mask_h") else {}
 
 
 def _rounded(given: Arguments, dtype: Any) -> Arguments:
@@ -115,7 +139,7 @@ def _rounded(given: Arguments, dtype: Any) -> Arguments:
 def _lstm_forward(case: Case, dtype: Any) -> Arguments:
     T, B, H = (case.dims[k] for k in "TBH")
     inputs, _ = _recurrent(case, 4, True)
-    saved = {"gates": empty(T, B, 4 * H), "c": empty(T, B, H)}
+    saved = {"gates": empty(T, B, 4 * H), "c": empty(T, B, H), **_saved(case)}
     return {"y": empty(T, B, H), "h_last": empty(B, H), "c_last": empty(B, H), **saved, **inputs}
 
 
@@ -131,6 +155,7 @@ def _lstm_backward(case: Case, dtype: Any) -> Arguments:
         "dw_ih": empty(4 * H, I),
         "dw_hh": empty(4 * H, H),
         "db": empty(4 * H),
+        **({"dpeephole": empty(3 * H)} if case.options.get("peephole") else {}),
         **kept,
         **_recurrent(case, 4, True)[1],
     }
@@ -144,7 +169,7 @@ def _gru_inputs(case: Case) -> tuple[Arguments, Arguments]:
 
 def _gru_forward(case: Case, dtype: Any) -> Arguments:
     T, B, H = (case.dims[k] for k in "TBH")
-    saved = {"gates": empty(T, B, 3 * H), "hn": empty(T, B, H)}
+    saved = {"gates": empty(T, B, 3 * H), "hn": empty(T, B, H), **_saved(case)}
     return {"y": empty(T, B, H), "h_last": empty(B, H), **saved, **_gru_inputs(case)[0]}
 
 
@@ -169,7 +194,8 @@ def _rnn_forward(case: Case, dtype: Any) -> Arguments:
     T, B, H = (case.dims[k] for k in "TBH")
     inputs, _ = _recurrent(case, 1, False)
     nonlinearity = case.options["nonlinearity"]
-    return {"y": empty(T, B, H), "h_last": empty(B, H), **inputs, "nonlinearity": nonlinearity}
+    outputs = {"y": empty(T, B, H), "h_last": empty(B, H), **_saved(case)}
+    return {**outputs, **inputs, "nonlinearity": nonlinearity}
 
 
 def _rnn_backward(case: Case, dtype: Any) -> Arguments:
@@ -339,12 +365,14 @@ _BACKWARD = ("dx", "dh0", "dw_ih", "dw_hh", "db")
 
 FUNCTIONS: dict[str, Function] = {
     "lstm_forward": Function(
-        "lstm", _lstm_forward, ("y", "h_last", "c_last", "gates", "c"), ("gates", "c")
+        "lstm", _lstm_forward, ("y", "h_last", "c_last", "gates", "c", "h_in"), ("gates", "c")
     ),
-    "lstm_backward": Function("lstm", _lstm_backward, (*_BACKWARD, "dc0", "gates")),
-    "gru_forward": Function("gru", _gru_forward, ("y", "h_last", "gates", "hn"), ("gates", "hn")),
+    "lstm_backward": Function("lstm", _lstm_backward, (*_BACKWARD, "dc0", "dpeephole", "gates")),
+    "gru_forward": Function(
+        "gru", _gru_forward, ("y", "h_last", "gates", "hn", "h_in"), ("gates", "hn")
+    ),
     "gru_backward": Function("gru", _gru_backward, (*_BACKWARD, "db_hn", "gates", "hn")),
-    "rnn_forward": Function("rnn", _rnn_forward, ("y", "h_last")),
+    "rnn_forward": Function("rnn", _rnn_forward, ("y", "h_last", "h_in")),
     "rnn_backward": Function("rnn", _rnn_backward, (*_BACKWARD, "dpre")),
     "linear_forward": Function("linear", _linear_forward, ("y",)),
     "linear_backward": Function("linear", _linear_backward, ("dx", "dw", "db")),

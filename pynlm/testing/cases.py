@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ Dims = Mapping[str, int]
 
 DTYPES = ["float32", "float64"]
 """Names, because a test's id then says the dtype."""
+
+
+VARIANT_OPTIONS = {"mask_h", "peephole", "zoneout_h", "zoneout_c", "clip_c"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Case:
         return max(*sizes, steps, sum(self.dims.get(k, 0) for k in "IH"))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a recurrent case is of the plain cell, which torch has too."""
+        return not VARIANT_OPTIONS & self.options.keys()
+
+    @property
     def is_tiny(self) -> bool:
         """Small enough for a check of every single element by finite differences."""
         return math.prod(max(size, 1) for size in self.dims.values()) <= 500
@@ -70,7 +79,40 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         dims = {"T": T, "B": B, "I": I, "H": H}
         return Case(kernel, name + suffix, dims, {**options, **more})
 
+    everything = {"mask_h": True, "zoneout_h": 0.4, "sample": True}
+    variants: dict[str, dict[str, Any]] = {
+        "zoneout": {"zoneout_h": 0.3, "sample": True},
+        "zoneout-expected": {"zoneout_h": 0.3},
+        "recurrent-dropout": {"mask_h": True},
+    }
+    if kernel == "lstm":
+        everything |= {"zoneout_c": 0.2, "clip_c": 0.9, "peephole": True}
+        variants |= {
+            "zoneout-c": {"zoneout_c": 0.3, "sample": True},
+            "peephole": {"peephole": True},
+            "clip": {"clip_c": 0.4},
+        }
+    if kernel == "rnn":
+        del variants["zoneout-expected"]  # has no backward pass
+    variants["everything"] = everything
+    if kernel == "lstm":
+        for one, two in combinations(variants, 2):
+            if "everything" not in (one, two) and one + two != "zoneoutzoneout-expected":
+                variants[f"{one}+{two}"] = variants[one] | variants[two]
     return [
+        *(case(f"{name}-primes", 5, 3, 7, 11, **more) for name, more in variants.items()),
+        *(
+            case(f"{name}-tiny-ragged", 3, 3, 2, 2, lengths=[3, 1, 0], **more)
+            for name, more in variants.items()
+        ),
+        case("everything-many-rows", 3, 67, 5, 17, row_ids=True, **everything),
+        case(
+            "everything-ragged", 7, 6, 5, 13, lengths=[7, 7, 5, 3, 1, 0], row_ids=True, **everything
+        ),
+        case("everything-beyond-vector", 3, 13, 19, 37, **everything),
+        case("everything-later", 5, 3, 7, 11, time0=123456789, **everything),
+        case("everything-no-rows", 5, 0, 7, 11, **everything),
+        case("everything-threads", 6, 20, 64, 130, **everything),
         case("primes", 5, 3, 7, 11),
         case("tiny", 2, 3, 2, 2),
         case("tiny-ragged", 3, 3, 2, 2, lengths=[3, 1, 0]),

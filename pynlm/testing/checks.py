@@ -92,7 +92,7 @@ def run(function: str, given: Arguments, backend: str) -> dict[str, Any]:
     """Call the public kernel function on copies; return what it wrote, and "return"."""
     mine = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in given.items()}
     value = getattr(kernels, function)(**mine, backend=backend)
-    written = {name: mine[name] for name in FUNCTIONS[function].writes if mine[name] is not None}
+    written = {n: mine[n] for n in FUNCTIONS[function].writes if mine.get(n) is not None}
     return {**written, "return": value}
 
 
@@ -105,7 +105,7 @@ def run_oracle(function: str, given: Arguments) -> dict[str, Any]:
         for k, v in given.items()
     }
     value = getattr(reference, function)(**mine)
-    written = {name: mine[name] for name in FUNCTIONS[function].writes if mine[name] is not None}
+    written = {n: mine[n] for n in FUNCTIONS[function].writes if mine.get(n) is not None}
     return {**written, "return": value}
 
 

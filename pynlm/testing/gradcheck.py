@@ -53,7 +53,7 @@ def gradient_cases(kernel: str) -> list[Case]:
 
     (There some relu unit always crosses its kink within the step.)
     """
-    return [case for case in CASES[kernel] if not case.name.startswith("threads")]
+    return [case for case in CASES[kernel] if "threads" not in case.name]
 
 
 def check_vjp(kernel: str, case: Case, backend: str = "reference") -> None:
@@ -153,7 +153,13 @@ def _recurrent_map(
     forward_function = getattr(kernels, f"{kernel}_forward")
     backward_function = getattr(kernels, f"{kernel}_backward")
     results = ("y", *(f"{state}_last" for state in states))
-    options = {name: fixed[name] for name in ("lengths", "nonlinearity") if name in fixed}
+    options = {
+        name: fixed[name]
+        for name in ("lengths", "nonlinearity", "mask_h", "variant")
+        if name in fixed
+    }
+    if "h_in" in fixed:
+        saved = (*saved, "h_in")
 
     def all_results(given: Named) -> Arguments:
         out = {name: _blank(fixed[name].shape, dtype) for name in (*results, *saved)}
@@ -185,7 +191,7 @@ def _recurrent_map(
 
 
 def _lstm(case: Case, backend: str, dtype: Any) -> Map:
-    names = ("x", "h0", "c0", "w_ih", "w_hh", "b")
+    names = ("x", "h0", "c0", "w_ih", "w_hh", "b", "peephole")
     return _recurrent_map("lstm", case, backend, dtype, names, ("h", "c"), ("gates", "c"))
 
 

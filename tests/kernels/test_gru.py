@@ -32,7 +32,7 @@ BACKENDS = ["reference", "cpu"]
 TORCH_CASES = [
     case
     for case in CASES["gru"]
-    if all(case.dims.values()) and min(case.options.get("lengths", [1])) > 0
+    if case.is_plain and all(case.dims.values()) and min(case.options.get("lengths", [1])) > 0
 ]
 
 
@@ -91,7 +91,10 @@ def test_reference_agrees_with_torch() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["threads", "threads-ragged", "primes", "ragged-many-rows"])
+@pytest.mark.parametrize(
+    "name",
+    ["threads", "threads-ragged", "primes", "ragged-many-rows", "everything-threads"],
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_same_bits_for_any_number_of_threads(function: str, name: str, dtype: str) -> None:
     check_threads(function, find_case("gru", name), dtype, threads=(1, 2, 3))

@@ -32,7 +32,7 @@ BACKENDS = ["reference", "cpu"]
 TORCH_CASES = [
     case
     for case in CASES["rnn"]
-    if all(case.dims.values()) and min(case.options.get("lengths", [1])) > 0
+    if case.is_plain and all(case.dims.values()) and min(case.options.get("lengths", [1])) > 0
 ]
 
 
@@ -89,7 +89,9 @@ def test_reference_agrees_with_torch() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["threads-tanh", "threads-ragged-tanh", "threads-relu"])
+@pytest.mark.parametrize(
+    "name", ["threads-tanh", "threads-ragged-tanh", "threads-relu", "everything-threads-tanh"]
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_same_bits_for_any_number_of_threads(function: str, name: str, dtype: str) -> None:
     check_threads(function, find_case("rnn", name), dtype, threads=(1, 2, 3))
@@ -132,3 +134,26 @@ def test_unknown_nonlinearity(function: str) -> None:
         getattr(kernels, function)(**(given | {"nonlinearity": "sigmoid"}))
     with pytest.raises(TypeError, match=expected + "NoneType$"):
         getattr(kernels, function)(**(given | {"nonlinearity": None}))
+
+
+def test_expected_zoneout_has_no_backward_pass() -> None:
+    """The forward pass mixes old and new states by the probability; the backward pass says why not.
+
+    With probability 0 it is the plain cell.
+    """
+    case = find_case("rnn", "primes-tanh")
+    given, plain = (arguments("rnn_forward", case, "float64") for _ in range(2))
+    kernels.rnn_forward(**plain)
+    kernels.rnn_forward(**(given | {"variant": kernels.Variant(zoneout_h=0.25)}))
+    expected = 0.25 * given["h0"] + 0.75 * plain["y"][0]
+    assert_close(given["y"][0], expected, CLOSED_FORM, what="y[0]", kernel="rnn", case=case)
+    oracle = arguments("rnn_forward", case, "float64") | {"backend": "reference"}
+    kernels.rnn_forward(**(oracle | {"variant": kernels.Variant(zoneout_h=0.25)}))
+    assert_close(given["y"], oracle["y"], CLOSED_FORM, what="y", kernel="rnn", case=case)
+    with pytest.raises(ValueError, match="rnn_backward: variant.sample must be True"):
+        kernels.rnn_backward(
+            **(
+                arguments("rnn_backward", case, "float64")
+                | {"variant": kernels.Variant(zoneout_h=0.25)}
+            )
+        )

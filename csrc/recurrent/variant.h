@@ -1,0 +1,30 @@
+// What all recurrent cells can have besides their plain equations.
+//
+// Math        Variational recurrent dropout: h_{t-1} enters w_hh as h_{t-1} mask_h, one mask for
+//             all steps (Gal & Ghahramani, arXiv:1512.05287, eq. 7).
+//             Zoneout: the new state s' becomes s_t = d s_{t-1} + (1 - d) s', where d is 1 with the
+//             given probability if `sample`, drawn for each step, row and unit, and the probability
+//             itself if not (Krueger et al., arXiv:1606.01305, eq. 5-7).
+// Shapes      mask_h [B,H]  h_in [T,B,H]  rows [B]
+// Saved       h_in = y mask_h, given if and only if mask_h is.
+// Random      numbers of unit u, row rows[r] (or r), time time0 + t (philox.h).
+#pragma once
+
+#include <cstdint>
+
+namespace nlm {
+
+template <class T>
+struct RecurrentVariant {
+    const T* mask_h = nullptr;
+    T* h_in = nullptr;  // forward: written; backward: read
+    double zoneout_h = 0;
+    bool sample = false;
+    std::uint32_t seed = 0, step = 0, layer = 0;
+    std::int64_t time0 = 0;
+    const std::int32_t* rows = nullptr;
+
+    bool any() const { return mask_h != nullptr || zoneout_h > 0; }
+};
+
+}  // namespace nlm

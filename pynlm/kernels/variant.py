@@ -1,0 +1,101 @@
+"""Zoneout and clipping: what a recurrent kernel does besides its cell's plain equations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pynlm.arrays import INT32, UINT32_MAX, Array, check, check_integer, check_number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """Zoneout, and for the LSTM a bound of the cell state, in one call of a recurrent kernel.
+
+    With h' and c' the new states of the plain cell::
+
+        c' = min(max(f * c_{t-1} + i * g, -clip_c), clip_c)
+        h_t = d * h_{t-1} + (1 - d) * h';  c_t likewise
+
+    The LSTM's h' = o * tanh(c') sees c' before zoneout, as in Krueger et al.
+
+    Parameters
+    ----------
+    zoneout_h, zoneout_c : float
+        Probability in [0, 1) that a unit keeps its state. zoneout_c: LSTM only.
+    clip_c : float
+        Bound of the cell state; 0: none. LSTM only.
+    sample : bool
+        True (training): d is 1 with that probability and else 0, drawn for each step, row and unit.
+        False (evaluation): d is the probability itself.
+    seed, step, layer, time0 : int
+        Key and counter of the random numbers, as in `dropout`.
+    rows : int32 [B] or None
+        Number of each row in the caller's batch, if rows were sorted.
+
+    Notes
+    -----
+    Sources: Krueger et al., arXiv:1606.01305, eq. 5-7; Sak, Senior & Beaufays, arXiv:1402.1128
+    (clipping).
+    """
+
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    clip_c: float = 0.0
+    sample: bool = False
+    seed: int = 0
+    step: int = 0
+    layer: int = 0
+    time0: int = 0
+    rows: Array | None = None
+
+
+def check_variant(
+    variant: Variant | None,
+    mask_h: Array | None,
+    h_in: Array | None,
+    d: dict[str, Any],
+    *,
+    func: str,
+    writes: bool,
+) -> None:
+    """Raise unless `variant`, `mask_h` and `h_in` fit the call whose dimensions `d` holds.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the function and the argument or field.
+    """
+    if (mask_h is None) != (h_in is None):
+        missing = "h_in" if h_in is None else "mask_h"
+        raise ValueError(f"{func}: h_in and mask_h must be given together, got {missing}=None")
+    if mask_h is not None:
+        check(mask_h, "B H", d, func=func, name="mask_h")
+        check(h_in, "T B H", d, func=func, name="h_in", out=writes)
+    if variant is None:
+        return
+    if not isinstance(variant, Variant):
+        raise TypeError(f"{func}: variant must be a Variant or None, got {type(variant).__name__}")
+
+    def number(name: str, **bounds: Any) -> None:
+        check_number(getattr(variant, name), func=func, name=f"variant.{name}", low=0.0, **bounds)
+
+    def integer(name: str, high: int) -> None:
+        value = getattr(variant, name)
+        check_integer(value, func=func, name=f"variant.{name}", low=0, high=high)
+
+    number("zoneout_h", high=1.0, high_open=True)
+    number("zoneout_c", high=1.0, high_open=True)
+    number("clip_c")
+    cell = func.partition("_")[0]
+    for name in ("zoneout_c", "clip_c"):
+        if cell != "lstm" and getattr(variant, name) != 0:
+            raise ValueError(
+                f"{func}: variant.{name} is for the LSTM, a {cell.upper()} has no cell state"
+            )
+    integer("seed", UINT32_MAX)
+    integer("step", UINT32_MAX)
+    integer("layer", 0xFFFF)
+    integer("time0", UINT32_MAX - d["T"])
+    if variant.rows is not None:
+        check(variant.rows, "B", d, func=func, name="variant.rows", dtype=INT32)
