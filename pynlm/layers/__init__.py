@@ -14,6 +14,7 @@ from pynlm.layers.parameters import Block, Claim, Group, Parameter, Parameters, 
 from pynlm.layers.pool import Pool
 from pynlm.layers.recurrent import Recurrent, State
 from pynlm.layers.rnn import RNN
+from pynlm.layers.variant import RecurrentOptions
 
 __all__ = [
     "GRU",
@@ -31,6 +32,7 @@ __all__ = [
     "Parameters",
     "Pool",
     "Recurrent",
+    "RecurrentOptions",
     "Site",
     "Spec",
     "State",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pynlm.kernels.gru import gru_backward, gru_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter
 from pynlm.layers.recurrent import Array, Recurrent, State
+from pynlm.layers.variant import Drawn, RecurrentOptions
 
 
 class GRU(Recurrent):
@@ -32,13 +34,19 @@ class GRU(Recurrent):
     states = 1
     extra_biases = ("b_hn",)
 
-    def __init__(self, parameters: Mapping[str, Parameter], prefix: str) -> None:
-        super().__init__(parameters, prefix)
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        prefix: str,
+        options: RecurrentOptions | None = None,
+        index: int = 0,
+    ) -> None:
+        super().__init__(parameters, prefix, options, index)
         self.b_hn = parameters[f"{prefix}.b_hn"]
 
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context
-    ) -> tuple[Array, State, tuple[Array, ...]]:
+        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+    ) -> tuple[Array, State, tuple[Any, ...]]:
         time, batch, _ = x.shape
         size = self.hidden_size
         last = self._new_state(batch)
@@ -47,18 +55,20 @@ class GRU(Recurrent):
         if ctx.train:
             gates = self.pool.lease((time, batch, 3 * size), self.dtype)
             hn = self.pool.lease((time, batch, size), self.dtype)
+        h_in = self._h_in(x, drawn)
         gru_forward(
-            y=y, h_last=last[0], gates=gates, hn=hn,
-            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=self.w_hh.data, b=self.b.data,
-            b_hn=self.b_hn.data, lengths=lengths, backend=ctx.backend,
+            y=y, h_last=last[0], gates=gates, hn=hn, h_in=h_in,
+            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, b=self.b.data,
+            b_hn=self.b_hn.data, mask_h=drawn.mask_h, lengths=lengths, variant=drawn.variant,
+            backend=ctx.backend,
         )  # fmt: skip
-        return y, last, () if gates is None or hn is None else (gates, hn)
+        return y, last, () if gates is None or hn is None else (gates, hn, h_in)
 
     def _backward(
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Array, ...],
+        saved: tuple[Any, ...],
         y: Array,
         x: Array,
         start: State,
@@ -66,18 +76,19 @@ class GRU(Recurrent):
         dstate: State | None,
         lengths: IntArray | None,
         ctx: Context,
+        drawn: Drawn,
     ) -> None:
-        gates, hn = saved
+        gates, hn, h_in = saved
         with (
             self.w_ih.target() as dw_ih,
-            self.w_hh.target() as dw_hh,
+            self._dw_hh(ctx) as dw_hh,
             self.b.target() as db,
             self.b_hn.target() as db_hn,
         ):
             gru_backward(
                 dx=dx, dh0=dstart[0], dw_ih=dw_ih, dw_hh=dw_hh, db=db, db_hn=db_hn,
-                gates=gates, hn=hn, y=y,
-                x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=self.w_hh.data,
+                gates=gates, hn=hn, h_in=h_in, y=y,
+                x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, mask_h=drawn.mask_h,
                 dy=dy, dh_last=None if dstate is None else dstate[0],
-                lengths=lengths, backend=ctx.backend,
+                lengths=lengths, variant=drawn.variant, backend=ctx.backend,
             )  # fmt: skip

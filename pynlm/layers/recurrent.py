@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, RowOrder, as_floats, row_order
 from pynlm.layers.parameters import Parameter, Spec
+from pynlm.layers.variant import Drawn, RecurrentOptions, draw, drop_weights
 
 Array = npt.NDArray[Any]
 State = tuple[Array, ...]
@@ -30,6 +32,15 @@ class Recurrent(ABC):
         Holds `{prefix}.w_ih` and so on, as listed by `specs`.
     prefix
         For example "recurrent.0".
+    options
+        Variants; None: the plain cell.
+    index
+        Number of the layer, by which random numbers of stacked layers differ.
+
+    Raises
+    ------
+    ValueError
+        An option that the cell does not have.
     """
 
     gates: int
@@ -39,7 +50,15 @@ class Recurrent(ABC):
     extra_biases: tuple[str, ...] = ()
     """Biases [H] besides `b` [gates*H]."""
 
-    def __init__(self, parameters: Mapping[str, Parameter], prefix: str) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        prefix: str,
+        options: RecurrentOptions | None = None,
+        index: int = 0,
+    ) -> None:
+        self.options = self._check(options)
+        self.index = index
         self.w_ih = parameters[f"{prefix}.w_ih"]
         self.w_hh = parameters[f"{prefix}.w_hh"]
         self.b = parameters[f"{prefix}.b"]
@@ -50,16 +69,31 @@ class Recurrent(ABC):
         self.hidden_size = self.w_hh.data.shape[1]
 
     @classmethod
+    def _check(cls, options: RecurrentOptions | None) -> RecurrentOptions:
+        options = RecurrentOptions() if options is None else options
+        wrong = options.undefined_for(cls.__name__)
+        if wrong is not None:
+            raise ValueError(f"{cls.__name__}: {wrong} is not defined for this cell, only for LSTM")
+        return options
+
+    @classmethod
     def specs(
-        cls, prefix: str, input_size: int, hidden_size: int, group: str = "recurrent"
+        cls,
+        prefix: str,
+        input_size: int,
+        hidden_size: int,
+        group: str = "recurrent",
+        options: RecurrentOptions | None = None,
     ) -> list[Spec]:
         """The parameters that the layer needs, for `Parameters`."""
+        peephole = cls._check(options).peephole
         rows = cls.gates * hidden_size
         return [
             Spec(f"{prefix}.w_ih", (rows, input_size), group),
             Spec(f"{prefix}.w_hh", (rows, hidden_size), group),
             Spec(f"{prefix}.b", (rows,), group),
             *(Spec(f"{prefix}.{name}", (hidden_size,), group) for name in cls.extra_biases),
+            *([Spec(f"{prefix}.peephole", (3 * hidden_size,), group)] if peephole else []),
         ]
 
     def initial_state(self, batch: int) -> State:
@@ -73,6 +107,7 @@ class Recurrent(ABC):
         state: Sequence[Array],
         ctx: Context,
         lengths: object = None,
+        rows: npt.NDArray[np.intp] | None = None,
     ) -> tuple[tuple[Array, State], RecurrentBackprop | None]:
         """Run over a batch of sequences.
 
@@ -86,6 +121,9 @@ class Recurrent(ABC):
             `train` decides whether a backprop is returned.
         lengths
             Integers [B] in [0, T], in any order; None means T for every row.
+        rows
+            Of a batch that the caller has sorted: the original number of each row, so that random
+            choices are those of the original rows.
 
         Returns
         -------
@@ -120,10 +158,14 @@ class Recurrent(ABC):
         if order is not None:
             x = order.sort(x, self.pool)
             start = order.sort_state(start)
-        y, last, saved = self._forward(x, start, lengths, ctx)
+            rows = order.rows if rows is None else rows[order.rows]
+        drawn = draw(self.options, self.w_hh.data, batch, rows, self.index, ctx, self.pool)
+        y, last, saved = self._forward(x, start, lengths, ctx, drawn)
         backprop = None
         if ctx.train:
-            backprop = RecurrentBackprop(self.name, self, order, y, x, start, saved, lengths, ctx)
+            backprop = RecurrentBackprop(
+                self.name, self, order, y, x, start, saved, lengths, ctx, drawn
+            )
         if order is not None:
             y = order.restore(y, self.pool)
             last = order.restore_state(last)
@@ -134,10 +176,24 @@ class Recurrent(ABC):
         shape = (batch, self.hidden_size)
         return tuple(np.empty(shape, self.dtype) for _ in range(self.states))
 
+    def _h_in(self, x: Array, drawn: Drawn) -> Array | None:
+        """Where the forward kernel saves the state that enters `w_hh`, if that is not y."""
+        if drawn.mask_h is None:
+            return None
+        return self.pool.lease((*x.shape[:2], self.hidden_size), self.dtype)
+
+    @contextmanager
+    def _dw_hh(self, ctx: Context) -> Iterator[Array]:
+        """Where the gradient of the weights that a call used goes, to become that of `w_hh`."""
+        with self.w_hh.target() as dw_hh:
+            yield dw_hh
+            if self.options.weight_drop > 0:
+                drop_weights(self.options, dw_hh, dw_hh, self.index, ctx)
+
     @abstractmethod
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context
-    ) -> tuple[Array, State, tuple[Array, ...]]:
+        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+    ) -> tuple[Array, State, tuple[Any, ...]]:
         """y, last state, arrays saved for `_backward`; rows sorted by length."""
 
     @abstractmethod
@@ -145,7 +201,7 @@ class Recurrent(ABC):
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Array, ...],
+        saved: tuple[Any, ...],
         y: Array,
         x: Array,
         start: State,
@@ -153,6 +209,7 @@ class Recurrent(ABC):
         dstate: State | None,
         lengths: IntArray | None,
         ctx: Context,
+        drawn: Drawn,
     ) -> None:
         """Fill `dx` and `dstart`, add to the parameters' gradients."""
 
@@ -183,7 +240,7 @@ class RecurrentBackprop(Once):
         ndarray
             [T, B, I].
         """
-        layer, order, y, x, start, saved, lengths, ctx = self._take()
+        layer, order, y, x, start, saved, lengths, ctx, drawn = self._take()
         dy = as_floats(dy, layer.dtype)
         if dy.shape != y.shape:
             raise ValueError(
@@ -203,7 +260,7 @@ class RecurrentBackprop(Once):
             dlast = None if dlast is None else ordered.sort_state(dlast)
         dx: Array = layer.pool.like(x)
         dstart = layer._new_state(x.shape[1])
-        layer._backward(dx, dstart, saved, y, x, start, dy, dlast, lengths, ctx)
+        layer._backward(dx, dstart, saved, y, x, start, dy, dlast, lengths, ctx, drawn)
         if ordered is not None:
             dx = ordered.restore(dx, layer.pool)
             dstart = ordered.restore_state(dstart)

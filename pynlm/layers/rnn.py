@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pynlm.kernels.rnn import rnn_backward, rnn_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter
 from pynlm.layers.recurrent import Array, Recurrent, State
+from pynlm.layers.variant import Drawn, RecurrentOptions
 
 NONLINEARITIES = ("tanh", "relu")
 
@@ -45,31 +47,38 @@ class RNN(Recurrent):
     states = 1
 
     def __init__(
-        self, parameters: Mapping[str, Parameter], prefix: str, nonlinearity: str = "tanh"
+        self,
+        parameters: Mapping[str, Parameter],
+        prefix: str,
+        nonlinearity: str = "tanh",
+        options: RecurrentOptions | None = None,
+        index: int = 0,
     ) -> None:
-        super().__init__(parameters, prefix)
+        super().__init__(parameters, prefix, options, index)
         if nonlinearity not in NONLINEARITIES:
             raise ValueError(f"RNN: nonlinearity must be tanh or relu, got {nonlinearity!r}")
         self.nonlinearity = nonlinearity
 
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context
-    ) -> tuple[Array, State, tuple[Array, ...]]:
+        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+    ) -> tuple[Array, State, tuple[Any, ...]]:
         time, batch, _ = x.shape
         last = self._new_state(batch)
         y = self.pool.lease((time, batch, self.hidden_size), self.dtype)
+        h_in = self._h_in(x, drawn)
         rnn_forward(
-            y=y, h_last=last[0],
-            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=self.w_hh.data, b=self.b.data,
-            nonlinearity=self.nonlinearity, lengths=lengths, backend=ctx.backend,
+            y=y, h_last=last[0], h_in=h_in,
+            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, b=self.b.data,
+            mask_h=drawn.mask_h, nonlinearity=self.nonlinearity, lengths=lengths,
+            variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
-        return y, last, ()
+        return y, last, (h_in,)
 
     def _backward(
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Array, ...],
+        saved: tuple[Any, ...],
         y: Array,
         x: Array,
         start: State,
@@ -77,12 +86,15 @@ class RNN(Recurrent):
         dstate: State | None,
         lengths: IntArray | None,
         ctx: Context,
+        drawn: Drawn,
     ) -> None:
         dpre = self.pool.like(y)
-        with self.w_ih.target() as dw_ih, self.w_hh.target() as dw_hh, self.b.target() as db:
+        with self.w_ih.target() as dw_ih, self._dw_hh(ctx) as dw_hh, self.b.target() as db:
             rnn_backward(
                 dx=dx, dh0=dstart[0], dw_ih=dw_ih, dw_hh=dw_hh, db=db, dpre=dpre,
-                y=y, x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=self.w_hh.data,
+                h_in=saved[0], y=y, x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh,
+                mask_h=drawn.mask_h,
                 dy=dy, dh_last=None if dstate is None else dstate[0],
-                nonlinearity=self.nonlinearity, lengths=lengths, backend=ctx.backend,
+                nonlinearity=self.nonlinearity, lengths=lengths, variant=drawn.variant,
+                backend=ctx.backend,
             )  # fmt: skip

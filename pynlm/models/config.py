@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pynlm.layers.variant import RecurrentOptions
+
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 INITS = ("uniform", "xavier", "he", "orthogonal", "torch")
 BIASES = ("zero", "uniform")
@@ -27,6 +29,8 @@ class RecurrentLMConfig:
         Probability of a zero after the embedding, between recurrent layers, before the head.
     locked
         One dropout mask for all time steps of a call.
+    recurrent_dropout, weight_drop, zoneout, zoneout_cell, peephole, cell_clip
+        Variants of the recurrent layers, see `pynlm.layers.RecurrentOptions`.
     tied
         The head's weight is the embedding's; the last hidden size must equal `embedding_size`.
     head_bias
@@ -60,6 +64,12 @@ class RecurrentLMConfig:
     dropout_between: float = 0.0
     dropout_output: float = 0.0
     locked: bool = False
+    recurrent_dropout: float = 0.0
+    weight_drop: float = 0.0
+    zoneout: float = 0.0
+    zoneout_cell: float = 0.0
+    peephole: bool = False
+    cell_clip: float = 0.0
     tied: bool = False
     head_bias: bool = True
     init: str = "uniform"
@@ -86,11 +96,23 @@ class RecurrentLMConfig:
             self.cell == "lstm" or self.forget_bias == 0.0,
             "forget_bias", f"0 for cell {self.cell!r}, which has no forget gate", self.forget_bias,
         )  # fmt: skip
+        wrong = self.recurrent.undefined_for(self.cell.partition("_")[0].upper())
+        if wrong is not None:
+            raise ValueError(
+                f"RecurrentLMConfig: {wrong} is not defined for cell {self.cell!r}, only for 'lstm'"
+            )
         _require(
             not self.tied or self.hidden_sizes[-1] == self.embedding_size,
             "hidden_sizes",
             f"ended by embedding_size={self.embedding_size} when tied", list(self.hidden_sizes),
         )  # fmt: skip
+
+    @property
+    def recurrent(self) -> RecurrentOptions:
+        """The variants of the recurrent layers."""
+        return RecurrentOptions(
+            **{field.name: getattr(self, field.name) for field in fields(RecurrentOptions)}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name, for TOML or JSON."""

@@ -31,7 +31,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
     embedding, but from U(+-init_scale) with "torch": unit logits' weights of variance 1 would start
     far above the loss of a uniform distribution. "zero" biases are 0. PyTorch has two biases where
     pynlm has one: "torch" with "uniform" biases draws the sum of two. `forget_bias` is added at
-    the end.
+    the end. Peephole weights are drawn like "uniform" biases, whatever `init_bias` says.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
             fan_out = rows if name == "head.weight" else config.hidden_sizes[_layer(name)]
             for first in range(0, rows, fan_out):
                 _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
-        elif config.init_bias == "zero":
+        elif config.init_bias == "zero" and not name.endswith("peephole"):
             p.data.fill(0)
         else:
             _bias(stream, p.data, name, config)
@@ -97,7 +97,7 @@ def _bias(stream: Stream, b: Array, name: str, config: RecurrentLMConfig) -> Non
     head = name == "head.bias"
     bound = fan_bound(config.hidden_sizes[-1 if head else _layer(name)])
     stream.uniform(b, bound)
-    if config.init == "torch" and not head:
+    if config.init == "torch" and not head and not name.endswith("peephole"):
         # A GRU's new gate keeps its two biases apart: the end of `b`, and `b_hn`.
         shared = {"gru": 2, "lstm": 4}.get(config.cell, 1) * config.hidden_sizes[_layer(name)]
         if not name.endswith("b_hn"):

@@ -44,7 +44,8 @@ class RecurrentLM:
     Attributes
     ----------
     parameters
-        `embedding.weight`, `recurrent.{l}.w_ih`, `.w_hh`, `.b` (GRU also `.b_hn`), `head.weight`
+        `embedding.weight`, `recurrent.{l}.w_ih`, `.w_hh`, `.b` (GRU also `.b_hn`,
+        an LSTM with peepholes `.peephole`), `head.weight`
         (unless tied), `head.bias` (if any); groups embedding, recurrent, head. Zero until
         `initialise` or `load_state_dict`.
     pool
@@ -71,7 +72,7 @@ class RecurrentLM:
         )
         widths = (config.embedding_size, *config.hidden_sizes)
         for i, size in enumerate(config.hidden_sizes):
-            specs += cell.specs(f"recurrent.{i}", widths[i], size)
+            specs += cell.specs(f"recurrent.{i}", widths[i], size, options=config.recurrent)
         specs += Full.specs(
             "head", config.vocab_size, widths[-1], bias=config.head_bias, tied=config.tied
         )
@@ -90,10 +91,10 @@ class RecurrentLM:
         self.dropout_output = self._dropout(config.dropout_output, Site.OUTPUT, 0)
 
     def _layer(self, i: int) -> Recurrent:
-        cell, prefix = self.config.cell, f"recurrent.{i}"
+        cell, prefix, options = self.config.cell, f"recurrent.{i}", self.config.recurrent
         if cell.startswith("rnn_"):
-            return RNN(self.parameters, prefix, cell.removeprefix("rnn_"))
-        return _CELLS[cell](self.parameters, prefix)
+            return RNN(self.parameters, prefix, cell.removeprefix("rnn_"), options, i)
+        return _CELLS[cell](self.parameters, prefix, options, i)
 
     def _dropout(self, p: float, site: int, layer: int) -> Dropout:
         return Dropout(p, site=site, layer=layer, locked=self.config.locked, pool=self.pool)
@@ -252,6 +253,7 @@ class RecurrentLM:
         if order is not None:
             ids = order.sort(ids, self.pool)
             state = [order.sort_state(entry) for entry in state]
+        rows = None if order is None else order.rows
         x, embedding = self.embedding(ids, ctx)
         # Nothing else needs the embedding's output; the recurrent layers' outputs are needed.
         x, drop = self.dropout_input(x, ctx, inplace=True, order=order)
@@ -259,7 +261,7 @@ class RecurrentLM:
         last: list[State] = []
         after = (*self.dropout_between, self.dropout_output)
         for layer, dropout, start in zip(self.layers, after, state, strict=True):
-            (x, end), backprop = layer(x, start, ctx, lengths)
+            (x, end), backprop = layer(x, start, ctx, lengths, rows)
             last.append(end if order is None else order.restore_state(end))
             layers.append(backprop)
             x, drop = dropout(x, ctx, inplace=not ctx.train, order=order)

@@ -75,6 +75,12 @@ class ModelConfig(_Section):
     dropout_between: float = Field(default=0.0, ge=0.0, lt=1.0)
     dropout_output: float = Field(default=0.0, ge=0.0, lt=1.0)
     locked: bool = False
+    recurrent_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    weight_drop: float = Field(default=0.0, ge=0.0, lt=1.0)
+    zoneout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    zoneout_cell: float = Field(default=0.0, ge=0.0, lt=1.0)
+    peephole: bool = False
+    cell_clip: float = Field(default=0.0, ge=0.0)
     tied: bool = False
     head_bias: bool = True
     init: Literal["uniform", "xavier", "he", "orthogonal", "torch"] = "uniform"

@@ -1,4 +1,4 @@
-"""Zoneout, recurrent dropout, peephole, clipping: what they draw, what they leave, what they refuse.
+"""Zoneout, recurrent dropout, peephole, clipping: what they draw, leave and refuse.
 
 Values and gradients are in each cell's own ladder (cases named after the variants).
 """

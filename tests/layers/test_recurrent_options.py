@@ -1,0 +1,192 @@
+"""Variants of the recurrent layers: gradients, rows in any order, evaluation, what is undefined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pynlm.kernels import dropout
+from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, Pool, Recurrent, RecurrentOptions
+from pynlm.layers.context import Site
+from pynlm.models import RecurrentLM, RecurrentLMConfig
+from pynlm.testing import assert_close, assert_same_bits
+from pynlm.testing.tolerances import CLOSED_FORM, finite_difference_tolerance
+
+T, B, I, H = 5, 4, 3, 2
+CELLS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+EVERY = {"recurrent_dropout": 0.4, "weight_drop": 0.3, "zoneout": 0.25}
+LSTM_TOO = {"zoneout_cell": 0.2, "peephole": True, "cell_clip": 0.7}
+RAGGED = [3, 0, 5, 4]
+
+
+def choices(cell: str) -> list[dict[str, Any]]:
+    """Each option, each pair of them, and all."""
+    have = {**EVERY, **(LSTM_TOO if cell == "lstm" else {})}
+    pairs = [{one: have[one], two: have[two]} for one, two in combinations(have, 2)]
+    return [*({name: value} for name, value in have.items()), *pairs, have]
+
+
+ALL = [
+    pytest.param(cell, RecurrentOptions(**chosen), id=f"{cell}-{'+'.join(chosen)}")
+    for cell in CELLS
+    for chosen in choices(cell)
+]
+
+
+def make(cell: str, options: RecurrentOptions, index: int = 0) -> tuple[Recurrent, Parameters]:
+    parameters = Parameters(CELLS[cell].specs("r", I, H, options=options), np.float64, Pool())
+    rng = np.random.default_rng(0)
+    for p in parameters.values():
+        p.data[...] = rng.standard_normal(p.data.shape)
+    return CELLS[cell](parameters, "r", options=options, index=index), parameters
+
+
+def inputs(layer: Recurrent) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+
+    def states() -> tuple[np.ndarray, ...]:
+        return tuple(rng.standard_normal((B, H)) for _ in range(layer.states))
+
+    x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, H))
+    return {"x": x, "dy": dy, "state": states(), "dstate": states()}
+
+
+@pytest.mark.parametrize(("cell", "options"), ALL)
+def test_finite_differences(
+    cell: str, options: RecurrentOptions, numeric_gradient: Callable[..., np.ndarray]
+) -> None:
+    """Of input, state and every parameter, rows unsorted; the context fixes what is drawn."""
+    layer, parameters = make(cell, options)
+    a, ctx = inputs(layer), Context(train=True, seed=3, step=5, time0=11)
+
+    def loss() -> float:
+        (y, state), _ = layer(a["x"], a["state"], ctx, RAGGED)
+        ends = sum(float((d * s).sum()) for d, s in zip(a["dstate"], state, strict=True))
+        return float((a["dy"] * y).sum()) + ends
+
+    _, backprop = layer(a["x"], a["state"], ctx, RAGGED)
+    assert backprop is not None
+    dx = backprop(a["dy"], a["dstate"])
+    for got, x in (
+        (dx, a["x"]),
+        *zip(backprop.dstart, a["state"], strict=True),
+        *((p.densify(), p.data) for p in parameters.values()),
+    ):
+        assert_close(
+            got, numeric_gradient(loss, x), finite_difference_tolerance("layer"), what="gradient"
+        )
+
+
+@pytest.mark.parametrize(("cell", "options"), ALL)
+def test_a_row_does_not_see_how_long_others_are(cell: str, options: RecurrentOptions) -> None:
+    """What is drawn goes by the caller's rows, however they are sorted."""
+    layer, _ = make(cell, options)
+    a, ctx = inputs(layer), Context(train=True, seed=3)
+    (full, _), _ = layer(a["x"], a["state"], ctx)
+    full = full.copy()
+    (ragged, _), _ = layer(a["x"], a["state"], ctx, RAGGED)
+    for row, n in enumerate(RAGGED):
+        assert_close(ragged[:n, row], full[:n, row], CLOSED_FORM, what=f"row {row}")
+        assert not ragged[n:, row].any()
+
+
+@pytest.mark.parametrize(("cell", "options"), ALL)
+def test_draws_change_with_seed_step_and_layer_only(cell: str, options: RecurrentOptions) -> None:
+    drawn = any(getattr(options, name) for name in (*EVERY, "zoneout_cell"))
+    first, _ = make(cell, options)
+    a = inputs(first)
+    (y, _), _ = first(a["x"], a["state"], Context(train=True, seed=3, step=1))
+    y = y.copy()
+    (again, _), _ = first(a["x"], a["state"], Context(train=True, seed=3, step=1))
+    assert_same_bits(again, y, what="y")
+    seeds = [Context(train=True, seed=s, step=1) for s in range(8)]
+    steps = [Context(train=True, seed=3, step=s) for s in range(8)]
+    for contexts in (seeds, steps):
+        found = {first(a["x"], a["state"], ctx)[0][0].tobytes() for ctx in contexts}
+        assert (len(found) > 1) == drawn
+    found = {
+        make(cell, options, index)[0](a["x"], a["state"], seeds[3])[0][0].tobytes()
+        for index in range(8)
+    }
+    assert (len(found) > 1) == drawn
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_evaluation_draws_nothing(cell: str, score: Context) -> None:
+    """Dropout of weights and states is training's; zoneout mixes by its probability."""
+    plain, _ = make(cell, RecurrentOptions())
+    a = inputs(plain)
+    (y, _), _ = plain(a["x"], a["state"], score)
+    dropped, _ = make(cell, RecurrentOptions(recurrent_dropout=0.5, weight_drop=0.5))
+    (same, _), _ = dropped(a["x"], a["state"], score)
+    assert_same_bits(same, y, what="y")
+    zoned, _ = make(cell, RecurrentOptions(zoneout=0.25))
+    (mixed, _), _ = zoned(a["x"], a["state"], score)
+    expected = 0.25 * a["state"][0] + 0.75 * y[0]
+    assert_close(mixed[0], expected, CLOSED_FORM, what="the first step")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_weight_drop_is_the_plain_layer_with_dropped_weights(cell: str) -> None:
+    p = 0.4
+    layer, parameters = make(cell, RecurrentOptions(weight_drop=p), index=2)
+    a, ctx = inputs(layer), Context(train=True, seed=3, step=4)
+    (y, _), _ = layer(a["x"], a["state"], ctx)
+    plain, weights = make(cell, RecurrentOptions())
+    w = np.empty_like(parameters["r.w_hh"].data)[None]
+    dropout(
+        y=w, x=parameters["r.w_hh"].data[None], p=p, seed=3, step=4, site=Site.WEIGHT, layer=2,
+        locked=True,
+    )  # fmt: skip
+    weights["r.w_hh"].data[...] = w[0]
+    (expected, _), _ = plain(a["x"], a["state"], ctx)
+    assert_same_bits(y, expected, what="y")
+
+
+@pytest.mark.parametrize("cell", ["gru", "rnn"])
+@pytest.mark.parametrize("name", LSTM_TOO)
+def test_undefined_pairs_are_named(cell: str, name: str) -> None:
+    options = RecurrentOptions(**{name: LSTM_TOO[name]})
+    with pytest.raises(ValueError, match=f"{cell.upper()}: {name} is not defined for this cell"):
+        CELLS[cell].specs("r", I, H, options=options)
+    model = {"gru": "gru", "rnn": "rnn_tanh"}[cell]
+    with pytest.raises(ValueError, match=f"{name} is not defined for cell '{model}'"):
+        RecurrentLMConfig(10, 4, (4,), cell=model, **{name: LSTM_TOO[name]})
+
+
+def test_ranges() -> None:
+    for name in (*EVERY, "zoneout_cell"):
+        with pytest.raises(ValueError, match=rf"RecurrentOptions: {name} must be in \[0, 1\)"):
+            RecurrentOptions(**{name: 1.0})
+    with pytest.raises(ValueError, match="cell_clip must be 0 or more, got -1"):
+        RecurrentOptions(cell_clip=-1.0)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_a_model_has_them_in_each_layer(
+    cell: str, numeric_gradient: Callable[..., np.ndarray]
+) -> None:
+    """Gradient of the whole model's loss, with everything on; layers draw differently."""
+    chosen = {**EVERY, **(LSTM_TOO if cell == "lstm" else {})}
+    config = RecurrentLMConfig(7, 3, (4, 3), cell=cell, init_bias="uniform", **chosen)
+    model = RecurrentLM(config, np.float64)
+    model.initialise(1)
+    assert model.layers[0].index != model.layers[1].index
+    rng = np.random.default_rng(2)
+    ids, targets = rng.integers(0, 7, (2, 4, 3))
+    ctx, lengths = Context(train=True, seed=9), [2, 4, 3]
+
+    def loss() -> float:
+        return float(model(ids, targets, None, ctx, lengths)[0].sum())
+
+    _, _, backprop = model(ids, targets, None, ctx, lengths)
+    assert backprop is not None
+    backprop()
+    for name, p in model.parameters.items():
+        tolerance = finite_difference_tolerance("layer")
+        assert_close(p.densify(), numeric_gradient(loss, p.data), tolerance, what=name)
+    assert any(name.endswith("peephole") for name in model.parameters) == (cell == "lstm")
