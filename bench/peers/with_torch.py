@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bench.catalogue import Case, Recurrent, Softmax, Train
 from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
 from bench.work import Work
+from pynlm.layers import RecurrentOptions
 from pynlm.text import Batch
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ class LanguageModel(nn.Module):
     def __init__(self, config: RecurrentLMConfig) -> None:
         super().__init__()
         size, layers = config.hidden_sizes[0], len(config.hidden_sizes)
-        if set(config.hidden_sizes) != {size} or config.locked:
+        dropped = config.dropout_input or config.dropout_between or config.dropout_output
+        variants = config.recurrent != RecurrentOptions() or (config.locked and dropped)
+        if set(config.hidden_sizes) != {size} or variants:
             raise ValueError(f"LanguageModel: {config} is no stack of one torch module")
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
         self.dropout_input = nn.Dropout(config.dropout_input)

@@ -30,6 +30,7 @@ SHIPPED = {
     "word-lm-200",
     "word-lm-650",
     "char-lstm",
+    "gal-variational-small",
 }
 
 
