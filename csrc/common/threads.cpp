@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 namespace nlm {
 namespace {
@@ -231,12 +233,12 @@ void post(Team& t) noexcept {
     for (int i = 0; i < t.workers; ++i) others.release(t.threads[i]);
 }
 
-int from_environment(const char* name) {
-    const char* text = std::getenv(name);
-    if (text == nullptr) return 0;
-    char* end = nullptr;
-    const long n = std::strtol(text, &end, 10);
-    return end != text && n >= 1 ? int(std::min<long>(n, kMaxThreads)) : 0;
+// The number that `text` begins with ("4,2" is OpenMP's for nested teams), 0 if there is none.
+int leading_number(const char* text, const char** end) {
+    char* after = nullptr;
+    const long n = std::strtol(text, &after, 10);
+    *end = after;
+    return after != text && n >= 1 ? int(std::min<long>(n, kMaxThreads)) : 0;
 }
 
 int cgroup_limit() {
@@ -262,9 +264,17 @@ int usable_cpus() {
 }
 
 int default_threads() {
-    if (const int n = from_environment("PYNLM_NUM_THREADS")) return n;
-    if (const int n = from_environment("OMP_NUM_THREADS")) return n;
-    return usable_cpus();
+    const char* end = nullptr;
+    if (const char* text = std::getenv("PYNLM_NUM_THREADS"); text != nullptr && *text != '\0') {
+        const int n = leading_number(text, &end);
+        if (n == 0 || *end != '\0')
+            throw std::invalid_argument(
+                std::string("PYNLM_NUM_THREADS must be a positive integer, got '") + text + "'");
+        return n;
+    }
+    const char* openmp = std::getenv("OMP_NUM_THREADS");  // others' variable: no business of ours
+    const int n = openmp != nullptr ? leading_number(openmp, &end) : 0;
+    return n != 0 ? n : usable_cpus();
 }
 
 }  // namespace

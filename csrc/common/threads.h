@@ -10,7 +10,8 @@
 namespace nlm {
 
 // Members a call may use: set_num_threads, else PYNLM_NUM_THREADS, else OMP_NUM_THREADS, else
-// the CPUs of the affinity mask, held to the cgroup's quota.
+// the CPUs of the affinity mask, held to the cgroup's quota. Throws std::invalid_argument if
+// PYNLM_NUM_THREADS is no positive integer.
 int get_num_threads();
 void set_num_threads(int n);  // n >= 1
 

@@ -38,6 +38,11 @@ def get_num_threads() -> int:
     The first value comes from PYNLM_NUM_THREADS, else OMP_NUM_THREADS, else the number of
     processors that this process may use.
 
+    Raises
+    ------
+    ValueError
+        PYNLM_NUM_THREADS is no positive integer.
+
     Examples
     --------
     >>> get_num_threads() >= 1
