@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 
 import pynlm
+from pynlm.testing.tolerances import FINITE_DIFFERENCE_STEP
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C
 # need Python's own handler.
@@ -21,3 +23,22 @@ def restore_threads() -> Iterator[None]:
     yield
     if pynlm.get_num_threads() != before:
         pynlm.set_num_threads(before)
+
+
+def _numeric_gradient(loss: Callable[[], float], x: np.ndarray) -> np.ndarray:
+    gradient = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        old = x[i]
+        x[i] = old + FINITE_DIFFERENCE_STEP
+        up = loss()
+        x[i] = old - FINITE_DIFFERENCE_STEP
+        down = loss()
+        x[i] = old
+        gradient[i] = (up - down) / (2 * FINITE_DIFFERENCE_STEP)
+    return gradient
+
+
+@pytest.fixture
+def numeric_gradient() -> Callable[..., np.ndarray]:
+    """Central differences of a scalar function of the elements of `x`, changed in place."""
+    return _numeric_gradient

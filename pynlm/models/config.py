@@ -31,6 +31,9 @@ class RecurrentLMConfig:
         One dropout mask for all time steps of a call.
     recurrent_dropout, weight_drop, zoneout, zoneout_cell, peephole, cell_clip
         Variants of the recurrent layers, see `pynlm.layers.RecurrentOptions`.
+    residual
+        Each recurrent layer but the first adds its input to its output, where both are as wide (He
+        et al., arXiv:1512.03385; Wu et al., arXiv:1609.08144, eq. 5-6).
     tied
         The head's weight is the embedding's; the last hidden size must equal `embedding_size`.
     head_bias
@@ -70,6 +73,7 @@ class RecurrentLMConfig:
     zoneout_cell: float = 0.0
     peephole: bool = False
     cell_clip: float = 0.0
+    residual: bool = False
     tied: bool = False
     head_bias: bool = True
     init: str = "uniform"
@@ -102,10 +106,19 @@ class RecurrentLMConfig:
                 f"RecurrentLMConfig: {wrong} is not defined for cell {self.cell!r}, only for 'lstm'"
             )
         _require(
+            not self.residual or any(map(self.is_residual, range(len(self.hidden_sizes)))),
+            "hidden_sizes", "equal for two neighbours when residual", list(self.hidden_sizes),
+        )  # fmt: skip
+        _require(
             not self.tied or self.hidden_sizes[-1] == self.embedding_size,
             "hidden_sizes",
             f"ended by embedding_size={self.embedding_size} when tied", list(self.hidden_sizes),
         )  # fmt: skip
+
+    def is_residual(self, layer: int) -> bool:
+        """Whether that recurrent layer adds its input to its output."""
+        sizes = self.hidden_sizes
+        return self.residual and layer > 0 and sizes[layer - 1] == sizes[layer]
 
     @property
     def recurrent(self) -> RecurrentOptions:

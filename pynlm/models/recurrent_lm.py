@@ -192,7 +192,11 @@ class RecurrentLM:
             nll = order.restore(nll, self.pool)
         if trail is None or head is None:
             return nll, last, None
-        return nll, last, RecurrentLMBackprop(func, head, trail, scored, shape, self.pool)
+        return (
+            nll,
+            last,
+            RecurrentLMBackprop(func, head, trail, scored, shape, self.pool, self.config),
+        )
 
     def hidden(
         self,
@@ -261,11 +265,15 @@ class RecurrentLM:
         last: list[State] = []
         after = (*self.dropout_between, self.dropout_output)
         for layer, dropout, start in zip(self.layers, after, state, strict=True):
+            below = x
             (x, end), backprop = layer(x, start, ctx, lengths, rows)
             last.append(end if order is None else order.restore_state(end))
             layers.append(backprop)
             x, drop = dropout(x, ctx, inplace=not ctx.train, order=order)
             drops.append(drop)
+            if self.config.is_residual(layer.index):
+                # Neither may be overwritten in training: the layers need their outputs.
+                x = np.add(x, below, out=self.pool.like(x))
         return x, tuple(last), (embedding, layers, drops) if ctx.train else None
 
 
@@ -287,7 +295,8 @@ class RecurrentLMBackprop(Once):
         """
         head: HeadBackprop
         pool: Pool
-        head, (embedding, layers, drops), scored, (time, batch), pool = self._take()
+        config: RecurrentLMConfig
+        head, (embedding, layers, drops), scored, (time, batch), pool, config = self._take()
         dy = head(scale)
         if scored is not None:
             padded = pool.lease((time * batch, dy.shape[1]), dy.dtype)
@@ -296,11 +305,12 @@ class RecurrentLMBackprop(Once):
             dy = padded
             del padded
         # `layers` and `drops` are emptied on the way, so that buffers are free as soon as may be.
-        dy = drops.pop()(dy.reshape(time, batch, dy.shape[1]), inplace=True)
+        dy = dy.reshape(time, batch, dy.shape[1])
         while layers:
-            dy = layers.pop()(dy)
-            dy = drops.pop()(dy, inplace=True)
-        embedding(dy)
+            past = dy if config.is_residual(len(layers) - 1) else None
+            dx = layers.pop()(drops.pop()(dy, inplace=past is None))
+            dy = dx if past is None else np.add(dx, past, out=dx)
+        embedding(drops.pop()(dy, inplace=True))
 
 
 def _scored(lengths: IntArray | None, time: int, batch: int) -> npt.NDArray[np.intp] | None:

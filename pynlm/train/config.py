@@ -81,6 +81,7 @@ class ModelConfig(_Section):
     zoneout_cell: float = Field(default=0.0, ge=0.0, lt=1.0)
     peephole: bool = False
     cell_clip: float = Field(default=0.0, ge=0.0)
+    residual: bool = False
     tied: bool = False
     head_bias: bool = True
     init: Literal["uniform", "xavier", "he", "orthogonal", "torch"] = "uniform"

@@ -12,7 +12,7 @@ import pytest
 from pynlm.kernels import dropout
 from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, Pool, Recurrent, RecurrentOptions
 from pynlm.layers.context import Site
-from pynlm.models import RecurrentLM, RecurrentLMConfig
+from pynlm.models import RecurrentLMConfig
 from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import CLOSED_FORM, finite_difference_tolerance
 
@@ -164,29 +164,3 @@ def test_ranges() -> None:
             RecurrentOptions(**{name: 1.0})
     with pytest.raises(ValueError, match="cell_clip must be 0 or more, got -1"):
         RecurrentOptions(cell_clip=-1.0)
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
-def test_a_model_has_them_in_each_layer(
-    cell: str, numeric_gradient: Callable[..., np.ndarray]
-) -> None:
-    """Gradient of the whole model's loss, with everything on; layers draw differently."""
-    chosen = {**EVERY, **(LSTM_TOO if cell == "lstm" else {})}
-    config = RecurrentLMConfig(7, 3, (4, 3), cell=cell, init_bias="uniform", **chosen)
-    model = RecurrentLM(config, np.float64)
-    model.initialise(1)
-    assert model.layers[0].index != model.layers[1].index
-    rng = np.random.default_rng(2)
-    ids, targets = rng.integers(0, 7, (2, 4, 3))
-    ctx, lengths = Context(train=True, seed=9), [2, 4, 3]
-
-    def loss() -> float:
-        return float(model(ids, targets, None, ctx, lengths)[0].sum())
-
-    _, _, backprop = model(ids, targets, None, ctx, lengths)
-    assert backprop is not None
-    backprop()
-    for name, p in model.parameters.items():
-        tolerance = finite_difference_tolerance("layer")
-        assert_close(p.densify(), numeric_gradient(loss, p.data), tolerance, what=name)
-    assert any(name.endswith("peephole") for name in model.parameters) == (cell == "lstm")
