@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import pynlm
+from pynlm.layers import Context
 from pynlm.testing.tolerances import FINITE_DIFFERENCE_STEP
 
 # A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C
@@ -42,3 +44,15 @@ def _numeric_gradient(loss: Callable[[], float], x: np.ndarray) -> np.ndarray:
 def numeric_gradient() -> Callable[..., np.ndarray]:
     """Central differences of a scalar function of the elements of `x`, changed in place."""
     return _numeric_gradient
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def train(request: pytest.FixtureRequest) -> Context:
+    """A training context, on every backend."""
+    return Context(train=True, seed=3, step=5, backend=request.param)
+
+
+@pytest.fixture
+def score(train: Context) -> Context:
+    """The same for evaluation."""
+    return replace(train, train=False)
