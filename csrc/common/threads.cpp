@@ -144,7 +144,7 @@ private:
 
 struct Team {
     std::atomic<bool> busy{false};
-    int workers = 0;  // started so far, besides the caller
+    int workers = 0;                 // started so far, besides the caller
     pthread_t threads[kMaxThreads];  // of the workers
     Event job_posted;
     Barrier members;                // of the running job
