@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,7 @@ class Server:
         given = {k: np.ascontiguousarray(v) if is_array(v) else v for k, v in given.items()}
         message = [f"{function} {len(given)}\n".encode()]
         for name, value in given.items():
-            message.append(f"{name} ".encode())
-            if is_array(value):
-                sizes = " ".join(map(str, (value.ndim, *value.shape)))
-                message += [f"{value.dtype} {sizes}\n".encode(), value.tobytes()]
-            elif value is None:
-                message.append(b"none\n")
-            elif isinstance(value, str):
-                message.append(f"text {value}\n".encode())
-            else:
-                message.append(f"number {float(value)!r}\n".encode())
+            message += encoded(name, value)
         self.input.write(b"".join(message))
         self.input.flush()
         written = {}
@@ -57,7 +49,23 @@ class Server:
         return {**result, "return": returns.get(function)}
 
 
-def is_array(value: object) -> bool:
+def encoded(name: str, value: Any) -> list[bytes]:
+    """An argument, or an attribute of one, as server.cpp reads it."""
+    if is_array(value):
+        sizes = " ".join(map(str, (value.ndim, *value.shape)))
+        return [f"{name} {value.dtype} {sizes}\n".encode(), value.tobytes()]
+    if is_dataclass(value):
+        attributes = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        parts = [part for attribute in attributes for part in encoded(*attribute)]
+        return [f"{name} object {len(attributes)}\n".encode(), *parts]
+    if value is None:
+        return [f"{name} none\n".encode()]
+    if isinstance(value, str):
+        return [f"{name} text {value}\n".encode()]
+    return [f"{name} number {float(value)!r}\n".encode()]
+
+
+def is_array(value: Any) -> bool:
     """Whether the argument travels as raw bytes."""
     return isinstance(value, np.ndarray)
 

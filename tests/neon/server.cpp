@@ -27,6 +27,13 @@ py::Value read_value(std::istream& in) {
         in >> value.number;
     } else if (value.kind == "text") {
         in >> value.text;
+    } else if (value.kind == "object") {
+        std::size_t count = 0;
+        in >> count;
+        for (std::string name; count > 0; --count) {
+            in >> name;
+            value.attributes[name] = std::make_shared<py::Value>(read_value(in));
+        }
     } else if (value.kind != "none") {
         std::size_t ndim = 0;
         in >> ndim;

@@ -19,13 +19,14 @@ namespace pybind11 {
 
 using ssize_t = std::ptrdiff_t;
 
-// One argument: None, a number, a text or an array.
+// One argument: None, a number, a text, an array, or an object with attributes.
 struct Value {
-    std::string kind = "none";  // none, int, float, bool, str, or the dtype of an array
+    std::string kind = "none";  // none, number, text, object, or the dtype of an array
     double number = 0;
     std::string text;
     std::vector<std::int64_t> shape;
     std::shared_ptr<void> data;
+    std::map<std::string, std::shared_ptr<Value>> attributes;
     bool is_array() const { return data != nullptr; }
 };
 
@@ -35,6 +36,11 @@ public:
     explicit object(const Value* value) : value_(value) {}
     bool is_none() const { return value_->kind == "none"; }
     const Value& value() const { return *value_; }
+    object attr(const char* name) const { return object(value_->attributes.at(name).get()); }
+    template <class T>
+    T cast() const {
+        return static_cast<T>(value_->number);
+    }
 
 protected:
     const Value* value_ = nullptr;
