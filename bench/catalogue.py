@@ -22,16 +22,28 @@ GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 SMOKE_STEPS, SMOKE_VOCABULARY = 3, 1000
 
 
+# What a recurrent layer may do besides its plain equations, with the probability that goes with it.
+VARIANTS = {"zoneout": 0.1, "recurrent dropout": 0.3, "weight drop": 0.5, "peephole": 0.0}
+
+
 class Goal(NamedTuple):
-    """Ratios to the best peer that a group of cases aims at."""
+    """Ratios to the best peer that a group of cases aims at; `least` is not set for all."""
 
     mean: float
-    least: float
+    least: float | None = None
 
 
 @dataclass(frozen=True)
 class Recurrent:
-    """A stack of recurrent layers over [T, B, I]; `train` is forward and backward."""
+    """A stack of recurrent layers over [T, B, I]; `train` is forward and backward.
+
+    Attributes
+    ----------
+    ragged
+        Rows end at lengths from T down to T/4, evenly spread.
+    variant, p
+        One of `VARIANTS`, of one layer in training, with its probability.
+    """
 
     cell: str
     T: int
@@ -40,11 +52,18 @@ class Recurrent:
     H: int
     layers: int = 1
     train: bool = True
+    ragged: bool = False
+    variant: str = ""
+    p: float = 0.0
 
     family: ClassVar[str] = "recurrent"
 
     @property
     def group(self) -> str:
+        if self.variant:
+            return f"{self.cell.upper()} {self.variant}"
+        if self.ragged:
+            return f"{self.cell.upper()} ragged training"
         return f"{self.cell.upper()} {'training' if self.train else 'forward only'}"
 
     @property
@@ -58,8 +77,17 @@ class Recurrent:
         return [(self.I if i == 0 else self.H, self.H) for i in range(self.layers)]
 
     @property
+    def lengths(self) -> list[int]:
+        """Steps that each row takes part in, non-increasing."""
+        if not self.ragged:
+            return [self.T] * self.B
+        least = max(1, self.T // 4)
+        return [self.T - round((self.T - least) * b / max(1, self.B - 1)) for b in range(self.B)]
+
+    @property
     def flops(self) -> float:
-        steps = 2.0 * self.T * self.B * GATES[self.cell]
+        # Only the steps that rows take part in count: padding is no work.
+        steps = 2.0 * sum(self.lengths) * GATES[self.cell]
         passes = 3 if self.train else 1  # the gradients of input and of weights: one forward each
         return passes * sum(steps * H * (I + H) for I, H in self.widths)
 
@@ -68,7 +96,9 @@ class Recurrent:
         """Rough upper bound of the memory that all contenders together take."""
         gates = GATES[self.cell]
         weights = sum(gates * H * (I + H) for I, H in self.widths)
-        return FLOAT * (6 * weights + 4 * self.T * self.B * (gates + 4) * self.H * self.layers)
+        each = FLOAT * (6 * weights + 4 * self.T * self.B * (gates + 4) * self.H * self.layers)
+        # A variant's contenders are twice as many, and loops save more of each step.
+        return 2 * each if self.variant else each
 
     @property
     def quick(self) -> bool:
@@ -77,6 +107,14 @@ class Recurrent:
     def smoke(self) -> Recurrent:
         """The same widths over a few steps."""
         return replace(self, T=min(self.T, SMOKE_STEPS))
+
+    def certain(self) -> Recurrent:
+        """The same with nothing left to chance, so that results can be compared."""
+        return replace(self, p=0.0)
+
+    def plain(self) -> Recurrent:
+        """The same without its variant."""
+        return replace(self, variant="", p=0.0)
 
 
 @dataclass(frozen=True)
@@ -198,6 +236,13 @@ GRID = [  # T, B, I, H, layers
     (100, 1, 256, 256, 1),
     (35, 20, 200, 200, 2),
 ]
+RAGGED = [(100, 32, 256, 256), (100, 16, 512, 512), (200, 32, 256, 256)]  # T, B, I, H
+VARIED = [  # T, B, I, H
+    (50, 32, 128, 128),
+    (50, 32, 256, 256),
+    (100, 16, 512, 512),
+    (35, 20, 650, 650),
+]
 HEADS = [  # N, H, V
     (400, 200, 10_000),
     (700, 650, 10_000),
@@ -207,13 +252,23 @@ HEADS = [  # N, H, V
 ]
 RECIPES = ["zaremba-small", "zaremba-medium"]
 
-FAMILIES: dict[str, list[Case]] = {
-    "recurrent": [
+_RECURRENT = [
+    *(
         Recurrent(cell, *shape, train=train)
         for train in (True, False)
         for cell in GATES
         for shape in GRID
-    ],
+    ),
+    *(Recurrent(cell, *shape, ragged=True) for cell in ("lstm", "gru") for shape in RAGGED),
+    *(
+        Recurrent(cell, *shape, variant=variant, p=p)
+        for variant, p in VARIANTS.items()
+        for cell in (("lstm",) if variant == "peephole" else GATES)
+        for shape in VARIED
+    ),
+]
+FAMILIES: dict[str, list[Case]] = {
+    "recurrent": [*_RECURRENT],
     "softmax": [Softmax(*shape, train=train) for train in (True, False) for shape in HEADS],
     "train": [Train(recipe) for recipe in RECIPES],
 }
@@ -224,7 +279,12 @@ GOALS: dict[str, tuple[Goal | None, Goal]] = {
     "GRU training": (None, Goal(2.6, 1.25)),
     "RNN training": (None, Goal(1.8, 1.15)),
     "softmax training": (None, Goal(1.8, 1.3)),
+    "LSTM ragged training": (None, Goal(4.0)),
+    "GRU ragged training": (None, Goal(4.0)),
 }
+GOALS |= {case.group: (None, Goal(2.5)) for case in _RECURRENT if case.variant}
+# A variant's time over that of our plain cell: geometric mean of a group, and the greatest.
+PLAIN_GOAL = (1.25, 1.5)
 # Whole steps have a goal each.
 STEP_GOALS = {"zaremba-small": 2.0, "zaremba-medium": 1.6}
 

@@ -19,11 +19,15 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class RecurrentInputs:
-    """x [T, B, I], upstream gradient dy [T, B, H], and by layer w_ih, w_hh, b (GRU: b_hn)."""
+    """x [T, B, I], upstream gradient dy [T, B, H], weights by layer, lengths int32 [B] or None.
+
+    Weights: w_ih, w_hh, b, for the GRU b_hn, and peephole where the case has one.
+    """
 
     x: Array
     dy: Array
     weights: list[dict[str, Array]]
+    lengths: Array | None
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,13 @@ def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
         }
         if case.cell == "gru":
             layer["b_hn"] = _uniform(rng, bound, H)
+        if case.variant == "peephole":
+            layer["peephole"] = _uniform(rng, bound, 3 * H)
         weights.append(layer)
     x = rng.standard_normal((case.T, case.B, case.I), np.float32)
     dy = rng.standard_normal((case.T, case.B, case.H), np.float32)
-    return RecurrentInputs(x, dy, weights)
+    lengths = np.array(case.lengths, np.int32) if case.ragged else None
+    return RecurrentInputs(x, dy, weights, lengths)
 
 
 def softmax_inputs(case: Softmax) -> SoftmaxInputs:

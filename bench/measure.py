@@ -41,6 +41,8 @@ class Result:
         Turns during which another contender's threads would not come to rest.
     others
         Part of the machine's CPU time that other processes took meanwhile, None where unknown.
+    over_plain
+        Of a variant: pynlm's time over its plain cell's, median over the rounds.
     """
 
     family: str
@@ -53,6 +55,7 @@ class Result:
     ratios: tuple[float, float, float] | None
     disturbed: int
     others: float | None = None
+    over_plain: float | None = None
 
     @property
     def unfair(self) -> bool:
@@ -93,24 +96,27 @@ class Result:
 
 def best_peer(medians: Mapping[str, float]) -> str | None:
     """The contender besides pynlm with the least time."""
-    others = [name for name in medians if name != ours.NAME]
+    others = [name for name in medians if name not in (ours.NAME, ours.PLAIN)]
     return min(others, key=medians.__getitem__) if others else None
 
 
 def contenders(case: Case, peers: list[Peer]) -> dict[str, Work]:
     """pynlm and all that the peers have for the case, on the same numbers."""
     inputs = ours.make_inputs(case)
-    found = {ours.NAME: ours.make(case, inputs)}
+    found = ours.make(case, inputs)
     for peer in peers:
         found |= peer.make(case, inputs)
     return found
 
 
 def check_agreement(case: Case, works: Mapping[str, Work]) -> None:
-    """Raise AssertionError unless all contenders compute the same thing."""
+    """Raise AssertionError unless all contenders compute the same thing.
+
+    Random masks differ between libraries: results of variants are those with probability 0.
+    """
     own = works[ours.NAME].results()
     for name, work in works.items():
-        if name == ours.NAME:
+        if name in (ours.NAME, ours.PLAIN):
             continue
         theirs = work.results()
         assert theirs.keys() == own.keys(), f"{case}: {name} gives {list(theirs)}, not {list(own)}"
@@ -157,10 +163,11 @@ def result_of(
     """Figures from the seconds of all rounds."""
     times = {name: Times.of(values) for name, values in seconds.items()}
     peer = best_peer({name: t.median for name, t in times.items()})
-    ratios = None
+    ratios = over_plain = None
     if peer is not None:
-        pairs = zip(seconds[peer], seconds[ours.NAME], strict=True)
-        ratios = quartiles([theirs / own for theirs, own in pairs])
+        ratios = quartiles(_by_round(seconds[peer], seconds[ours.NAME]))
+    if ours.PLAIN in seconds:
+        _, over_plain, _ = quartiles(_by_round(seconds[ours.NAME], seconds[ours.PLAIN]))
     return Result(
         family=case.family,
         group=case.group,
@@ -172,4 +179,9 @@ def result_of(
         ratios=ratios,
         disturbed=disturbed,
         others=others,
+        over_plain=over_plain,
     )
+
+
+def _by_round(above: list[float], below: list[float]) -> list[float]:
+    return [a / b for a, b in zip(above, below, strict=True)]

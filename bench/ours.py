@@ -1,10 +1,13 @@
-"""The cases in pynlm: kernels on arrays allocated beforehand, the trainer's step for models."""
+"""The cases in pynlm: kernels on arrays allocated beforehand, the trainer's step for models.
+
+Variants of the recurrent cells run through the layers, which draw what a training step draws.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle
+from itertools import count, cycle
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 from bench.catalogue import GATES, Case, Recurrent, Softmax, Train
 from bench.inputs import (
+    SEED,
     RecurrentInputs,
     SoftmaxInputs,
     TrainInputs,
@@ -21,6 +25,8 @@ from bench.inputs import (
 )
 from bench.work import Work
 from pynlm import kernels
+from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, RecurrentOptions
+from pynlm.layers import Recurrent as Layer
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
 from pynlm.train.bptt import BPTT
@@ -29,6 +35,10 @@ from pynlm.train.optimisers import make_optimiser
 Array = NDArray[Any]
 Inputs = RecurrentInputs | SoftmaxInputs | TrainInputs
 NAME = "pynlm"
+PLAIN = "pynlm, plain cell"
+"""Beside a variant: the same layer without it, which does less work and is no peer."""
+
+_LAYERS: dict[str, type[Layer]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 
 # What each cell's kernels take besides the arguments that all have.
 _FORWARD = {
@@ -41,8 +51,10 @@ _BACKWARD = {
     "gru": ("db_hn", "gates", "hn"),
     "rnn": ("dpre", "nonlinearity"),
 }
-_ALL_FORWARD = ("y", "h_last", "x", "h0", "w_ih", "w_hh", "b")
-_ALL_BACKWARD = ("dx", "dh0", "dw_ih", "dw_hh", "db", "y", "x", "h0", "w_ih", "w_hh", "dy")
+_ALL_FORWARD = ("y", "h_last", "x", "h0", "w_ih", "w_hh", "b", "lengths")
+_ALL_BACKWARD = (
+    "dx", "dh0", "dw_ih", "dw_hh", "db", "y", "x", "h0", "w_ih", "w_hh", "dy", "lengths",
+)  # fmt: skip
 _SAVED = ("gates", "c", "hn")
 
 
@@ -55,16 +67,18 @@ def make_inputs(case: Case) -> Inputs:
     return train_inputs(case)
 
 
-def make(case: Case, inputs: Inputs) -> Work:
-    """The case as pynlm does it."""
+def make(case: Case, inputs: Inputs) -> dict[str, Work]:
+    """The case as pynlm does it; beside a variant the plain cell."""
     if isinstance(case, Recurrent):
         assert isinstance(inputs, RecurrentInputs)
-        return _recurrent(case, inputs)
+        if not case.variant:
+            return {NAME: _recurrent(case, inputs)}
+        return {NAME: _variant(case, inputs), PLAIN: _variant(case.plain(), inputs)}
     if isinstance(case, Softmax):
         assert isinstance(inputs, SoftmaxInputs)
-        return _softmax(case, inputs)
+        return {NAME: _softmax(case, inputs)}
     assert isinstance(inputs, TrainInputs)
-    return _train(case, inputs)
+    return {NAME: _train(case, inputs)}
 
 
 def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
@@ -72,7 +86,12 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
     stack: list[dict[str, Any]] = []
     below = inputs.x
     for (I, H), weights in zip(case.widths, inputs.weights, strict=True):
-        a: dict[str, Any] = {**weights, "x": below, "nonlinearity": "tanh"}
+        a: dict[str, Any] = {
+            **weights,
+            "x": below,
+            "nonlinearity": "tanh",
+            "lengths": inputs.lengths,
+        }
         a |= {f"d{name}": _empty(*w.shape) for name, w in weights.items()}
         a |= {name: np.zeros((B, H), np.float32) for name in ("h0", "c0")}
         a |= {name: _empty(B, H) for name in ("h_last", "c_last", "dh0", "dc0")}
@@ -106,6 +125,44 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
         return found
 
     return Work(run, results)
+
+
+def _variant(case: Recurrent, inputs: RecurrentInputs) -> Work:
+    step, certain = _layer_step(case, inputs), _layer_step(case.certain(), inputs)
+    return Work(step, certain)
+
+
+def _layer_step(case: Recurrent, inputs: RecurrentInputs) -> Callable[[], dict[str, Array]]:
+    """Forward and backward of a layer, with all that its options draw in a step."""
+    cell, (weights,) = _LAYERS[case.cell], inputs.weights
+    options = _options(case)
+    parameters = Parameters(cell.specs("0", case.I, case.H, options=options))
+    parameters.load_state_dict({name: weights[name.removeprefix("0.")] for name in parameters})
+    layer, steps = cell(parameters, "0", options=options), count()
+    state = layer.initial_state(case.B)
+
+    def step() -> dict[str, Array]:
+        parameters.zero_grad()
+        # The number of the step is a part of the key: each draws masks of its own.
+        ctx = Context(train=True, seed=SEED, step=next(steps))
+        (y, _), backprop = layer(inputs.x, state, ctx)
+        assert backprop is not None
+        found = {"y": y, "dx": backprop(inputs.dy)}
+        for name, parameter in parameters.items():
+            found[f"d{name.removeprefix('0.')}.0"] = parameter.grad
+        return found
+
+    return step
+
+
+def _options(case: Recurrent) -> RecurrentOptions:
+    if case.variant == "zoneout":
+        return RecurrentOptions(zoneout=case.p, zoneout_cell=case.p if case.cell == "lstm" else 0.0)
+    if case.variant == "recurrent dropout":
+        return RecurrentOptions(recurrent_dropout=case.p)
+    if case.variant == "weight drop":
+        return RecurrentOptions(weight_drop=case.p)
+    return RecurrentOptions(peephole=case.variant == "peephole")
 
 
 def _softmax(case: Softmax, inputs: SoftmaxInputs) -> Work:
@@ -147,8 +204,6 @@ def _train(case: Train, inputs: TrainInputs) -> Work:
     supply = cycle(inputs.batches)
 
     def results() -> dict[str, Array]:
-        from pynlm.layers import Context
-
         batch = inputs.batches[0]
         nll, *_ = trainee.model(batch.ids, batch.targets, None, Context(train=False))
         return {"nll": nll}

@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bench import ours
-from bench.catalogue import FAMILIES, Train
+from bench.catalogue import FAMILIES, PLAIN_GOAL, Goal, Train
 from bench.measure import TOLERABLE, Result
 from bench.memory import Memory
 from bench.record import Record
 
 _SHAPES = {
     "recurrent": "Cases are T,B,I,H (steps, batch, input, hidden), ×2 for two layers.",
+    "ragged": (
+        "Cases are T,B,I,H (steps, batch, input, hidden); rows end at lengths evenly spread from T "
+        "down to T/4. torch packs the sequences and pads the results. Only the steps that rows "
+        "take part in count as work."
+    ),
+    "variant": (
+        "Cases are T,B,I,H (steps, batch, input, hidden). torch's modules have no such variant: "
+        "its users write a loop over the steps. Weights can also be dropped before `nn.LSTM`, "
+        "`nn.GRU` or `nn.RNN` is called with them (`functional_call`); the faster one counts "
+        "(marked ◦ where it is the latter)."
+    ),
     "softmax": (
         "Cases are N,H,V (rows, hidden, vocabulary). torch does them in two ways, `nn.Linear` with "
         "`cross_entropy` and `linear_cross_entropy` in chunks; the faster one counts (marked ◦ "
@@ -42,6 +53,9 @@ _METHOD = """\
   nothing.
 - pynlm's kernels write to arrays allocated beforehand and take one bias; torch allocates its
   results and has two. Both compute the gradients of input, weights and biases.
+- Variants run through pynlm's layers, and the timed call draws all masks. Results are compared with
+  probability 0. The plain cell beside them is the same layer without the variant, in the same
+  turns.
 - Memory: each in its own process, above what it held after training a tiny model of the same kind.
 
 `python -m bench.report` makes this page.
@@ -65,6 +79,8 @@ def render(record: Record, plots: dict[str, str]) -> str:
     parts += [f"![{caption}]({file})" for caption, file in plots.items()]
     for group in record.groups:
         parts.append(_group(record, group))
+    if record.over_plain():
+        parts.append(_over_plain(record))
     if record.memory:
         parts.append(_memory(record.memory))
     if record.left_out:
@@ -104,7 +120,7 @@ def _summary(record: Record) -> str:
                 str(s.cases),
                 times(s.mean),
                 times(s.least),
-                f"{goal.mean:g}×, {goal.least:g}×" if goal else "",
+                _goal(goal) if goal else "",
                 f"{percent(s.shares[0])} to {percent(s.shares[1])}",
             ]
         )
@@ -112,6 +128,24 @@ def _summary(record: Record) -> str:
     return (
         "## Summary\n\nRatios are the fastest peer's time over pynlm's: above 1× pynlm is faster. "
         "Goals are for the geometric mean and for the least.\n\n" + _table(head, rows)
+    )
+
+
+def _goal(goal: Goal) -> str:
+    return f"{goal.mean:g}×" + ("" if goal.least is None else f", {goal.least:g}×")
+
+
+def _over_plain(record: Record) -> str:
+    mean, greatest = PLAIN_GOAL
+    rows = [
+        [p.group, threads(p.threads), str(p.cases), times(p.mean), times(p.greatest)]
+        for p in record.over_plain()
+    ]
+    head = ["", "threads", "cases", "geometric mean", "greatest"]
+    return (
+        "## Variants beside the plain cell\n\nRatios are a variant's time over that of the same "
+        f"layer without it, both pynlm's. Goal: at most {mean:g}×, and {greatest:g}× in each "
+        "case.\n\n" + _table(head, rows)
     )
 
 
@@ -128,7 +162,16 @@ def _group(record: Record, group: str) -> str:
         for n in counts:
             row += _cells(record, [r for r in record.of(group, n) if r.case == case])
         rows.append(row)
-    return f"## {group}\n\n{_SHAPES[family]}\n\n{_table(head, rows)}"
+    return f"## {group}\n\n{_SHAPES[_kind(record, group)]}\n\n{_table(head, rows)}"
+
+
+def _kind(record: Record, group: str) -> str:
+    """Which of `_SHAPES` explains a group."""
+    if any(p.group == group for p in record.over_plain()):
+        return "variant"
+    if "ragged" in group:
+        return "ragged"
+    return next(r.family for r in record.results if r.group == group)
 
 
 def _cells(record: Record, results: list[Result]) -> list[str]:
@@ -140,7 +183,7 @@ def _cells(record: Record, results: list[Result]) -> list[str]:
         return own
     goal = record.step_goal(r)
     aimed = f", goal {goal:g}×" if goal else ""
-    mark = " ◦" if "linear_cross_entropy" in r.peer else ""
+    mark = " ◦" if "(" in r.peer else ""
     doubt = " †" if r.unfair else ""
     own[1] = duration(r.times[r.peer].median) + mark
     own[2] = f"**{times(r.ratio)}** ({r.ratios[0]:.2f}–{r.ratios[2]:.2f}{aimed}){doubt}"
@@ -208,11 +251,13 @@ def mebibytes(n: int, sign: bool = False) -> str:
 def line(result: Result, peak: float) -> str:
     """One result in one line, for the terminal."""
     own = f"{ours.NAME} {duration(result.ours.median):>8}  {percent(result.share(ours.NAME, peak))}"
-    found = f"{result.group:<18} {result.case:<18} {own:>22} of peak"
+    found = f"{result.group:<22} {result.case:<18} {own:>22} of peak"
     if result.peer is not None and result.ratios is not None:
         low, _, high = result.ratios
         peer = f"{result.peer} {duration(result.times[result.peer].median)}"
         found += f"  {times(result.ratio):>6} ({low:.2f}–{high:.2f}) of {peer}"
+    if result.over_plain is not None:
+        found += f"  {times(result.over_plain)} the plain cell's"
     found += f"  [{result.ours.rounds} rounds]"
     if result.unfair and result.others is not None:
         found += f"  † others took {percent(result.others)} of the machine"

@@ -31,6 +31,16 @@ class Summary(NamedTuple):
     shares: tuple[float, float]
 
 
+class Plain(NamedTuple):
+    """pynlm's time over that of its plain cell in a group of variants."""
+
+    group: str
+    threads: int
+    cases: int
+    mean: float
+    greatest: float
+
+
 @dataclass
 class Record:
     """What a run found.
@@ -96,6 +106,17 @@ class Record:
                             (min(shares), max(shares)),
                         )
                     )
+        return found
+
+    def over_plain(self) -> list[Plain]:
+        """What each variant costs over the plain cell, by group and number of threads."""
+        found = []
+        for group in self.groups:
+            for threads in self.threads:
+                ratios = [r.over_plain for r in self.of(group, threads) if r.over_plain is not None]
+                if ratios:
+                    mean = geometric_mean(ratios)
+                    found.append(Plain(group, threads, len(ratios), mean, max(ratios)))
         return found
 
     def goal(self, group: str, threads: int) -> Goal | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bench.catalogue import Case, Recurrent, Softmax, Train
 from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.peers.torch_variants import MODULES, variants
 from bench.work import Work
 from pynlm.layers import RecurrentOptions
 from pynlm.text import Batch
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Loss = Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 Clip = Callable[[Iterable[Tensor], float], Any]
-
-_MODULES: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 def set_threads(n: int) -> None:
@@ -42,6 +41,8 @@ def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> d
     """The ways in which torch does the case; cases with a softmax have two."""
     if isinstance(case, Recurrent):
         assert isinstance(inputs, RecurrentInputs)
+        if case.variant:
+            return variants(case, inputs)
         return {"torch": _recurrent(case, inputs)}
     if isinstance(case, Softmax):
         assert isinstance(inputs, SoftmaxInputs)
@@ -75,20 +76,29 @@ def _linear_cross_entropy(h: Tensor, head: nn.Linear, targets: Tensor, how: str)
 
 
 def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
-    module = _MODULES[case.cell](case.I, case.H, case.layers)
+    module = MODULES[case.cell](case.I, case.H, case.layers)
     x, dy = torch.tensor(inputs.x), torch.tensor(inputs.dy)
     for layer, weights in enumerate(inputs.weights):
         _load_layer(module, layer, weights)
+    lengths = None if inputs.lengths is None else torch.tensor(inputs.lengths).long()
+
+    def forward() -> Tensor:
+        y: Tensor
+        if lengths is None:
+            y, _ = module(x)
+        else:
+            packed, _ = module(nn.utils.rnn.pack_padded_sequence(x, lengths))
+            y, _ = nn.utils.rnn.pad_packed_sequence(packed)
+        return y
 
     def forward_only() -> Tensor:
         with torch.inference_mode():
-            y: Tensor = module(x)[0]
-            return y
+            return forward()
 
     def train() -> Tensor:
         module.zero_grad()
         x.grad = None
-        y: Tensor = module(x)[0]
+        y = forward()
         y.backward(dy)
         return y
 
@@ -157,9 +167,7 @@ class LanguageModel(nn.Module):
         between = config.dropout_between if layers > 1 else 0.0
         cell, _, nonlinearity = config.cell.partition("_")
         kind = {"nonlinearity": nonlinearity} if nonlinearity else {}
-        self.recurrent = _MODULES[cell](
-            config.embedding_size, size, layers, dropout=between, **kind
-        )
+        self.recurrent = MODULES[cell](config.embedding_size, size, layers, dropout=between, **kind)
         self.dropout_output = nn.Dropout(config.dropout_output)
         self.head = nn.Linear(size, config.vocab_size, bias=config.head_bias)
         if config.tied:

@@ -30,6 +30,9 @@ def test_goals_name_groups_and_recipes() -> None:
             Recurrent("rnn", 5, 2, 3, 7, layers=2, train=False),
             2 * 5 * 2 * (7 * (3 + 7) + 7 * (7 + 7)),
         ),
+        # rows of 8, 5 and 2 steps
+        (Recurrent("lstm", 8, 3, 5, 7, ragged=True), 3 * 2 * (8 + 5 + 2) * 4 * 7 * (5 + 7)),
+        (Recurrent("gru", 5, 2, 3, 7, variant="zoneout", p=0.1), 3 * 2 * 10 * 3 * 7 * (3 + 7)),
         (Softmax(7, 5, 11), 3 * 2 * 7 * 5 * 11),
         (Train("zaremba-small"), 3 * 2 * 400 * (2 * 4 * 200 * 400 + 200 * 10_000)),
     ],
@@ -43,6 +46,14 @@ def test_smoke_is_no_larger(case: Case) -> None:
     assert case.smoke().flops <= case.flops
     assert case.smoke().bytes <= case.bytes
     assert case.smoke().group == case.group
+
+
+def test_lengths_fall_evenly_to_a_quarter() -> None:
+    case = Recurrent("gru", 100, 16, 2, 3, ragged=True)
+    assert case.lengths == [100 - 5 * b for b in range(16)]
+    assert case.smoke().lengths[::15] == [3, 1]
+    assert Recurrent("gru", 100, 1, 2, 3, ragged=True).lengths == [100]
+    assert Recurrent("gru", 7, 3, 2, 3).lengths == [7, 7, 7]
 
 
 def test_every_family_has_quick_cases() -> None:

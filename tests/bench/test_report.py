@@ -28,6 +28,9 @@ def made_up(peer: bool = True) -> Record:
             seconds = {ours.NAME: [own, own * 1.1, own * 0.9]}
             if peer:
                 seconds["torch"] = [s * (n + 1) for s in seconds[ours.NAME]]
+            if isinstance(case, Recurrent) and case.variant:
+                slower = 1.4 if case.H == 650 else 1.1
+                seconds[ours.PLAIN] = [s / slower for s in seconds[ours.NAME]]
             if peer and not isinstance(case, Recurrent):
                 seconds[FUSED] = [s * 9 for s in seconds[ours.NAME]]
             record.results.append(result_of(case, n, seconds))
@@ -42,6 +45,15 @@ def test_summaries() -> None:
     assert found["softmax training", 2].least == pytest.approx(3)
     assert found["GRU forward only", 2].shares == pytest.approx((0.5, 0.5))
     assert found["LM training step", 1].cases == len(FAMILIES["train"])
+    # a plain cell beside a variant is ours, no peer
+    assert found["LSTM zoneout", 2].mean == pytest.approx(3)
+
+
+def test_variants_beside_the_plain_cell() -> None:
+    found = {(p.group, p.threads): p for p in made_up().over_plain()}
+    assert not {"LSTM training", "LSTM ragged training"} & {group for group, _ in found}
+    assert found["GRU weight drop", 1].greatest == pytest.approx(1.4)
+    assert found["GRU weight drop", 1].mean == pytest.approx((1.1**3 * 1.4) ** 0.25)
 
 
 def test_goals_hold_for_the_right_threads() -> None:
@@ -70,6 +82,8 @@ def test_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     text = (tmp_path / "some-machine.md").read_text(encoding="utf-8")
     assert text.startswith("# Some CPU\n")
     assert "| LSTM training | 2 threads | 9 | 3.00× | 3.00× | 1.8×, 1.05× | 50 % to 50 % |" in text
+    assert "| GRU ragged training | 2 threads | 3 | 3.00× | 3.00× | 4× | 50 % to 50 % |" in text
+    assert "| RNN zoneout | 2 threads | 4 | 1.17× | 1.40× |" in text
     assert "**3.00×** (3.00–3.00, goal 2×)" in text
     assert "| zaremba-small | pynlm | 1.0 | +0.0 | +2.0 | 4.0 |" in text
     assert "takes up to 99 GiB" in text
@@ -102,7 +116,7 @@ def test_busy_machine_is_told() -> None:
     assert "†" not in page.render(record, {})
     record.results[3] = replace(record.results[3], others=0.4)
     text = page.render(record, {})
-    assert "during 1 of 132 measurements" in text
+    assert f"during 1 of {len(record.results)} measurements" in text
     assert text.count("†") == 2
     assert "† others took 40 %" in page.line(record.results[3], 1e9)
 

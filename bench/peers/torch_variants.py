@@ -1,0 +1,131 @@
+"""Variants of the recurrent cells in PyTorch, whose modules have none: loops over the steps.
+
+The input's products are one call for all steps, and masks of all steps are drawn at once, as
+careful users do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from bench.catalogue import GATES, Recurrent
+from bench.inputs import RecurrentInputs
+from bench.work import Work
+
+Array = NDArray[Any]
+Weights = dict[str, Tensor]
+Forward = Callable[[Recurrent, Tensor, Weights], Tensor]
+
+MODULES: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+def variants(case: Recurrent, inputs: RecurrentInputs) -> dict[str, Work]:
+    """The ways in which torch does a variant; weight drop has two."""
+    found = {"torch": _work(case, inputs, loop)}
+    if case.variant == "weight drop":
+        found["torch (functional_call)"] = _work(case, inputs, _Module(case))
+    return found
+
+
+def _work(case: Recurrent, inputs: RecurrentInputs, forward: Forward) -> Work:
+    x, dy = torch.tensor(inputs.x, requires_grad=True), torch.tensor(inputs.dy)
+    weights = _weights(inputs)
+
+    def train(case: Recurrent) -> Tensor:
+        for tensor in (x, *weights.values()):
+            tensor.grad = None
+        y = forward(case, x, weights)
+        y.backward(dy)
+        return y
+
+    def results() -> dict[str, Array]:
+        found = {"y": train(case.certain()).detach().numpy(), "dx": _gradient(x)}
+        found |= {f"d{name}.0": _gradient(w) for name, w in weights.items() if name != "b_hh"}
+        if case.cell == "gru":
+            found["db_hn.0"] = _gradient(weights["b_hh"])[2 * case.H :]
+        return found
+
+    return Work(lambda: train(case), results)
+
+
+def _weights(inputs: RecurrentInputs) -> Weights:
+    """Ours, except that the bias inside the GRU's reset product is a part of torch's second."""
+    (given,) = inputs.weights
+    found = {name: torch.tensor(w) for name, w in given.items() if name != "b_hn"}
+    if "b_hn" in given:
+        found["b_hh"] = torch.zeros_like(found["b"])
+        found["b_hh"][-len(given["b_hn"]) :] = torch.tensor(given["b_hn"])
+    return {name: w.requires_grad_() for name, w in found.items()}
+
+
+def loop(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+    """A layer step by step, with the case's variant."""
+    w_hh, zeros = weights["w_hh"], x.new_zeros(case.B, case.H)
+    b_hh, peephole = weights.get("b_hh"), weights.get("peephole")
+    if case.variant == "weight drop":
+        w_hh = F.dropout(w_hh, case.p)
+    mask = None
+    if case.variant == "recurrent dropout":
+        mask = F.dropout(torch.ones_like(zeros), case.p)
+    keeps_h, keeps_c = _keeps(case), _keeps(case)
+    h = c = zeros
+    ys = []
+    for t, a in enumerate(F.linear(x, weights["w_ih"], weights["b"]).unbind()):
+        u = F.linear(h if mask is None else h * mask, w_hh, b_hh)
+        if case.cell == "lstm":
+            i, f, g, o = (a + u).chunk(4, 1)
+            if peephole is not None:
+                p_i, p_f, p_o = peephole.chunk(3)
+                i, f = i + p_i * c, f + p_f * c
+            c_new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            if peephole is not None:
+                o = o + p_o * c_new
+            h_new = torch.sigmoid(o) * torch.tanh(c_new)
+            c = c_new if keeps_c is None else torch.where(keeps_c[t], c, c_new)
+        elif case.cell == "gru":
+            (a_r, a_z, a_n), (u_r, u_z, u_n) = a.chunk(3, 1), u.chunk(3, 1)
+            r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
+            n = torch.tanh(a_n + r * u_n)
+            h_new = n + z * (h - n)
+        else:
+            h_new = torch.tanh(a + u)
+        h = h_new if keeps_h is None else torch.where(keeps_h[t], h, h_new)
+        ys.append(h)
+    return torch.stack(ys)
+
+
+def _keeps(case: Recurrent) -> tuple[Tensor, ...] | None:
+    """Which units keep their state, by step."""
+    if case.variant != "zoneout":
+        return None
+    return (torch.rand(case.T, case.B, case.H) < case.p).unbind()
+
+
+class _Module:
+    """torch's module, called with dropped weights."""
+
+    def __init__(self, case: Recurrent) -> None:
+        self.module = MODULES[case.cell](case.I, case.H)
+        self.zeros = torch.zeros(GATES[case.cell] * case.H)
+
+    def __call__(self, case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+        given = {
+            "weight_ih_l0": weights["w_ih"],
+            "weight_hh_l0": F.dropout(weights["w_hh"], case.p),
+            "bias_ih_l0": weights["b"],
+            "bias_hh_l0": weights.get("b_hh", self.zeros),
+        }
+        y: Tensor = functional_call(self.module, given, (x,))[0]
+        return y
+
+
+def _gradient(tensor: Tensor) -> Array:
+    assert tensor.grad is not None
+    return tensor.grad.numpy()
