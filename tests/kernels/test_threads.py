@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 
-def threads_with(**environment: str) -> subprocess.CompletedProcess[str]:
-    """A new process that prints the number of threads."""
+def threads_with(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A new process, in another folder, so that it imports what is installed."""
     kept = {k: v for k, v in os.environ.items() if not k.endswith("NUM_THREADS")}
     code = "import pynlm; print(pynlm.get_num_threads())"
     return subprocess.run(
-        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -29,8 +34,10 @@ def threads_with(**environment: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=str,
 )
-def test_the_environment_decides(environment: dict[str, str], expected: int) -> None:
-    ran = threads_with(**environment)
+def test_the_environment_decides(
+    environment: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    ran = threads_with(tmp_path, **environment)
     assert ran.stderr == ""
     # a cgroup may allow less than the affinity mask
     assert int(ran.stdout) == expected or (
@@ -39,7 +46,7 @@ def test_the_environment_decides(environment: dict[str, str], expected: int) -> 
 
 
 @pytest.mark.parametrize("text", ["two", "0", "-1", "2x", "1.5"])
-def test_a_malformed_number_is_named(text: str) -> None:
-    ran = threads_with(PYNLM_NUM_THREADS=text)
+def test_a_malformed_number_is_named(text: str, tmp_path: Path) -> None:
+    ran = threads_with(tmp_path, PYNLM_NUM_THREADS=text)
     assert ran.returncode != 0
     assert f"ValueError: PYNLM_NUM_THREADS must be a positive integer, got '{text}'" in ran.stderr
