@@ -14,6 +14,7 @@ from bench.catalogue import GOALS, STEP_GOALS, Goal
 from bench.measure import Result
 from bench.memory import Memory
 
+_LOOP = "torch"  # what a variant's loop is called among the contenders
 ORDER = ("recurrent", "softmax", "train")
 
 
@@ -31,14 +32,19 @@ class Summary(NamedTuple):
     shares: tuple[float, float]
 
 
-class Plain(NamedTuple):
-    """pynlm's time over that of its plain cell in a group of variants."""
+class Variants(NamedTuple):
+    """A group of variants with one number of threads.
+
+    `plain` and `greatest` are of pynlm's time over that of its plain cell, `loop` of the time of
+    torch's loop over pynlm's (None without torch); the first and the last are geometric means.
+    """
 
     group: str
     threads: int
     cases: int
-    mean: float
+    plain: float
     greatest: float
+    loop: float | None
 
 
 @dataclass
@@ -108,15 +114,20 @@ class Record:
                     )
         return found
 
-    def over_plain(self) -> list[Plain]:
-        """What each variant costs over the plain cell, by group and number of threads."""
+    def variants(self) -> list[Variants]:
+        """Variants beside the plain cell and torch's loop, by group and number of threads."""
         found = []
         for group in self.groups:
             for threads in self.threads:
-                ratios = [r.over_plain for r in self.of(group, threads) if r.over_plain is not None]
-                if ratios:
-                    mean = geometric_mean(ratios)
-                    found.append(Plain(group, threads, len(ratios), mean, max(ratios)))
+                results = self.of(group, threads)
+                ratios = [r.over_plain for r in results if r.over_plain is not None]
+                if not ratios:
+                    continue
+                loops = [r.times[_LOOP].median / r.ours.median for r in results if _LOOP in r.times]
+                loop = geometric_mean(loops) if loops else None
+                found.append(
+                    Variants(group, threads, len(ratios), geometric_mean(ratios), max(ratios), loop)
+                )
         return found
 
     def goal(self, group: str, threads: int) -> Goal | None:

@@ -50,10 +50,12 @@ def test_summaries() -> None:
 
 
 def test_variants_beside_the_plain_cell() -> None:
-    found = {(p.group, p.threads): p for p in made_up().over_plain()}
+    found = {(v.group, v.threads): v for v in made_up().variants()}
     assert not {"LSTM training", "LSTM ragged training"} & {group for group, _ in found}
     assert found["GRU weight drop", 1].greatest == pytest.approx(1.4)
-    assert found["GRU weight drop", 1].mean == pytest.approx((1.1**3 * 1.4) ** 0.25)
+    assert found["GRU weight drop", 1].plain == pytest.approx((1.1**3 * 1.4) ** 0.25)
+    assert found["GRU weight drop", 2].loop == pytest.approx(3)
+    assert all(v.loop is None for v in made_up(peer=False).variants())
 
 
 def test_goals_hold_for_the_right_threads() -> None:
@@ -83,7 +85,7 @@ def test_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert text.startswith("# Some CPU\n")
     assert "| LSTM training | 2 threads | 9 | 3.00× | 3.00× | 1.8×, 1.05× | 50 % to 50 % |" in text
     assert "| GRU ragged training | 2 threads | 3 | 3.00× | 3.00× | 4× | 50 % to 50 % |" in text
-    assert "| RNN zoneout | 2 threads | 4 | 1.17× | 1.40× |" in text
+    assert "| RNN zoneout | 2 threads | 4 | 1.17× | 1.40× | 3.00× |" in text
     assert "**3.00×** (3.00–3.00, goal 2×)" in text
     assert "| zaremba-small | pynlm | 1.0 | +0.0 | +2.0 | 4.0 |" in text
     assert "takes up to 99 GiB" in text
