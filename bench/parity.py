@@ -47,7 +47,11 @@ from pynlm.train.settings import model_config
 Array = NDArray[Any]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-NO_DROPOUT = {f"model.dropout_{place}": 0.0 for place in ("input", "between", "output")}
+RANDOM = (
+    *("dropout_input", "dropout_between", "dropout_output"),
+    *("recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell"),
+)
+NO_DROPOUT = {f"model.{name}": 0.0 for name in RANDOM}
 
 
 def decide(name: str, overrides: Iterable[str] = ()) -> Recipe:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.testing.tolerances import trajectory_tolerance
+from pynlm.train.config import recipe_names
 
 Array = NDArray[np.float64]
 
@@ -152,14 +153,15 @@ Each recipe with its own data, batches, scale of the loss, clipping, optimiser a
 rate, dropout 0, trained from the same initial weights in turns by pynlm's own training step and by
 `torch.nn` and `torch.optim`. Of torch's two biases one is trained (and the GRU's `b_hn`), since two
 would learn at twice the rate. Losses are in nats a token, before each step's update; the running
-mean is over the last {RUNNING} steps. `python bench/parity.py` makes this page."""
+mean is over the last {RUNNING} steps. Without its dropout `gal-variational-small` is `zaremba-small`.
+`python bench/parity.py` makes this page."""
 
 _CRITERION = """\
 What is asked: **pynlm follows torch as closely as torch follows itself after one rounding.** Both
 sides compute the same formulas and add up in another order. Over the first ten steps that leaves
-differences of rounding's size, hundreds of times below the bound, while a mistake stands far above
-it: a learning rate 1 % too high makes 0.18 % in `default` and 6 % in `zaremba-small`. Later some
-recipes are chaotic: at a high learning rate the loss jumps about before it falls, and there a
+differences near rounding's size, well below the bound, while a mistake stands far above it: a
+learning rate 1 % too high makes 0.18 % in `default` and 6 % in `zaremba-small`. Later most recipes
+are chaotic: at a high learning rate the loss jumps about before it falls, and there a
 difference in the last digit grows until single steps differ visibly. How far it grows is measured
 on torch itself: "torch, nudged" is the same torch training, from initial weights that were each
 moved to the next float above or below.
@@ -183,9 +185,9 @@ training is chaotic: torch fails that against itself, too."""
 _NORM = """\
 The norm by which torch's gradients are clipped here is taken in double, as pynlm's is. On a CPU
 `clip_grad_norm_` adds up the squares of a float32 tensor in float32, and over the millions of
-elements of an embedding or head it loses up to some thousandths of the norm. The column "norm
-error" shows the most that it was off in a step. That is thousands of times what rounding does
-elsewhere, and would hide what is compared here."""
+elements of an embedding or head it loses up to two thousandths of the norm. The column "norm error"
+shows the most that it was off in a step. That is far more than what rounding does elsewhere, and
+would hide what is compared here."""
 
 
 def render(records: list[Parity], plot: str | None) -> str:
@@ -196,6 +198,9 @@ def render(records: list[Parity], plot: str | None) -> str:
     runs = [f"- {r.recipe}: {r.detail}, {r.dtype}" for r in records]
     for facts in dict.fromkeys(r.facts for r in records):
         runs.append(f"- {', '.join(r.recipe for r in records if r.facts == facts)}: {facts}")
+    missing = [name for name in recipe_names() if name not in {r.recipe for r in records}]
+    if missing:
+        runs.append(f"- not run: {', '.join(missing)}")
     return "\n\n".join([*parts, "## Runs", "\n".join(runs)]) + "\n"
 
 
