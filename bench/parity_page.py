@@ -153,18 +153,18 @@ Each recipe with its own data, batches, scale of the loss, clipping, optimiser a
 rate, dropout 0, trained from the same initial weights in turns by pynlm's own training step and by
 `torch.nn` and `torch.optim`. Of torch's two biases one is trained (and the GRU's `b_hn`), since two
 would learn at twice the rate. Losses are in nats a token, before each step's update; the running
-mean is over the last {RUNNING} steps. Without its dropout `gal-variational-small` is `zaremba-small`.
-`python bench/parity.py` makes this page."""
+mean is over the last {RUNNING} steps. Without its dropout `gal-variational-small` is the same as
+`zaremba-small`. `python bench/parity.py` makes this page."""
 
 _CRITERION = """\
 What is asked: **pynlm follows torch as closely as torch follows itself after one rounding.** Both
 sides compute the same formulas and add up in another order. Over the first ten steps that leaves
 differences near rounding's size, well below the bound, while a mistake stands far above it: a
 learning rate 1 % too high makes 0.18 % in `default` and 6 % in `zaremba-small`. Later most recipes
-are chaotic: at a high learning rate the loss jumps about before it falls, and there a
-difference in the last digit grows until single steps differ visibly. How far it grows is measured
-on torch itself: "torch, nudged" is the same torch training, from initial weights that were each
-moved to the next float above or below.
+are chaotic: at a high learning rate the loss jumps about before it falls, and there a difference in
+the last digit grows until single steps differ visibly. How far it grows is measured on torch
+itself: "torch, nudged" is the same torch training, from initial weights that were each moved to the
+next float above or below.
 
 In a cell stands pynlm's difference from torch, then that of torch nudged from torch, both as a
 share of torch's loss, and in brackets the bound on the former. A recipe passes if all three bounds
