@@ -35,47 +35,32 @@ void pause_cpu() noexcept {
 #endif
 }
 
-int current_cpu() noexcept {
+// A thread of the team besides the caller. In a virtual machine a halted CPU does not count as
+// idle: a woken thread is put on its waker's CPU, and runs there when that one is done or the
+// scheduler notices, milliseconds later. So a parked worker is woken with a mask that lacks that
+// CPU, and gets its own mask back at once.
+struct Worker {
+    pthread_t thread;
 #if defined(__linux__)
-    return sched_getcpu();
-#else
-    return -1;
-#endif
-}
+    cpu_set_t mask;
+    bool moved = false;
 
-// The CPUs this thread may use, but the one it is on. In a virtual machine a halted CPU does not
-// count as idle: a woken thread is put on its waker's CPU, and runs there when that one is done or
-// the scheduler notices, milliseconds later. So workers are woken with this mask, and given the
-// whole one back at once.
-class OtherCpus {
-public:
-    explicit OtherCpus(int here) noexcept {
-#if defined(__linux__)
-        valid_ = here >= 0 && sched_getaffinity(0, sizeof all_, &all_) == 0 && CPU_COUNT(&all_) > 1;
-        others_ = all_;
-        if (valid_) CPU_CLR(here, &others_);
+    void avoid(int cpu) noexcept {
+        moved = cpu >= 0 && pthread_getaffinity_np(thread, sizeof mask, &mask) == 0 &&
+                CPU_COUNT(&mask) > 1 && CPU_ISSET(cpu, &mask);
+        if (!moved) return;
+        cpu_set_t others = mask;
+        CPU_CLR(cpu, &others);
+        moved = pthread_setaffinity_np(thread, sizeof others, &others) == 0;
+    }
+    void settle() noexcept {
+        if (moved) pthread_setaffinity_np(thread, sizeof mask, &mask);
+    }
+    static int this_cpu() noexcept { return sched_getcpu(); }
 #else
-        (void)here;
-#endif
-    }
-#if defined(__linux__)
-    void start_on(pthread_attr_t& attributes) const noexcept {
-        if (valid_) pthread_attr_setaffinity_np(&attributes, sizeof others_, &others_);
-    }
-    void restrict_to(pthread_t thread) const noexcept {
-        if (valid_) pthread_setaffinity_np(thread, sizeof others_, &others_);
-    }
-    void release(pthread_t thread) const noexcept {
-        if (valid_) pthread_setaffinity_np(thread, sizeof all_, &all_);
-    }
-
-private:
-    bool valid_ = false;
-    cpu_set_t all_, others_;
-#else
-    void start_on(pthread_attr_t&) const noexcept {}
-    void restrict_to(pthread_t) const noexcept {}
-    void release(pthread_t) const noexcept {}
+    void avoid(int) noexcept {}
+    void settle() noexcept {}
+    static int this_cpu() noexcept { return -1; }
 #endif
 };
 
@@ -144,8 +129,8 @@ private:
 
 struct Team {
     std::atomic<bool> busy{false};
-    int workers = 0;                 // started so far, besides the caller
-    pthread_t threads[kMaxThreads];  // of the workers
+    int workers = 0;  // started so far, besides the caller
+    Worker worker[kMaxThreads];
     Event job_posted;
     Barrier members;                // of the running job
     Barrier everyone;               // its end: also the workers that had no part in it
@@ -210,16 +195,15 @@ void grow(Team& t, int wanted) {
         pthread_attr_t attributes;
         pthread_attr_init(&attributes);
         pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-        const OtherCpus others(current_cpu());
-        others.start_on(attributes);
-        pthread_t& thread = t.threads[t.workers];
-        const int error = pthread_create(&thread, &attributes, worker_main, start);
+        Worker& worker = t.worker[t.workers];
+        const int error = pthread_create(&worker.thread, &attributes, worker_main, start);
         pthread_attr_destroy(&attributes);
         if (error != 0) {
             delete start;
             return;
         }
-        others.release(thread);
+        worker.avoid(Worker::this_cpu());
+        worker.settle();
         ++t.workers;
     }
 }
@@ -227,10 +211,10 @@ void grow(Team& t, int wanted) {
 // Posts the job; workers asleep wake up on other CPUs than this one.
 void post(Team& t) noexcept {
     if (!t.job_posted.has_sleepers()) return t.job_posted.advance();
-    const OtherCpus others(current_cpu());
-    for (int i = 0; i < t.workers; ++i) others.restrict_to(t.threads[i]);
+    const int here = Worker::this_cpu();
+    for (int i = 0; i < t.workers; ++i) t.worker[i].avoid(here);
     t.job_posted.advance();
-    for (int i = 0; i < t.workers; ++i) others.release(t.threads[i]);
+    for (int i = 0; i < t.workers; ++i) t.worker[i].settle();
 }
 
 // The number that `text` begins with ("4,2" is OpenMP's for nested teams), 0 if there is none.

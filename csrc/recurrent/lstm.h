@@ -4,20 +4,20 @@
 //             c_t = f c_{t-1} + i g,  h_t = o tanh(c_t),  y_t = h_t.
 //             Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000, eq. 3.1-3.8 without
 //             peepholes.
-// Shapes      peephole dpeephole [3H]  x [T,B,I]  y c dy [T,B,H]  gates [T,B,4H]  h0 c0 h_last
-// c_last [B,H]
-//             w_ih [4H,I]  w_hh [4H,H]  b [4H]; gradients as what they are of.
+// Shapes      x [T,B,I]  y c dy [T,B,H]  gates [T,B,4H]  h0 c0 h_last c_last [B,H]
+//             w_ih [4H,I]  w_hh [4H,H]  b [4H]  peephole [3H]; gradients as what they are of.
 // Aliasing    none, but gates of the backward call, which the gradients replace.
 // Saved       gates (after activation) and c; both null for a forward pass that saves nothing.
 // Lengths     int32 [B], not increasing, in [0, T], or null. Row r takes part in steps
 //             0..lengths[r]-1: y is 0 beyond, h_last and c_last are its states after its last step
 //             (h0, c0 if it has none), dy beyond is not read, gates' gradient beyond is 0.
-// Variants    peephole [3H], rows i f o (Gers et al. 2000, eq. 3.1-3.8): a_i += p_i c_{t-1},
-//             a_f += p_f c_{t-1}, a_o += p_o c'; clip_c > 0: c' = min(max(f c_{t-1} + i g,
-//             -clip_c), clip_c); zoneout of c and h, recurrent dropout: variant.h. h' = o tanh(c')
-//             with c' as before zoneout.
+// Variants    c' and h' are the new states before zoneout, h' = o tanh(c').
+//             peephole p_i p_f p_o: a_i += p_i c_{t-1}, a_f += p_f c_{t-1}, a_o += p_o c' (Gers,
+//             Schraudolph & Schmidhuber 2002, eq. 5-8);
+//             clip_c > 0: c' = min(max(f c_{t-1} + i g, -clip_c), clip_c);
+//             zoneout of c and h, recurrent dropout: variant.h.
 // Numerics    sums over I, H and T*B in T, each one chain of fused multiply-adds cut every few
-//             hundred terms; db over blocks of 64 rows.
+//             hundred terms; db over runs of 16 rows.
 // Threading   any number of threads gives the same bits.
 #pragma once
 

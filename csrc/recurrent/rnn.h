@@ -7,9 +7,8 @@
 // Aliasing    none.
 // Saved       y.
 // Lengths     as in lstm.h; dpre beyond is 0.
-// Variants    zoneout of h, recurrent dropout: variant.h; the backward pass only of sampled
-// zoneout,
-//             because y does not hold the activation otherwise.
+// Variants    zoneout of h, recurrent dropout: variant.h. The backward pass only of sampled
+//             zoneout, because y does not hold the activation otherwise.
 // Numerics    as in lstm.h.
 // Threading   any number of threads gives the same bits.
 #pragma once

@@ -55,7 +55,8 @@ def lstm_forward(
     w_ih : [4H, I], w_hh : [4H, H], b : [4H]
         Weights in torch.nn.LSTM's layout, with one bias (the sum of torch's two).
     peephole : [3H] or None
-        p_i, p_f, p_o: a_i += p_i * c_{t-1}, a_f += p_f * c_{t-1}, a_o += p_o * c_t.
+        p_i, p_f, p_o: a_i += p_i * c_{t-1}, a_f += p_f * c_{t-1}, a_o += p_o * c',
+        where c' is c_t before zoneout.
     mask_h : [B, H] or None
         Variational recurrent dropout: h_{t-1} enters W_hh as h_{t-1} * mask_h.
     lengths : int32 [B] or None
@@ -155,7 +156,8 @@ def lstm_backward(
 ) -> None:
     """Gradients of `lstm_forward` from those of y, h_last and c_last.
 
-    Walking back from dh = dh_last, dc = dc_last at each row's own last step::
+    Of the plain cell (csrc/recurrent/lstm_math.h has the variants), walking back from dh = dh_last,
+    dc = dc_last at each row's own last step::
 
         dh += dy_t;  dc += dh * o * (1 - tanh(c_t)**2)
         da = [dc*g*i*(1-i), dc*c_{t-1}*f*(1-f), dc*i*(1-g**2), dh*tanh(c_t)*o*(1-o)]

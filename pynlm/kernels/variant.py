@@ -98,4 +98,7 @@ def check_variant(
     integer("layer", 0xFFFF)
     integer("time0", UINT32_MAX - d["T"])
     if variant.rows is not None:
-        check(variant.rows, "B", d, func=func, name="variant.rows", dtype=INT32)
+        rows, batch = variant.rows, d["B"]
+        check(rows, "B", d, func=func, name="variant.rows", dtype=INT32)
+        if batch and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
+            raise ValueError(f"{func}: variant.rows must be in [0, B={batch}), got {rows.tolist()}")

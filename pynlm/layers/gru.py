@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pynlm.kernels.gru import gru_backward, gru_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
-from pynlm.layers.parameters import Parameter
 from pynlm.layers.recurrent import Array, Recurrent, State
-from pynlm.layers.variant import Drawn, RecurrentOptions
+from pynlm.layers.variant import Drawn
 
 
 class GRU(Recurrent):
@@ -34,16 +32,6 @@ class GRU(Recurrent):
     states = 1
     extra_biases = ("b_hn",)
 
-    def __init__(
-        self,
-        parameters: Mapping[str, Parameter],
-        prefix: str,
-        options: RecurrentOptions | None = None,
-        index: int = 0,
-    ) -> None:
-        super().__init__(parameters, prefix, options, index)
-        self.b_hn = parameters[f"{prefix}.b_hn"]
-
     def _forward(
         self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
     ) -> tuple[Array, State, tuple[Any, ...]]:
@@ -59,8 +47,8 @@ class GRU(Recurrent):
         gru_forward(
             y=y, h_last=last[0], gates=gates, hn=hn, h_in=h_in,
             x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, b=self.b.data,
-            b_hn=self.b_hn.data, mask_h=drawn.mask_h, lengths=lengths, variant=drawn.variant,
-            backend=ctx.backend,
+            b_hn=self.extra["b_hn"].data, mask_h=drawn.mask_h, lengths=lengths,
+            variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
         return y, last, () if gates is None or hn is None else (gates, hn, h_in)
 
@@ -83,7 +71,7 @@ class GRU(Recurrent):
             self.w_ih.target() as dw_ih,
             self._dw_hh(ctx) as dw_hh,
             self.b.target() as db,
-            self.b_hn.target() as db_hn,
+            self.extra["b_hn"].target() as db_hn,
         ):
             gru_backward(
                 dx=dx, dh0=dstart[0], dw_ih=dw_ih, dw_hh=dw_hh, db=db, db_hn=db_hn,

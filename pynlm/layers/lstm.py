@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 from pynlm.kernels.lstm import lstm_backward, lstm_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
-from pynlm.layers.parameters import Parameter
 from pynlm.layers.recurrent import Array, Recurrent, State
-from pynlm.layers.variant import Drawn, RecurrentOptions
+from pynlm.layers.variant import Drawn
 
 
 class LSTM(Recurrent):
@@ -33,16 +31,6 @@ class LSTM(Recurrent):
 
     gates = 4
     states = 2
-
-    def __init__(
-        self,
-        parameters: Mapping[str, Parameter],
-        prefix: str,
-        options: RecurrentOptions | None = None,
-        index: int = 0,
-    ) -> None:
-        super().__init__(parameters, prefix, options, index)
-        self.peephole = parameters[f"{prefix}.peephole"] if self.options.peephole else None
 
     def _forward(
         self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn

@@ -62,6 +62,8 @@ class Recurrent(ABC):
         self.w_ih = parameters[f"{prefix}.w_ih"]
         self.w_hh = parameters[f"{prefix}.w_hh"]
         self.b = parameters[f"{prefix}.b"]
+        self.extra = {name: parameters[f"{prefix}.{name}"] for name in self.extra_biases}
+        self.peephole = parameters[f"{prefix}.peephole"] if self.options.peephole else None
         self.name = f"{type(self).__name__} {prefix}"
         self.pool = self.w_ih.pool
         self.dtype = self.w_ih.data.dtype

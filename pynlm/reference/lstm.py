@@ -9,7 +9,8 @@ f, c and h here; no peepholes). Layout of the weights: torch.nn.LSTM.
     c_t = f * c_{t-1} + i * g
     h_t = o * tanh(c_t)
 
-With peephole weights p (Gers et al. 2000, §3 with the extension of their eq. 3.1-3.8) and clipping:
+With peephole weights p (Gers, Schraudolph & Schmidhuber, "Learning precise timing with LSTM
+recurrent networks", 2002, eq. 5-8) and clipping, c' being c_t before zoneout:
 
     a_i += p_i * c_{t-1};  a_f += p_f * c_{t-1};  a_o += p_o * c'
     c' = min(max(f * c_{t-1} + i * g, -clip_c), clip_c)

@@ -89,6 +89,7 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         everything |= {"zoneout_c": 0.2, "clip_c": 0.9, "peephole": True}
         variants |= {
             "zoneout-c": {"zoneout_c": 0.3, "sample": True},
+            "zoneout-c-expected": {"zoneout_c": 0.3},
             "peephole": {"peephole": True},
             "clip": {"clip_c": 0.4},
         }
@@ -97,7 +98,11 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
     variants["everything"] = everything
     if kernel == "lstm":
         for one, two in combinations(variants, 2):
-            if "everything" not in (one, two) and one + two != "zoneoutzoneout-expected":
+            if "everything" in (one, two):
+                continue
+            # what samples and what does not are two modes, not a pair
+            zoned = [variants[v] for v in (one, two) if v.startswith("zoneout")]
+            if len({v.get("sample", False) for v in zoned}) < 2:
                 variants[f"{one}+{two}"] = variants[one] | variants[two]
     return [
         *(case(f"{name}-primes", 5, 3, 7, 11, **more) for name, more in variants.items()),
@@ -152,6 +157,10 @@ def _linear() -> list[Case]:
         case("beyond-tiles", 67, 129, 131),
         case("deep", 5, 1031, 3),
         case("threads", 300, 128, 260),
+        # products beyond one chunk of the shared operand, and beyond one span of its depth
+        case("threads-chunks-of-inputs", 40, 2049, 2060),
+        case("threads-chunks-of-outputs", 40, 2060, 2049),
+        case("threads-spans", 720, 520, 500),
     ]
 
 

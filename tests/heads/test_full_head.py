@@ -14,7 +14,6 @@ from pynlm.layers import Context, Embedding, Parameters
 from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import (
     CLOSED_FORM,
-    FINITE_DIFFERENCE_STEP,
     finite_difference_tolerance,
     kernel_tolerance,
 )
@@ -25,11 +24,6 @@ HIDDEN = RNG.standard_normal((N, H))
 TARGETS = [0, 6, 2, 2, 5]
 
 
-@pytest.fixture(params=["reference", "cpu"])
-def train(request: pytest.FixtureRequest) -> Context:
-    return Context(train=True, backend=request.param)
-
-
 def make(bias: bool = True, dtype: Any = np.float64) -> tuple[Full, Parameters]:
     p = Parameters(Full.specs("head", V, H, bias=bias), dtype)
     for q in p.values():
@@ -37,22 +31,16 @@ def make(bias: bool = True, dtype: Any = np.float64) -> tuple[Full, Parameters]:
     return Full(p), p
 
 
-def numeric_gradient(loss: Callable[[], float], x: np.ndarray) -> np.ndarray:
-    gradient = np.empty_like(x)
-    for i in np.ndindex(x.shape):
-        old = x[i]
-        x[i] = old + FINITE_DIFFERENCE_STEP
-        up = loss()
-        x[i] = old - FINITE_DIFFERENCE_STEP
-        gradient[i] = (up - loss()) / (2 * FINITE_DIFFERENCE_STEP)
-        x[i] = old
-    return gradient
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("weights", [None, 0.25, [0.0, 1.0, 0.5, 2.0, 0.0]])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_finite_differences(train: Context, bias: bool, weights: object, scale: float) -> None:
+def test_finite_differences(
+    train: Context,
+    bias: bool,
+    weights: object,
+    scale: float,
+    numeric_gradient: Callable[..., np.ndarray],
+) -> None:
     head, parameters = make(bias)
     h = HIDDEN.copy()
     factor = np.ones(N) if weights is None else np.broadcast_to(np.asarray(weights), (N,))

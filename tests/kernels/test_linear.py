@@ -63,7 +63,17 @@ def test_agrees_with_torch(case, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["threads", "beyond-tiles", "deep"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "threads",
+        "beyond-tiles",
+        "deep",
+        "threads-chunks-of-inputs",
+        "threads-chunks-of-outputs",
+        "threads-spans",
+    ],
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_same_bits_for_any_number_of_threads(function: str, name: str, dtype: str) -> None:
     check_threads(function, find_case("linear", name), dtype, threads=(1, 2, 3))

@@ -14,7 +14,9 @@ from pynlm.testing.checks import check_against_reference
 GATES = {"lstm": 4, "gru": 3}
 
 
-def outputs(cell: str, T: int, B: int, H: int, *, save: bool) -> list[np.ndarray[Any, Any]]:
+def outputs(
+    cell: str, T: int, B: int, H: int, *, save: bool, variant: bool
+) -> list[np.ndarray[Any, Any]]:
     rng = np.random.default_rng(7)
 
     def normal(*shape: int) -> np.ndarray[Any, Any]:
@@ -28,6 +30,10 @@ def outputs(cell: str, T: int, B: int, H: int, *, save: bool) -> list[np.ndarray
         "w_hh": normal(G * H, H),
         "b": normal(G * H),
     }
+    if variant:
+        given["mask_h"] = rng.choice([0.0, 1.5], (B, H)).astype(np.float32)
+        given["h_in"] = np.empty((T, B, H), np.float32)
+        given["variant"] = kernels.Variant(zoneout_h=0.3, sample=True, seed=4)
     y, h_last, c_last = np.empty((T, B, H), np.float32), normal(B, H), normal(B, H)
     gates = np.empty((T, B, G * H), np.float32) if save else None
     other = np.empty((T, B, H), np.float32) if save else None
@@ -41,9 +47,10 @@ def outputs(cell: str, T: int, B: int, H: int, *, save: bool) -> list[np.ndarray
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("variant", [False, True], ids=["plain", "variant"])
 @pytest.mark.parametrize(("T", "B"), [(1100, 2), (2500, 1), (80, 37)])
-def test_pieces_change_no_bit(cell: str, T: int, B: int) -> None:
-    whole, pieces = (outputs(cell, T, B, 19, save=save) for save in (True, False))
+def test_pieces_change_no_bit(cell: str, T: int, B: int, variant: bool) -> None:
+    whole, pieces = (outputs(cell, T, B, 19, save=save, variant=variant) for save in (True, False))
     for a, b in zip(whole, pieces, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -104,6 +104,8 @@ def test_messages(cell: str) -> None:
     assert f"{f}: variant.rows must be int32 [B=3]" in message(
         variant=Variant(zoneout_h=0.1, rows=np.zeros(2, np.int32))
     )
+    wrong = Variant(zoneout_h=0.1, rows=np.array([0, 1, 3], np.int32))
+    assert message(variant=wrong) == f"{f}: variant.rows must be in [0, B=3), got [0, 1, 3]"
     if cell == "lstm":
         assert f"{f}: variant.clip_c must be in [0" in message(variant=Variant(clip_c=-1.0))
         assert f"{f}: peephole must be float32 [3H=33]" in message(peephole=mask)

@@ -130,6 +130,16 @@ def test_evaluation_draws_nothing(cell: str, score: Context) -> None:
     assert_close(mixed[0], expected, CLOSED_FORM, what="the first step")
 
 
+def test_evaluation_mixes_cell_states_by_the_probability(score: Context) -> None:
+    plain, _ = make("lstm", RecurrentOptions())
+    zoned, _ = make("lstm", RecurrentOptions(zoneout_cell=0.25))
+    a = inputs(plain)
+    (_, (_, c)), _ = plain(a["x"][:1], a["state"], score)
+    (_, (_, mixed)), _ = zoned(a["x"][:1], a["state"], score)
+    expected = 0.25 * a["state"][1] + 0.75 * c
+    assert_close(mixed, expected, CLOSED_FORM, what="c after one step")
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_weight_drop_is_the_plain_layer_with_dropped_weights(cell: str) -> None:
     p = 0.4

@@ -43,9 +43,34 @@ def test_finite_differences_with_everything(
     assert any(name.endswith("peephole") for name in model.parameters) == (cell == "lstm")
 
 
+def test_rows_draw_by_the_callers_numbers() -> None:
+    """The loss of a row does not depend on how the model sorts rows by length."""
+    config = RecurrentLMConfig(7, 3, SIZES, init_bias="uniform", **EVERY, **LSTM_TOO)
+    model = RecurrentLM(config, np.float64)
+    model.initialise(1)
+    ids, targets = np.random.default_rng(2).integers(0, 7, (2, 5, 4))
+    ctx = Context(train=True, seed=9)
+    full = model(ids, targets, None, ctx)[0].copy()
+    lengths = [2, 5, 3, 4]
+    ragged = model(ids, targets, None, ctx, lengths)[0]
+    for row, n in enumerate(lengths):
+        assert_close(ragged[:n, row], full[:n, row], CLOSED_FORM, what=f"row {row}")
+
+
 def test_layers_draw_differently() -> None:
-    config = RecurrentLMConfig(7, 3, SIZES, zoneout=0.5)
-    assert [layer.index for layer in RecurrentLM(config).layers] == [0, 1, 2]
+    """Two layers of the same weights and input give different outputs under zoneout."""
+    model = RecurrentLM(RecurrentLMConfig(7, 3, (3, 3), zoneout=0.5), np.float64)
+    model.initialise(1)
+    first, second = model.layers
+    for name in ("w_ih", "w_hh", "b"):
+        data = model.parameters[f"recurrent.1.{name}"].data
+        data[...] = model.parameters[f"recurrent.0.{name}"].data
+    x, state = np.ones((20, 2, 3)), first.initial_state(2)
+    ctx = Context(train=True, seed=1)
+    (one, _), _ = first(x, state, ctx)
+    one = one.copy()
+    (two, _), _ = second(x, state, ctx)
+    assert not np.array_equal(one, two)
 
 
 def test_residual_adds_the_input_where_widths_agree() -> None:
