@@ -95,11 +95,16 @@ inline T max_lanes(Vec<T> v) {
 template <class T>
 inline Vec<T> clamp_vec(Vec<T> x, T low, T high) {
     const Vec<T> lo = splat(low), hi = splat(high);
-#if defined(NLM_ISA_avx512)  // of min and max with a NaN the second operand counts
+#if defined(NLM_ISA_avx512)
+    // of min and max with a NaN the second operand counts; the unmasked intrinsics trip
+    // -Wmaybe-uninitialized in GCC 12
+    constexpr auto kAll = static_cast<std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8>>(-1);
     if constexpr (sizeof(T) == 4)
-        return (Vec<T>)_mm512_min_ps((__m512)hi, _mm512_max_ps((__m512)lo, (__m512)x));
+        return (Vec<T>)_mm512_maskz_min_ps(kAll, (__m512)hi,
+                                           _mm512_maskz_max_ps(kAll, (__m512)lo, (__m512)x));
     else
-        return (Vec<T>)_mm512_min_pd((__m512d)hi, _mm512_max_pd((__m512d)lo, (__m512d)x));
+        return (Vec<T>)_mm512_maskz_min_pd(kAll, (__m512d)hi,
+                                           _mm512_maskz_max_pd(kAll, (__m512d)lo, (__m512d)x));
 #endif
     x = x < lo ? lo : x;
     return x > hi ? hi : x;
