@@ -104,6 +104,22 @@ def check(
         raise ValueError(layout_message(x, func, name))
 
 
+def check_together(*, func: str, **given: object) -> bool:
+    """Raise ValueError if only some of the arguments are None; return whether none is.
+
+    Examples
+    --------
+    >>> check_together(func="f", gates=None, c=None)
+    False
+    """
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise ValueError(
+            f"{func}: {' and '.join(given)} must be given together, got {missing[0]}=None"
+        )
+    return not missing
+
+
 def check_any_shape(
     x: object, dims: Dims, *, func: str, name: str, out: bool = False
 ) -> npt.NDArray[Any]:

@@ -180,11 +180,12 @@ inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, i
     int64_t k = 0;
 #if defined(NLM_ISA_avx512)
     if constexpr (sizeof(T) == 4) {
-        // runs of `depth` are too short for the hardware to see them coming
+        // runs of `depth` in the many rows of a panel are too short for the hardware to foresee
         constexpr int64_t kAhead = 64;
         for (; k + 16 <= depth; k += 16) {
             const T* ahead = k + kAhead < depth ? p + k + kAhead : p + n * ld + k + kAhead - depth;
-            for (int64_t r = 0; r < n && width > 16; ++r) __builtin_prefetch(ahead + r * ld);
+            if (width > 16)
+                for (int64_t r = 0; r < n; ++r) __builtin_prefetch(ahead + r * ld);
             for (int64_t r = 0; r < width; r += 16)
                 transpose_16(out + k * stride + r, stride, p + r * ld + k, ld,
                              n - r < 0 ? 0 : n - r, width - r);

@@ -132,11 +132,7 @@ struct GruGeneralBackwardCell : GruBackwardCell<T> {
         for (int64_t row = rows.begin; row < rows.end; ++row) {
             const int64_t at = row * a.H + unit;
             Vec<T> dh = load_n(a.dy + t * a.B * a.H + at, count) + state.at(row, unit, count);
-            Vec<T> direct{};
-            if (zoneout.active()) {
-                direct = zoneout.share(t, row, unit) * dh;
-                dh = dh - direct;
-            }
+            const Vec<T> direct = zoneout.past(t, row, unit, dh);
             store_n(state.direct + at, direct + this->step_back(t, row, unit, count, dh), count);
         }
     }

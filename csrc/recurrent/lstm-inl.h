@@ -72,14 +72,9 @@ struct LstmGeneralForwardCell : LstmForwardCell<T> {
             const Vec<T> c_prev = load_n(a.c_last + at, n);
             Vec<T> c = c_prev;
             lstm_cell_general<VecFn<T>>(i, f, g, o, c, h, p_i, p_f, p_o, general.clip);
-            if (general.zoneout_c.active())
-                c = mix<T>(general.zoneout_c.share(t, r, unit), c_prev, c);
-            if (general.zoneout_h.active())
-                h = mix<T>(general.zoneout_h.share(t, r, unit), load_n(h_prev + at, n), h);
+            c = general.zoneout_c.mix(t, r, unit, c_prev, c);
             store_n(a.c_last + at, c, n);
             store_n(a.y + step + at, h, n);
-            if (a.variant.mask_h != nullptr)
-                store_n(a.variant.h_in + step + at, h * load_n(a.variant.mask_h + at, n), n);
             if (a.c != nullptr) {
                 store_n(p, i, n);
                 store_n(p + H, f, n);
@@ -88,6 +83,8 @@ struct LstmGeneralForwardCell : LstmForwardCell<T> {
                 store_n(a.c + step + at, c, n);
             }
         }
+        finish_general(a.variant, general.zoneout_h, t, rows, unit, n, h_prev, a.y + t * a.B * H,
+                       a.B, H);
     }
 };
 
@@ -176,15 +173,8 @@ struct LstmGeneralBackwardCell : LstmBackwardCell<T> {
             Vec<T> o = load_n(p + 3 * H, n), d = load_n(this->dc + at, n), c;
             const Vec<T> c_prev = load_n(c_before + at, n);
             Vec<T> dh = load_n(a.dy + t * a.B * H + at, n) + state.at(r, unit, n);
-            Vec<T> direct{}, d_direct{};
-            if (general.zoneout_h.active()) {
-                direct = general.zoneout_h.share(t, r, unit) * dh;
-                dh = dh - direct;
-            }
-            if (general.zoneout_c.active()) {
-                d_direct = general.zoneout_c.share(t, r, unit) * d;
-                d = d - d_direct;
-            }
+            const Vec<T> direct = general.zoneout_h.past(t, r, unit, dh);
+            const Vec<T> d_direct = general.zoneout_c.past(t, r, unit, d);
             lstm_cell_general_backward<VecFn<T>>(i, f, g, o, c, c_prev, dh, d, p_i, p_f, p_o,
                                                  general.clip);
             store_n(p, i, n);

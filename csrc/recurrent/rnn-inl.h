@@ -100,12 +100,8 @@ struct RnnGeneralBackwardCell : RnnBackwardCell<T, kRelu> {
             const int64_t at = r * a.H + unit;
             Vec<T> dh = load_n(a.dy + step + at, n) + state.at(r, unit, n);
             const Vec<T> h = load_n(a.y + step + at, n);
-            Vec<T> direct{};
-            if (zoneout.active()) {
-                // where it is 1, h is no activation, and its gradient 0
-                direct = zoneout.share(t, r, unit) * dh;
-                dh = dh - direct;
-            }
+            // where a unit kept its state, h is no activation, and its gradient is 0
+            const Vec<T> direct = zoneout.past(t, r, unit, dh);
             store_n(a.dpre + step + at, rnn_cell_backward<VecFn<T>, kRelu>(h, dh), n);
             store_n(state.direct + at, direct, n);
         }

@@ -3,7 +3,7 @@
 // sites of philox.h
 constexpr uint32_t kZoneoutH = 10, kZoneoutC = 11;
 
-// Shares d of the previous state.
+// Draws d, the share of the previous state, anew in each pass.
 template <class T>
 class Zoneout {
 public:
@@ -14,8 +14,22 @@ public:
           threshold_(philox_threshold(p)),
           purpose_(philox_purpose(site, v.layer)) {}
 
-    bool active() const { return p_ > 0; }
+    // s_t = d s_{t-1} + (1 - d) s', which is exactly s_{t-1} for d = 1 and s' for d = 0.
+    Vec<T> mix(int64_t t, int64_t row, int64_t unit, Vec<T> previous, Vec<T> fresh) const {
+        if (p_ == 0) return fresh;
+        const Vec<T> d = share(t, row, unit);
+        return d * previous + (T(1) - d) * fresh;
+    }
 
+    // Takes from the gradient of s_t the part that flows past the cell, to s_{t-1}, and returns it.
+    Vec<T> past(int64_t t, int64_t row, int64_t unit, Vec<T>& gradient) const {
+        if (p_ == 0) return Vec<T>{};
+        const Vec<T> part = share(t, row, unit) * gradient;
+        gradient = gradient - part;
+        return part;
+    }
+
+private:
     Vec<T> share(int64_t t, int64_t row, int64_t unit) const {
         if (!v_.sample) return splat(T(p_));
         const int64_t first = unit / kPhiloxUnits * kPhiloxUnits;
@@ -35,18 +49,11 @@ public:
         }
     }
 
-private:
     const RecurrentVariant<T>& v_;
     PhiloxKeys keys_;
     double p_;
     uint32_t threshold_, purpose_;
 };
-
-// s_t = d s_{t-1} + (1 - d) s', in a form that gives s_{t-1} for d = 1 and s' for d = 0 exactly.
-template <class T>
-inline Vec<T> mix(Vec<T> d, Vec<T> previous, Vec<T> fresh) {
-    return d * previous + (T(1) - d) * fresh;
-}
 
 // a[row][unit] of a [rows, H] matrix.
 template <class T>
@@ -122,11 +129,8 @@ inline void finish_general(const RecurrentVariant<T>& v, const Zoneout<T>& zoneo
                            int64_t H) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
         const int64_t at = r * H + unit;
-        Vec<T> y = load_n(h + at, n);
-        if (zoneout.active()) {
-            y = mix<T>(zoneout.share(t, r, unit), load_n(h_prev + at, n), y);
-            store_n(h + at, y, n);
-        }
+        const Vec<T> y = zoneout.mix(t, r, unit, load_n(h_prev + at, n), load_n(h + at, n));
+        store_n(h + at, y, n);
         if (v.mask_h != nullptr) store_n(v.h_in + t * B * H + at, y * load_n(v.mask_h + at, n), n);
     }
 }

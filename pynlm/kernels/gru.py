@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynlm.arrays import Array, check, check_lengths
+from pynlm.arrays import Array, check, check_lengths, check_together
 
 from ._backend import function
 from .variant import Variant, check_variant
@@ -93,10 +93,7 @@ def gru_forward(
     check(b_hn, "H", d, func=f, name="b_hn")
     check(y, "T B H", d, func=f, name="y", out=True)
     check(h_last, "B H", d, func=f, name="h_last", out=True)
-    if gates is not None or hn is not None:
-        if gates is None or hn is None:
-            missing = "gates" if gates is None else "hn"
-            raise ValueError(f"{f}: gates and hn must be given together, got {missing}=None")
+    if check_together(func=f, gates=gates, hn=hn):
         check(gates, "T B 3H", d, func=f, name="gates", out=True)
         check(hn, "T B H", d, func=f, name="hn", out=True)
     check_lengths(lengths, d, func=f)

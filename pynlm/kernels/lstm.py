@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynlm.arrays import Array, check, check_lengths
+from pynlm.arrays import Array, check, check_lengths, check_together
 
 from ._backend import function
 from .variant import Variant, check_variant
@@ -97,10 +97,7 @@ def lstm_forward(
     check(y, "T B H", d, func=f, name="y", out=True)
     check(h_last, "B H", d, func=f, name="h_last", out=True)
     check(c_last, "B H", d, func=f, name="c_last", out=True)
-    if gates is not None or c is not None:
-        if gates is None or c is None:
-            missing = "gates" if gates is None else "c"
-            raise ValueError(f"{f}: gates and c must be given together, got {missing}=None")
+    if check_together(func=f, gates=gates, c=c):
         check(gates, "T B 4H", d, func=f, name="gates", out=True)
         check(c, "T B H", d, func=f, name="c", out=True)
     check_lengths(lengths, d, func=f)
@@ -230,10 +227,7 @@ def lstm_backward(
     check(dw_hh, "4H H", d, func=f, name="dw_hh", out=True)
     check(db, "4H", d, func=f, name="db", out=True)
     check_lengths(lengths, d, func=f)
-    if (peephole is None) != (dpeephole is None):
-        missing = "peephole" if peephole is None else "dpeephole"
-        raise ValueError(f"{f}: peephole and dpeephole must be given together, got {missing}=None")
-    if peephole is not None:
+    if check_together(func=f, peephole=peephole, dpeephole=dpeephole):
         check(peephole, "3H", d, func=f, name="peephole")
         check(dpeephole, "3H", d, func=f, name="dpeephole", out=True)
     check_variant(variant, mask_h, h_in, d, func=f, writes=False)

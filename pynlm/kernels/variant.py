@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pynlm.arrays import INT32, UINT32_MAX, Array, check, check_integer, check_number
+from pynlm.arrays import (
+    INT32,
+    UINT32_MAX,
+    Array,
+    check,
+    check_integer,
+    check_number,
+    check_together,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +74,7 @@ def check_variant(
     TypeError, ValueError
         Naming the function and the argument or field.
     """
-    if (mask_h is None) != (h_in is None):
-        missing = "h_in" if h_in is None else "mask_h"
-        raise ValueError(f"{func}: h_in and mask_h must be given together, got {missing}=None")
-    if mask_h is not None:
+    if check_together(func=func, h_in=h_in, mask_h=mask_h):
         check(mask_h, "B H", d, func=func, name="mask_h")
         check(h_in, "T B H", d, func=func, name="h_in", out=writes)
     if variant is None:

@@ -10,7 +10,7 @@ import pytest
 
 from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, Pool, Recurrent
 from pynlm.testing import assert_close
-from pynlm.testing.tolerances import CLOSED_FORM, finite_difference_tolerance
+from pynlm.testing.tolerances import CLOSED_FORM
 
 T, B, I, H = 5, 4, 3, 2
 KINDS: dict[str, tuple[type[Recurrent], dict[str, str]]] = {
@@ -52,29 +52,12 @@ def inputs(layer: Recurrent, seed: int = 1) -> dict[str, Any]:
 def test_finite_differences(
     kind: str,
     lengths: list[int] | None,
-    numeric_gradient: Callable[..., np.ndarray],
+    check_gradients: Callable[..., None],
     train: Context,
     score: Context,
 ) -> None:
     layer, parameters = make(kind)
-    a = inputs(layer)
-
-    def loss() -> float:
-        (y, state), _ = layer(a["x"], a["state"], score, lengths)
-        ends = sum(float((d * s).sum()) for d, s in zip(a["dstate"], state, strict=True))
-        return float((a["dy"] * y).sum()) + ends
-
-    _, backprop = layer(a["x"], a["state"], train, lengths)
-    assert backprop is not None
-    dx = backprop(a["dy"], a["dstate"])
-    for got, x in (
-        (dx, a["x"]),
-        *zip(backprop.dstart, a["state"], strict=True),
-        *((p.densify(), p.data) for p in parameters.values()),
-    ):
-        assert_close(
-            got, numeric_gradient(loss, x), finite_difference_tolerance("layer"), what="gradient"
-        )
+    check_gradients(layer, parameters, inputs(layer), lengths, train=train, loss_in=score)
 
 
 @kinds

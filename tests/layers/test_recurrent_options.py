@@ -14,7 +14,7 @@ from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, Pool, Recurrent, R
 from pynlm.layers.context import Site
 from pynlm.models import RecurrentLMConfig
 from pynlm.testing import assert_close, assert_same_bits
-from pynlm.testing.tolerances import CLOSED_FORM, finite_difference_tolerance
+from pynlm.testing.tolerances import CLOSED_FORM
 
 T, B, I, H = 5, 4, 3, 2
 CELLS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
@@ -57,28 +57,12 @@ def inputs(layer: Recurrent) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("cell", "options"), ALL)
 def test_finite_differences(
-    cell: str, options: RecurrentOptions, numeric_gradient: Callable[..., np.ndarray]
+    cell: str, options: RecurrentOptions, check_gradients: Callable[..., None]
 ) -> None:
-    """Of input, state and every parameter, rows unsorted; the context fixes what is drawn."""
+    """Rows unsorted; the context fixes what is drawn."""
     layer, parameters = make(cell, options)
-    a, ctx = inputs(layer), Context(train=True, seed=3, step=5, time0=11)
-
-    def loss() -> float:
-        (y, state), _ = layer(a["x"], a["state"], ctx, RAGGED)
-        ends = sum(float((d * s).sum()) for d, s in zip(a["dstate"], state, strict=True))
-        return float((a["dy"] * y).sum()) + ends
-
-    _, backprop = layer(a["x"], a["state"], ctx, RAGGED)
-    assert backprop is not None
-    dx = backprop(a["dy"], a["dstate"])
-    for got, x in (
-        (dx, a["x"]),
-        *zip(backprop.dstart, a["state"], strict=True),
-        *((p.densify(), p.data) for p in parameters.values()),
-    ):
-        assert_close(
-            got, numeric_gradient(loss, x), finite_difference_tolerance("layer"), what="gradient"
-        )
+    ctx = Context(train=True, seed=3, step=5, time0=11)
+    check_gradients(layer, parameters, inputs(layer), RAGGED, train=ctx, loss_in=ctx)
 
 
 @pytest.mark.parametrize(("cell", "options"), ALL)
