@@ -3,7 +3,9 @@
 Each recipe is trained in this process by pynlm's own training step and by the same model out of
 `torch.nn` and `torch.optim`, step by step in turns, from the same initial weights on the same
 batches, without dropout (whose masks differ). torch trains a second time from weights that were
-each moved to a neighbouring float: pynlm must stay as close to torch as torch stays to itself.
+each moved to a neighbouring float: pynlm must stay as close to torch as torch stays to itself. A second
+pynlm is led along torch's path: at each step it takes torch's weights and state, and its loss and
+gradient must be torch's but for rounding.
 torch's gradients are clipped by their norm in double, as pynlm's are; how far the float32 norm of
 `clip_grad_norm_` is off is only recorded.
 
@@ -35,7 +37,7 @@ import pynlm
 from bench import machine, parity_page
 from bench.parity_page import NUDGED, OURS, STEPS, TORCH, Parity
 from pynlm import _kernels, kernels
-from pynlm.models import RecurrentLM
+from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.text import Batch
 from pynlm.train.bptt import BPTT
 from pynlm.train.config import Recipe, apply_overrides, load_recipe, recipe_names
@@ -107,20 +109,64 @@ def follow(
         for group in peer.optimiser.param_groups:
             group["lr"] = lr
 
+    led = _Led(recipe, config)
     losses: dict[str, list[float]] = {name: [] for name in (OURS, *peers)}
+    in_step: dict[str, list[float]] = {"loss": [], "gradient": []}
     # What torch minimises is the mean over tokens, or T times that.
     scale = recipe.train.bptt if recipe.train.loss == "sum_time" else 1
     for step, batch in enumerate(islice(_text(recipe, data), steps), 1):
         result = mine.step(batch, lr=lr, step=step)
         losses[OURS].append(result.nats / result.tokens)
         ids, targets = with_torch.as_tensors(batch)
-        for name, peer in peers.items():
+        for peer in peers.values():
             if batch.fresh:
                 peer.state = None
+        own = led.step(peers[TORCH], batch, lr, step)
+        for name, peer in peers.items():
             losses[name].append(peer.step(ids, targets) / scale)
+        theirs = losses[TORCH][-1]
+        in_step["loss"].append(abs(own - theirs) / theirs)
+        in_step["gradient"].append(led.difference(peers[TORCH]))
         progress(step, {name: values[-1] for name, values in losses.items()})
     detail = _detail(recipe, data)
-    return Parity(recipe.name, detail, recipe.train.dtype, losses, clip.error, facts)
+    return Parity(recipe.name, detail, recipe.train.dtype, losses, in_step, clip.error, facts)
+
+
+class _Led:
+    """pynlm's training step, from torch's weights and state each time.
+
+    An optimiser's own state follows torch's because the gradients do.
+    """
+
+    def __init__(self, recipe: Recipe, config: RecurrentLMConfig) -> None:
+        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
+        optimiser = make_optimiser(recipe.optimiser, self.model.parameters)
+        self.training, self.limit = BPTT(self.model, optimiser, recipe.train), recipe.train.clip_norm
+        self.scale = 1.0
+
+    def step(self, peer: Any, batch: Batch, lr: float, step: int) -> float:
+        """A step from where `peer` stands; its loss."""
+        for name, weights in peer.model.arrays().items():
+            self.model.parameters[name].data[...] = weights
+        self.training.state = None
+        if peer.state is not None:
+            parts = peer.state if isinstance(peer.state, tuple) else (peer.state,)
+            layers = zip(*(part.detach().numpy() for part in parts), strict=True)
+            self.training.state = tuple(tuple(map(np.array, layer)) for layer in layers)
+        result = self.training.step(batch, lr=lr, step=step)
+        clips = self.limit is not None and result.grad_norm > self.limit
+        self.scale = self.limit / result.grad_norm if clips else 1.0
+        return result.nats / result.tokens
+
+    def difference(self, peer: Any) -> float:
+        """Largest difference of a parameter's clipped gradient from torch's, by its norm."""
+        found = [0.0]
+        for name, theirs in peer.model.arrays(gradients=True).items():
+            ours = self.model.parameters[name].densify() * self.scale
+            norm = np.linalg.norm(theirs.astype(np.float64))
+            if norm > 0.0:
+                found.append(float(np.linalg.norm((ours - theirs).astype(np.float64)) / norm))
+        return float(np.max(found))  # NaN if any is
 
 
 class _Watched:

@@ -186,6 +186,26 @@ class LanguageModel(nn.Module):
             own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
             _load_layer(self.recurrent, layer, own)
 
+    def arrays(self, *, gradients: bool = False) -> dict[str, Array]:
+        """The inverse of `load`: weights, or gradients, by pynlm's names, as views."""
+
+        def view(tensor: Tensor) -> Array:
+            return _gradient(tensor) if gradients else tensor.detach().numpy()
+
+        found = {"embedding.weight": view(self.embedding.weight)}
+        if self.head.weight is not self.embedding.weight:
+            found["head.weight"] = view(self.head.weight)
+        if self.head.bias is not None:
+            found["head.bias"] = view(self.head.bias)
+        for layer in range(self.recurrent.num_layers):
+            prefix = f"recurrent.{layer}."
+            for name, theirs in (("w_ih", "weight_ih"), ("w_hh", "weight_hh"), ("b", "bias_ih")):
+                found[prefix + name] = view(getattr(self.recurrent, f"{theirs}_l{layer}"))
+            if self.recurrent.mode == "GRU":
+                second = view(getattr(self.recurrent, f"bias_hh_l{layer}"))
+                found[prefix + "b_hn"] = second[-self.recurrent.hidden_size :]
+        return found
+
     def forward(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Hidden states [T·B, H] before the linear layer, and the new state."""
         y, state = self.recurrent(self.dropout_input(self.embedding(ids)), state)

@@ -90,8 +90,9 @@ _TORCH = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e
 # that were each moved to a neighbouring float. Two such runs are two draws of the same chance, so
 # ours may be `factor` times as far from torch as that one is, and differences below `later` pass in
 # any case: in float32 they say that both learn the same, in float64 they leave no room for another
-# formula.
-_TRAJECTORY = {"float32": (1e-4, 1e-2), "float64": (1e-11, 1e-6)}
+# formula. Nothing is enlarged where each step starts from torch's weights and state anew: what is
+# left of it there is the rounding of one pass, a thousand times below any mistake.
+_TRAJECTORY = {"float32": (1e-4, 1e-2, 1e-5, 1e-3), "float64": (1e-11, 1e-6, 1e-13, 1e-11)}
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,17 @@ class TrajectoryTolerance:
         Largest difference of a step among the first `first`.
     later
         Least bound on what comes after: root mean square over the steps, and running mean.
+    in_step_loss, in_step_gradient
+        Bounds on any step's loss and on any parameter's gradient (by its norm), computed from
+        torch's weights and state of that step.
     factor
         The bound there is so many times what torch itself shows after one rounding.
     """
 
     single: float
     later: float
+    in_step_loss: float
+    in_step_gradient: float
     first: int = 10
     factor: float = 2.0
 
