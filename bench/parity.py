@@ -3,9 +3,9 @@
 Each recipe is trained in this process by pynlm's own training step and by the same model out of
 `torch.nn` and `torch.optim`, step by step in turns, from the same initial weights on the same
 batches, without dropout (whose masks differ). torch trains a second time from weights that were
-each moved to a neighbouring float: pynlm must stay as close to torch as torch stays to itself. A second
-pynlm is led along torch's path: at each step it takes torch's weights and state, and its loss and
-gradient must be torch's but for rounding.
+each moved to a neighbouring float: pynlm must stay as close to torch as torch stays to itself. A
+second pynlm is led along torch's path: at each step it takes torch's weights and state, and its
+loss and gradient must be torch's but for rounding.
 torch's gradients are clipped by their norm in double, as pynlm's are; how far the float32 norm of
 `clip_grad_norm_` is off is only recorded.
 
@@ -141,8 +141,8 @@ class _Led:
     def __init__(self, recipe: Recipe, config: RecurrentLMConfig) -> None:
         self.model = RecurrentLM(config, dtype=recipe.train.dtype)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters)
-        self.training, self.limit = BPTT(self.model, optimiser, recipe.train), recipe.train.clip_norm
-        self.scale = 1.0
+        self.training = BPTT(self.model, optimiser, recipe.train)
+        self.limit, self.scale = recipe.train.clip_norm, 1.0
 
     def step(self, peer: Any, batch: Batch, lr: float, step: int) -> float:
         """A step from where `peer` stands; its loss."""

@@ -177,8 +177,9 @@ Chaos has no part in the last two bounds: there pynlm takes each step anew from 
 recurrent state that torch has reached, all along torch's path, and what differs is the rounding of
 one pass. This compares the formulas at every step. Free-running losses show besides that nothing
 adds up from step to step: the update's rule, the rate, the state that is carried. Where training
-explodes at once (`zaremba-large` without its dropout: the loss trebles within six steps), ten updates
-are enough for rounding to outgrow the first bound, and only steps taken together can be compared.
+explodes at once (`zaremba-large` without its dropout: the loss trebles within six steps), ten
+updates are enough for rounding to outgrow the first bound; only steps taken together can be
+compared there.
 
 In a cell stands pynlm's difference from torch, then (where it applies) that of torch nudged from
 torch, both as a share of torch's loss, and in brackets the bound on the former. A recipe passes if
