@@ -181,8 +181,8 @@ def gru_backward(
         Sums over time and batch, overwritten. db_hn None: reset before the product.
     dln_gates : [2, 3H], output, with `ln_gates` only
     gates : [T, B, 3H], hn : [T, B, H], consumed
-        As `gru_forward` saved them. On return: dr, dz, dn, and dhn; 0 beyond a row's length. Without
-        db_hn hn keeps its values, but for zeros beyond.
+        As `gru_forward` saved them. On return: dr, dz, dn, and dhn; 0 beyond a row's length.
+        Without db_hn hn keeps its values, but for zeros beyond.
     norm : [2, T, B, 3H], consumed; rstd : [2, T, B]
         As `gru_forward` saved them. On return norm holds the gradients of W_ih x_t and W_hh h.
     y : [T, B, H]
@@ -240,7 +240,7 @@ def gru_backward(
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=False)
     _check_norm(d, f, ln_gates, norm, rstd, saves=True, reset_after=db_hn is not None)
-    if check_goes_with(ln_gates, "ln_gates", func=f, dln_gates=dln_gates):
+    if check_goes_with(f, ln_gates, "ln_gates", dln_gates=dln_gates):
         check(dln_gates, "2 3H", d, func=f, name="dln_gates", out=True)
     function(f, backend)(
         dx=dx,

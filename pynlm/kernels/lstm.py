@@ -60,7 +60,8 @@ def lstm_forward(
         o * tanh(c'), before the projection; 0 beyond a row's length.
     norm : [2, T, B, 4H], norm_c : [T, B, H], rstd : [3, T, B], output
         With `ln_gates` where `gates` is saved: what layer norm made of W_ih x_t, W_hh h_{t-1} and
-        c', before its gains, and each row's 1 / sqrt(var + 1e-5). Unspecified beyond a row's length.
+        c', before its gains, and each row's 1 / sqrt(var + 1e-5). Unspecified beyond a row's
+        length.
     h_in : [T, B, P], output, with `mask_h` only
         y * mask_h, saved for `lstm_backward`; 0 beyond a row's length.
     x : [T, B, I]
@@ -277,7 +278,7 @@ def lstm_backward(
         ("dln_gates", dln_gates, "ln_gates", ln_gates, f"2 {gh}"),
         ("dln_cell", dln_cell, "ln_cell", ln_cell, "2 H"),
     ):
-        if check_goes_with(weights, other, func=f, **{name: gradient}):
+        if check_goes_with(f, weights, other, **{name: gradient}):
             check(gradient, shape, d, func=f, name=name, out=True)
     function(f, backend)(
         dx=dx,
@@ -354,11 +355,11 @@ def _check_saved(
     saves: bool,
 ) -> None:
     """Check projection's and layer norm's arrays; `m` and `norm_c` only where the pass saves."""
-    if check_goes_with(w_hr if saves else None, "w_hr", "nothing is saved", func=f, m=m):
+    if check_goes_with(f, w_hr if saves else None, "w_hr", "nothing is saved", m=m):
         check(m, "T B H", d, func=f, name="m", out=True)
     if check_together(func=f, ln_gates=ln_gates, ln_cell=ln_cell):
         check(ln_cell, "2 H", d, func=f, name="ln_cell")
     check_norm(int(gh[0]), d, func=f, ln_gates=ln_gates, norm=norm, rstd=rstd, saves=saves, norms=3)
     saved = ln_gates if saves else None
-    if check_goes_with(saved, "ln_gates", "nothing is saved", func=f, norm_c=norm_c):
+    if check_goes_with(f, saved, "ln_gates", "nothing is saved", norm_c=norm_c):
         check(norm_c, "T B H", d, func=f, name="norm_c", out=True)

@@ -41,8 +41,8 @@ def rnn_forward(
         y * mask_h, saved for `rnn_backward`; 0 beyond a row's length.
     norm : [2, T, B, H], rstd : [2, T, B], output
         With `ln_gates`: saved for `rnn_backward`, both or neither: what layer norm made of W_ih x_t
-        and W_hh h_{t-1}, before its gains, and each row's 1 / sqrt(var + 1e-5). Unspecified beyond a
-        row's length.
+        and W_hh h_{t-1}, before its gains, and each row's 1 / sqrt(var + 1e-5). Unspecified beyond
+        a row's length.
     x : [T, B, I]
         Input. Beyond a row's length it must be finite and has no effect.
     h0 : [B, H]
@@ -155,11 +155,15 @@ def rnn_backward(
     dh0 : [B, H], output
     dw_ih : [H, I], dw_hh : [H, H], db : [H], output
         Sums over time and batch, overwritten.
+    dln_gates : [2, H], output, with `ln_gates` only
     dpre : [T, B, H], output
         da, the gradient of the pre-activations; 0 beyond a row's length.
+    norm : [2, T, B, H], consumed; rstd : [2, T, B]
+        As `rnn_forward` saved them. On return norm holds the gradients of W_ih x_t and W_hh
+        h_{t-1}.
     y : [T, B, H]
         As `rnn_forward` left it.
-    h_in, x, h0, w_ih, w_hh, nonlinearity, mask_h, lengths, variant
+    h_in, x, h0, w_ih, w_hh, ln_gates, nonlinearity, mask_h, lengths, variant
         The arguments of `rnn_forward`.
     dy : [T, B, H]
         Ignored beyond a row's length.
@@ -208,7 +212,7 @@ def rnn_backward(
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=False)
     check_norm(1, d, func=f, ln_gates=ln_gates, norm=norm, rstd=rstd, saves=True)
-    if check_goes_with(ln_gates, "ln_gates", func=f, dln_gates=dln_gates):
+    if check_goes_with(f, ln_gates, "ln_gates", dln_gates=dln_gates):
         check(dln_gates, "2 H", d, func=f, name="dln_gates", out=True)
     if variant is not None and variant.zoneout_h > 0 and not variant.sample:
         raise ValueError(f"{f}: variant.sample must be True: y does not hold the activation else")

@@ -142,14 +142,14 @@ def check_norm(
     if ln_gates is not None:
         check(ln_gates, f"2 {gates}H", d, func=func, name="ln_gates")
     if check_goes_with(
-        ln_gates if saves else None, "ln_gates", "nothing is saved", func=func, norm=norm, rstd=rstd
+        func, ln_gates if saves else None, "ln_gates", "nothing is saved", norm=norm, rstd=rstd
     ):
         check(norm, f"2 T B {gates}H", d, func=func, name="norm", out=True)
         check(rstd, f"{norms} T B", d, func=func, name="rstd", out=True)
 
 
 def check_goes_with(
-    other: Array | None, name: str, why: str = "", *, func: str, **given: Array | None
+    func: str, other: Array | None, name: str, why: str = "", /, **given: Array | None
 ) -> bool:
     """Raise ValueError unless the given arrays are there exactly if `other` is; return that."""
     there = other is not None

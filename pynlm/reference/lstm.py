@@ -16,8 +16,8 @@ recurrent networks", 2002, eq. 5-8) and clipping, c' being c_t before zoneout:
     c' = min(max(f * c_{t-1} + i * g, -clip_c), clip_c)
 
 Coupled gates (Greff et al., "LSTM: a search space odyssey", arXiv:1503.04069): rows i, g, o and
-f = 1 - i. Projection (Sak, Senior & Beaufays, arXiv:1402.1128): h_t = W_hr (o * tanh(c_t)). Layer norm
-(Ba, Kiros & Hinton, arXiv:1607.06450, eq. 20-22): N of both products and of c', see `variant`.
+f = 1 - i. Projection (Sak, Senior & Beaufays, arXiv:1402.1128): h_t = W_hr (o * tanh(c_t)). Layer
+norm (Ba, Kiros & Hinton, arXiv:1607.06450, eq. 20-22): N of both products and of c', see `variant`.
 """
 
 from __future__ import annotations

@@ -176,8 +176,8 @@ def test_error_messages() -> None:
         "ValueError: gru_forward: norm must be an array, because ln_gates is one"
     )
     assert message(ln_gates=ln, b_hn=None) == (
-        "ValueError: gru_forward: ln_gates must be None without b_hn: layer norm is not defined for "
-        "the GRU that resets before the product"
+        "ValueError: gru_forward: ln_gates must be None without b_hn: layer norm is not defined "
+        "for the GRU that resets before the product"
     )
     assert message(gates=None) == (
         "ValueError: gru_forward: gates and hn must be given together, got gates=None"
