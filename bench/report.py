@@ -63,7 +63,7 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial
     record = Record(name, kernels.get_num_threads(), machine.facts(peers))
     print("\n".join(f"{key:<10} {value}" for key, value in record.facts.items()))
     if not peers:
-        print("no peer is installed: shares of the peak only (pip install torch)")
+        print("no peer is installed: shares of the peak only (pip install 'pynlm[bench]')")
     others, peak = machine.OtherWork(), Peak()
     fitting = [case for case in cases if _fits(case, record)]
     for n in counts:
