@@ -316,7 +316,7 @@ def mebibytes(n: int, sign: bool = False) -> str:
 def line(result: Result, peak: float) -> str:
     """One result in one line, for the terminal."""
     own = f"{ours.NAME} {duration(result.ours.median):>8}  {percent(result.share(ours.NAME, peak))}"
-    found = f"{result.group:<22} {result.case:<18} {own:>22} of peak"
+    found = f"{result.group:<24} {result.case:<16} {own:>22} of peak"
     if result.peer is not None and result.ratios is not None:
         low, _, high = result.ratios
         peer = f"{result.peer} {duration(result.times[result.peer].median)}"

@@ -128,7 +128,7 @@ def write(record: Record, folder: Path) -> None:
             f"geometric mean {page.times(s.mean)}, least {page.times(s.least)}; " if s.mean else ""
         )
         low, high = map(page.percent, s.shares)
-        print(f"{s.group:<22} {page.threads(s.threads):<10} {mean}{low} to {high} of peak")
+        print(f"{s.group:<24} {page.threads(s.threads):<10} {mean}{low} to {high} of peak")
     if warning := page.unfair(record):
         print(f"\n{warning}")
     print(f"\n{folder / record.name}.md")
