@@ -23,9 +23,11 @@ SMOKE_STEPS, SMOKE_VOCABULARY = 3, 1000
 
 
 # What a recurrent layer may do besides its plain equations, with the probability that goes with it.
-VARIANTS = {"zoneout": 0.1, "recurrent dropout": 0.3, "weight drop": 0.5, "peephole": 0.0}
-# Those that torch's side has already, and ours has not: a line in `VARIANTS` puts one on the list.
-COMING = {
+VARIANTS = {
+    "zoneout": 0.1,
+    "recurrent dropout": 0.3,
+    "weight drop": 0.5,
+    "peephole": 0.0,
     "layer norm": 0.0,
     "layer norm of the state": 0.0,
     "coupled gates": 0.0,

@@ -79,9 +79,10 @@ def _of_variant(case: Recurrent, rng: np.random.Generator, bound: float) -> dict
     if not case.variant.startswith("layer norm"):
         return {}
     # Of the products of input and state; their biases are one with the cell's.
-    found = {name: 1 + _uniform(rng, bound, gates) for name in ("gain_ih", "gain_hh")}
+    found = {"ln_gates": 1 + _uniform(rng, bound, 2, gates)}
     if case.cell == "lstm":
-        found |= {"gain_c": 1 + _uniform(rng, bound, H), "b_c": _uniform(rng, bound, H)}
+        gain_and_bias = 1 + _uniform(rng, bound, H), _uniform(rng, bound, H)
+        found["ln_cell"] = np.stack(gain_and_bias)
     return found
 
 

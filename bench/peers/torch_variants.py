@@ -123,9 +123,11 @@ def layer_norm_lstm(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
     h = c = x.new_zeros(case.B, H)
     ys = []
     for a in _normed_products(case, x, weights):
-        i, f, g, o = (a + F.layer_norm(F.linear(h, w_hh), (4 * H,), weights["gain_hh"])).chunk(4, 1)
+        i, f, g, o = (a + F.layer_norm(F.linear(h, w_hh), (4 * H,), weights["ln_gates"][1])).chunk(
+            4, 1
+        )
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        normed = F.layer_norm(c, (H,), weights["gain_c"], weights["b_c"])
+        normed = F.layer_norm(c, (H,), weights["ln_cell"][0], weights["ln_cell"][1])
         if case.variant == "layer norm of the state":
             c = normed
         h = torch.sigmoid(o) * torch.tanh(normed)
@@ -139,7 +141,7 @@ def layer_norm_gru(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
     h = x.new_zeros(case.B, H)
     ys = []
     for a in _normed_products(case, x, weights):
-        u = F.layer_norm(F.linear(h, w_hh), (3 * H,), weights["gain_hh"], weights["b_hh"])
+        u = F.layer_norm(F.linear(h, w_hh), (3 * H,), weights["ln_gates"][1], weights["b_hh"])
         (a_r, a_z, a_n), (u_r, u_z, u_n) = a.chunk(3, 1), u.chunk(3, 1)
         r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
         n = torch.tanh(a_n + r * u_n)
@@ -151,7 +153,7 @@ def layer_norm_gru(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
 def _normed_products(case: Recurrent, x: Tensor, weights: Weights) -> tuple[Tensor, ...]:
     """The input's products by step."""
     a = F.linear(x, weights["w_ih"])
-    return F.layer_norm(a, (case.gates * case.H,), weights["gain_ih"], weights["b"]).unbind()
+    return F.layer_norm(a, (case.gates * case.H,), weights["ln_gates"][0], weights["b"]).unbind()
 
 
 def coupled_lstm(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
