@@ -27,6 +27,7 @@ namespace {
 #include "common/vec.h"
 #include "common/philox.h"
 #include "common/gemm-inl.h"
+#include "common/few_rows-inl.h"
 #include "common/peak-inl.h"
 #include "recurrent/sequence-inl.h"
 #include "recurrent/variant-inl.h"

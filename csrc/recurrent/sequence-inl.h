@@ -173,14 +173,20 @@ inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vector
                         const Finish& finish) {
     constexpr int64_t L = kLanes<T>;
     const int64_t last = vectors.end * kGates;
-    int64_t unit = vectors.begin;
-    for (int64_t j = vectors.begin * kGates; j < last; j += 2) {
+    int64_t unit = vectors.begin, j = vectors.begin * kGates;
+    const auto to = [&](int64_t vector, int64_t row) {
+        const int64_t u = vector / kGates;
+        return column(row, vector % kGates, u * L, units_in<T>(units, u));
+    };
+    if (blocks.blocks == 1 && blocks.count(0) <= kFewRows)
+        j += 2 * run_few_rows(blocks.count(0), (last - j) / 2, depth, a + first_row * depth,
+                              panels + j * depth * L,
+                              [&, j](int64_t v) { return to(j + v, first_row); });
+    for (; (unit + 1) * kGates <= j; ++unit) finish(unit * L, units_in<T>(units, unit));
+    for (; j < last; j += 2) {
         const int vecs = last - j < 2 ? 1 : 2;
         run_panel(blocks, first_row, vecs, depth, a, panels + j * depth * L,
-                  [&](int v, int64_t row) {
-                      const int64_t u = (j + v) / kGates;
-                      return column(row, (j + v) % kGates, u * L, units_in<T>(units, u));
-                  });
+                  [&](int v, int64_t row) { return to(j + v, row); });
         for (; (unit + 1) * kGates <= j + vecs; ++unit) finish(unit * L, units_in<T>(units, unit));
     }
 }
