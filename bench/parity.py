@@ -37,6 +37,7 @@ import pynlm
 from bench import machine, parity_page
 from bench.parity_page import NUDGED, OURS, STEPS, TORCH, Parity
 from pynlm import _kernels, kernels
+from pynlm.layers import RecurrentOptions
 from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.text import Batch
 from pynlm.train.bptt import BPTT
@@ -54,6 +55,13 @@ RANDOM = (
     *("recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell"),
 )
 NO_DROPOUT = {f"model.{name}": 0.0 for name in RANDOM}
+
+
+def comparable() -> list[str]:
+    """Recipes that torch has modules for, once nothing is dropped."""
+    plain = RecurrentOptions()
+    chosen = {n: RecurrentLMConfig(2, **decide(n).model.model_dump()) for n in recipe_names()}
+    return [name for name, config in chosen.items() if config.recurrent == plain]
 
 
 def decide(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -262,7 +270,7 @@ def write(records: list[Parity], folder: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; the exit status."""
     given = _parser().parse_args(arguments)
-    names = recipe_names() if given.recipes is None else given.recipes
+    names = comparable() if given.recipes is None else given.recipes
     recipes = [decide(name, given.set) for name in names]
     kept = parity_page.load(given.out / "parity.json")
     facts, failed = _facts(), []
@@ -306,7 +314,7 @@ class _Progress:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python bench/parity.py", description=__doc__)
     add = parser.add_argument
-    add("--recipes", nargs="*", metavar="NAME", help="default: all that come with pynlm")
+    add("--recipes", nargs="*", metavar="NAME", help="default: all that torch has modules for")
     add("--steps", type=_positive, default=STEPS, help=f"default {STEPS}")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipes")
     add("--out", type=Path, default=RESULTS, help="folder (default bench/results)")

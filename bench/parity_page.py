@@ -229,7 +229,7 @@ def render(records: list[Parity], plot: str | None) -> str:
         runs.append(f"- {', '.join(r.recipe for r in records if r.facts == facts)}: {facts}")
     missing = [name for name in recipe_names() if name not in {r.recipe for r in records}]
     if missing:
-        runs.append(f"- not run: {', '.join(missing)}")
+        runs.append(f"- not run, or torch has no such layer: {', '.join(missing)}")
     return "\n\n".join([*parts, "## Runs", "\n".join(runs)]) + "\n"
 
 

@@ -89,3 +89,77 @@ inline int64_t run_few_rows(int64_t rows, int64_t n, int64_t depth, const T* a, 
         default: return 0;
     }
 }
+
+// Products of few rows with weights that are used so seldom that packing them would cost more: dot
+// products along the rows of w, as they stand in memory.
+
+// Sums over k of a[r][k] w[j][k] for R rows of a and four of w, as out[r][j].
+template <class T, int R>
+inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, T (*out)[4]) {
+    constexpr int64_t L = kLanes<T>;
+    Vec<T> sum[R][4] = {};
+    int64_t k = 0;
+    for (; k + L <= depth; k += L) {
+        Vec<T> row[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) row[r] = load(a[r] + k);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+            const Vec<T> wv = load(w + j * ldw + k);
+            __builtin_prefetch(w + j * ldw + k + 4 * ldw, 0, 3);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) sum[r][j] += row[r] * wv;
+        }
+    }
+    for (int j = 0; j < 4; ++j)
+        for (int r = 0; r < R; ++r) {
+            if (k < depth)
+                sum[r][j] += load_n(a[r] + k, depth - k) * load_n(w + j * ldw + k, depth - k);
+            out[r][j] = sum_lanes<T>(sum[r][j]);
+        }
+}
+
+// Columns [0, n), n <= kLanes, of a w^T, with w [n, depth] in rows `ldw` apart, to `to` for the rows
+// that begin at a[0..R).
+template <class T, int R>
+void dot_column(int64_t depth, const T* const* a, const T* w, int64_t ldw, const TileColumn<T>& to) {
+    T found[R][kLanes<T>] = {};
+    int64_t j = 0;
+    for (; j + 4 <= to.n; j += 4) {
+        T part[R][4];
+        dot_4<T, R>(depth, a, w + j * ldw, ldw, part);
+        for (int r = 0; r < R; ++r)
+            for (int i = 0; i < 4; ++i) found[r][j + i] = part[r][i];
+    }
+    for (; j < to.n; ++j) {
+        T part[R][4];
+        dot_4<T, R>(depth, a, w + j * ldw, 0, part);  // the same row four times
+        for (int r = 0; r < R; ++r) found[r][j] = part[r][0];
+    }
+    for (int r = 0; r < R; ++r) {
+        T* const out = to.p + r * to.ld;
+        Vec<T> sum = load(found[r]);
+        if (to.accumulate)
+            sum += load_n(out, to.n);
+        else if (to.start != nullptr)
+            sum += load_n(to.start, to.n);
+        store_n(out, sum, to.n);
+    }
+}
+
+constexpr int kMostDotRows = 4;
+
+// For up to kMostDotRows rows of a, `lda` apart.
+template <class T>
+inline void dot_rows(int64_t rows, int64_t depth, const T* a, int64_t lda, const T* w, int64_t ldw,
+                     const TileColumn<T>& to) {
+    const T* starts[kMostDotRows];
+    for (int64_t r = 0; r < rows; ++r) starts[r] = a + r * lda;
+    switch (rows) {
+        case 1: return dot_column<T, 1>(depth, starts, w, ldw, to);
+        case 2: return dot_column<T, 2>(depth, starts, w, ldw, to);
+        case 3: return dot_column<T, 3>(depth, starts, w, ldw, to);
+        case 4: return dot_column<T, 4>(depth, starts, w, ldw, to);
+        default: return;
+    }
+}

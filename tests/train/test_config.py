@@ -31,10 +31,11 @@ SHIPPED = {
     "word-lm-650",
     "char-lstm",
     "gal-variational-small",
+    "lstm-layernorm-small",
 }
 
 # Nobody has published one for this size.
-NO_FIGURE = {"gal-variational-small"}
+NO_FIGURE = {"gal-variational-small", "lstm-layernorm-small"}
 
 
 def test_all_recipes_ship_and_load() -> None:
