@@ -62,14 +62,16 @@ void gru_forward(const GruForwardArgs<T>& a) {
     const Split split = split_of(s.steps, a.B, a.H, 3 * a.H, 3 * a.H * a.H * int64_t(sizeof(T)));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+        const ActiveRows rows(s, t, end);
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = 3 * a.H,
                          .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
                          .b = {a.w_ih, a.I, false},
                          .c = gates,
                          .ldc = 3 * a.H,
-                         .bias = a.b});
+                         .bias = a.b,
+                         .c_at = rows.at});
         const GruForwardCell<T> cell{a, gates, hn, t};
         const T* const h_start = t == 0 ? input.h0 : input.y + (t - 1) * a.B * a.H;
         if (a.variant.any())
@@ -141,7 +143,7 @@ struct GruGeneralBackwardCell : GruBackwardCell<T> {
 template <class T>
 void gru_backward(const GruBackwardArgs<T>& a) {
     const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
-    const int64_t H = a.H, rows = s.steps * s.batch;
+    const int64_t H = a.H;
     Scratch scratch;
     T* const panels = scratch.take<T>(panel_size(s, 3));
     T* const states = scratch.take<T>(2 * a.B * 3 * H);
@@ -158,10 +160,8 @@ void gru_backward(const GruBackwardArgs<T>& a) {
     } else {
         backward_loop(GruBackwardCell<T>{a, a.dh0}, s, a.w_hh, a.dh0, split, panels, states);
     }
-    for (int64_t row = 0; a.lengths != nullptr && row < a.B; ++row)  // n's own gradient beyond
-        for (int64_t t = a.lengths[row]; t < s.steps; ++t)
-            for (int64_t u = 0; u < H; ++u) a.gates[((t * a.B + row) * 3 + 2) * H + u] = T(0);
-    input_gradients(a.dx, a.dw_ih, a.db, a.gates, a.x, a.w_ih, rows, a.I, 3 * H);
+    clear_ended(s, a.gates + 2 * H, H, 3 * H);  // n's own gradient: the loop cleared the others
+    input_gradients(s, a.dx, a.dw_ih, a.db, a.gates, a.x, a.w_ih, a.I, 3 * H);
     recurrent_gradient(s, a.dw_hh, a.gates, 2 * H, 3 * H, input.h0, input.y);
     recurrent_gradient(s, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H, H, input.h0, input.y,
                        a.db_hn);

@@ -103,14 +103,16 @@ void lstm_forward(const LstmForwardArgs<T>& a) {
     __builtin_memcpy(a.c_last, a.c0, std::size_t(a.B * a.H) * sizeof(T));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+        const ActiveRows rows(s, t, end);
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = 4 * a.H,
                          .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
                          .b = {a.w_ih, a.I, false},
                          .c = gates,
                          .ldc = 4 * a.H,
-                         .bias = a.b});
+                         .bias = a.b,
+                         .c_at = rows.at});
         const LstmForwardCell<T> cell{a, gates, t};
         const T* const h_start = t == 0 ? input.h0 : input.y + (t - 1) * a.B * a.H;
         if (a.variant.any())
@@ -227,7 +229,6 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
     else
         backward_loop(LstmBackwardCell<T>{a, a.dh0, a.dc0}, s, a.w_hh, a.dh0, split, panels,
                       states);
-    const int64_t rows = s.steps * s.batch;
-    input_gradients(a.dx, a.dw_ih, a.db, a.gates, a.x, a.w_ih, rows, a.I, 4 * a.H);
+    input_gradients(s, a.dx, a.dw_ih, a.db, a.gates, a.x, a.w_ih, a.I, 4 * a.H);
     recurrent_gradient(s, a.dw_hh, a.gates, 4 * a.H, 4 * a.H, input.h0, input.y);
 }

@@ -51,14 +51,16 @@ void rnn_forward(const RnnForwardArgs<T>& a) {
     T* const panels = scratch.take<T>(panel_size(s, 1));
     T* const states = scratch.take<T>(2 * a.B * a.H);
     const Split split = split_of(s.steps, a.B, a.H, a.H, a.H * a.H * int64_t(sizeof(T)));
-    gemm(GemmArgs<T>{.M = s.steps * a.B,
+    const ActiveRows rows(s, 0, s.steps);
+    gemm(GemmArgs<T>{.M = rows.count,
                      .N = a.H,
                      .K = a.I,
-                     .a = {a.x, a.I, false},
+                     .a = {a.x, a.I, false, rows.at},
                      .b = {a.w_ih, a.I, false},
                      .c = a.y,
                      .ldc = a.H,
-                     .bias = a.b});
+                     .bias = a.b,
+                     .c_at = rows.at});
     const StateInput<T> input(a.variant, a.h0, a.y, a.B * a.H, scratch);
     clear_beyond(s, a.variant.h_in);
     if (a.relu)
@@ -127,7 +129,7 @@ void rnn_backward_loop(const RnnBackwardArgs<T>& a, const Sequence<T>& s, const 
 template <class T>
 void rnn_backward(const RnnBackwardArgs<T>& a) {
     const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
-    const int64_t H = a.H, rows = s.steps * s.batch;
+    const int64_t H = a.H;
     Scratch scratch;
     T* const panels = scratch.take<T>(panel_size(s, 1));
     T* const states = scratch.take<T>(2 * a.B * H);
@@ -137,6 +139,6 @@ void rnn_backward(const RnnBackwardArgs<T>& a) {
         rnn_backward_loop<T, true>(a, s, split, panels, states);
     else
         rnn_backward_loop<T, false>(a, s, split, panels, states);
-    input_gradients(a.dx, a.dw_ih, a.db, a.dpre, a.x, a.w_ih, rows, a.I, H);
+    input_gradients(s, a.dx, a.dw_ih, a.db, a.dpre, a.x, a.w_ih, a.I, H);
     recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.dpre), H, H, input.h0, input.y);
 }

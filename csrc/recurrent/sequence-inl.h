@@ -20,6 +20,38 @@ struct Sequence {
     }
 };
 
+// The rows of the matrix of steps [t0, t1) that take part: products leave out those that have
+// ended. `at` is null where all take part.
+struct ActiveRows {
+    Scratch scratch;
+    int64_t count;
+    const int64_t* at = nullptr;
+
+    template <class T>
+    ActiveRows(const Sequence<T>& s, int64_t t0, int64_t t1) : count((t1 - t0) * s.batch) {
+        if (s.active_end(t1 - 1, 0, s.batch) == s.batch) return;
+        int64_t* const places = scratch.take<int64_t>(count);
+        at = places;
+        count = 0;
+        int64_t end = s.batch;
+        for (int64_t t = t0; t < t1; ++t) {
+            end = s.active_end(t, 0, end);
+            for (int64_t r = 0; r < end; ++r) places[count++] = (t - t0) * s.batch + r;
+        }
+    }
+};
+
+// Zeroes `columns` of each row of p [steps * batch, ld] that has ended.
+template <class T>
+inline void clear_ended(const Sequence<T>& s, T* p, int64_t columns, int64_t ld) {
+    int64_t end = s.batch;
+    for (int64_t t = 0; t < s.steps && s.lengths != nullptr; ++t) {
+        end = s.active_end(t, 0, end);
+        for (int64_t r = end; r < s.batch; ++r)
+            __builtin_memset(p + (t * s.batch + r) * ld, 0, std::size_t(columns) * sizeof(T));
+    }
+}
+
 struct Split {
     int threads;
     bool by_rows;
@@ -247,21 +279,25 @@ inline int64_t panel_size(const Sequence<T>& s, int gates) {
 // Gradients of input, weights and bias from the pre-activations' d [N, columns]: dx = d w_ih,
 // dw_ih = d^T x, db = sum of d's rows.
 template <class T>
-void input_gradients(T* dx, T* dw_ih, T* db, const T* d, const T* x, const T* w_ih, int64_t rows,
-                     int64_t inputs, int64_t columns) {
-    if (dx != nullptr)
-        gemm(GemmArgs<T>{.M = rows,
+void input_gradients(const Sequence<T>& s, T* dx, T* dw_ih, T* db, const T* d, const T* x,
+                     const T* w_ih, int64_t inputs, int64_t columns) {
+    const ActiveRows rows(s, 0, s.steps);
+    if (dx != nullptr) {
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = inputs,
                          .K = columns,
-                         .a = {d, columns, false},
+                         .a = {d, columns, false, rows.at},
                          .b = {w_ih, inputs, true},
                          .c = dx,
-                         .ldc = inputs});
+                         .ldc = inputs,
+                         .c_at = rows.at});
+        clear_ended(s, dx, inputs, inputs);
+    }
     gemm(GemmArgs<T>{.M = columns,
                      .N = inputs,
-                     .K = rows,
-                     .a = {d, columns, true},
-                     .b = {x, inputs, true},
+                     .K = rows.count,
+                     .a = {d, columns, true, rows.at},
+                     .b = {x, inputs, true, rows.at},
                      .c = dw_ih,
                      .ldc = inputs,
                      .a_sum = db});
@@ -272,11 +308,12 @@ void input_gradients(T* dx, T* dw_ih, T* db, const T* d, const T* x, const T* w_
 template <class T>
 void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
                         const T* h0, const T* y, T* d_sum = nullptr) {
+    const ActiveRows rows(s, 0, s.steps);
     gemm(GemmArgs<T>{.M = columns,
                      .N = s.hidden,
-                     .K = s.steps * s.batch,
-                     .a = {d, ld, true},
-                     .b = {y, s.hidden, true, h0, s.batch},
+                     .K = rows.count,
+                     .a = {d, ld, true, rows.at},
+                     .b = {y, s.hidden, true, rows.at, h0, s.batch},
                      .c = dw_hh,
                      .ldc = s.hidden,
                      .a_sum = d_sum});

@@ -85,11 +85,10 @@ struct StateInput {
     }
 };
 
-// Rows that have ended leave no rubbish for the weights' gradient to multiply.
+// h_in is 0 beyond a row's length, which the loop does not reach.
 template <class T>
 inline void clear_beyond(const Sequence<T>& s, T* h_in) {
-    if (h_in != nullptr && s.lengths != nullptr)
-        __builtin_memset(h_in, 0, std::size_t(s.steps * s.batch * s.hidden) * sizeof(T));
+    if (h_in != nullptr) clear_ended(s, h_in, s.hidden, s.hidden);
 }
 
 // Gradient of h, in general loops: `rec` comes from the product with w_hh, `direct` does not.
