@@ -257,8 +257,7 @@ private:
             const T* const a = ap + (blocks.first(i) - blocks.first(range.begin)) * kc;
             const bool apart = g.c_at != nullptr && run_length(g.c_at + m, count) < count;
             const int64_t first = apart ? 0 : (g.c_at != nullptr ? g.c_at[m] : m);
-            for (int v = 0; v < vecs; ++v)
-                to[v].p = g.c + first * g.ldc + column + v * kLanes<T>;
+            for (int v = 0; v < vecs; ++v) to[v].p = g.c + first * g.ldc + column + v * kLanes<T>;
             if (apart)
                 run_tile_apart(g.c_at + m, count, vecs, kc, a, panel, to);
             else

@@ -68,6 +68,22 @@ inline Split split_of(int64_t steps, int64_t batch, int64_t depth, int64_t colum
     return {worth < 1 ? 1 : (worth < most ? worth : most), false};
 }
 
+// Rows of the batch with nearly the same number of steps for each member.
+template <class T>
+inline Range share_of_rows(const Sequence<T>& s, int tid, int size) {
+    if (s.lengths == nullptr) return share(s.batch, 1, tid, size);
+    int64_t total = 0;
+    for (int64_t r = 0; r < s.batch; ++r) total += s.lengths[r];
+    const auto first = [&](int member) {
+        if (member == 0) return int64_t(0);
+        int64_t row = 0, steps = 0;
+        for (; row < s.batch && (steps + s.lengths[row]) * size <= total * member; ++row)
+            steps += s.lengths[row];
+        return row;
+    };
+    return {first(tid), first(tid + 1)};
+}
+
 // What one member owns.
 struct Share {
     Range rows, vectors;  // vectors of units
@@ -77,7 +93,7 @@ struct Share {
 template <class T>
 inline Share share_of(const Sequence<T>& s, const Split& split, int tid, int size) {
     const int64_t vectors = (s.hidden + kLanes<T> - 1) / kLanes<T>;
-    if (split.by_rows) return {share(s.batch, 1, tid, size), {0, vectors}, true, tid, size};
+    if (split.by_rows) return {share_of_rows(s, tid, size), {0, vectors}, true, tid, size};
     return {{0, s.batch}, share(vectors, 1, tid, size), false, tid, size};
 }
 
