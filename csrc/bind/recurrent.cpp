@@ -98,8 +98,8 @@ void read_lstm_variant(Call<T>& call, const char* function, LstmVariant<T>& v, c
 
 }  // namespace
 
-void bind_recurrent(py::module_& m) {
-    m.def(
+void bind_recurrent(py::module_& module) {
+    module.def(
         "lstm_forward",
         [](O y, O h_last, O c_last, O gates, O c, O h_in, O m, O norm, O norm_c, O rstd, O x, O h0,
            O c0, O w_ih, O w_hh, O b, O peephole, O w_hr, O ln_gates, O ln_cell, O mask_h,
@@ -136,7 +136,7 @@ void bind_recurrent(py::module_& m) {
         "w_hr"_a = py::none(), "ln_gates"_a = py::none(), "ln_cell"_a = py::none(),
         "mask_h"_a = py::none(), "lengths"_a = py::none(), "variant"_a = py::none());
 
-    m.def(
+    module.def(
         "lstm_backward",
         [](O dx, O dh0, O dc0, O dw_ih, O dw_hh, O db, O dpeephole, O dw_hr, O dln_gates,
            O dln_cell, O gates, O c, O h_in, O m, O norm, O norm_c, O rstd, O y, O x, O h0, O c0,
@@ -192,7 +192,7 @@ void bind_recurrent(py::module_& m) {
         "dh_last"_a = py::none(), "dc_last"_a = py::none(), "lengths"_a = py::none(),
         "variant"_a = py::none());
 
-    m.def(
+    module.def(
         "gru_forward",
         [](O y, O h_last, O gates, O hn, O h_in, O norm, O rstd, O x, O h0, O w_ih, O w_hh, O b,
            O b_hn, O ln_gates, O mask_h, O lengths, O variant) {
@@ -224,7 +224,7 @@ void bind_recurrent(py::module_& m) {
         "b_hn"_a, "ln_gates"_a = py::none(), "mask_h"_a = py::none(), "lengths"_a = py::none(),
         "variant"_a = py::none());
 
-    m.def(
+    module.def(
         "gru_backward",
         [](O dx, O dh0, O dw_ih, O dw_hh, O db, O db_hn, O dln_gates, O gates, O hn, O h_in, O norm,
            O rstd, O y, O x, O h0, O w_ih, O w_hh, O ln_gates, O mask_h, O dy, O dh_last, O lengths,
@@ -263,7 +263,7 @@ void bind_recurrent(py::module_& m) {
         "mask_h"_a = py::none(), "dy"_a, "dh_last"_a = py::none(), "lengths"_a = py::none(),
         "variant"_a = py::none());
 
-    m.def(
+    module.def(
         "rnn_forward",
         [](O y, O h_last, O h_in, O norm, O rstd, O x, O h0, O w_ih, O w_hh, O b, O ln_gates,
            O mask_h, const std::string& nonlinearity, O lengths, O variant) {
@@ -291,7 +291,7 @@ void bind_recurrent(py::module_& m) {
         "mask_h"_a = py::none(), "nonlinearity"_a, "lengths"_a = py::none(),
         "variant"_a = py::none());
 
-    m.def(
+    module.def(
         "rnn_backward",
         [](O dx, O dh0, O dw_ih, O dw_hh, O db, O dln_gates, O dpre, O h_in, O norm, O rstd, O y,
            O x, O h0, O w_ih, O w_hh, O ln_gates, O mask_h, O dy, O dh_last,

@@ -6,14 +6,6 @@
 // element of C is one chain of fused multiply-adds over its depth, whatever R, NV and the number
 // of threads, so results depend on none of them.
 
-#if defined(NLM_ISA_avx512) || defined(__aarch64__)
-constexpr int kTileRows = 14;  // 28 accumulators, 2 vectors of B, 1 broadcast: 31 of 32 registers
-#else
-constexpr int kTileRows = 6;  // 12 + 2 + 1 of 16
-#endif
-constexpr int kTileVecs = 2;
-template <class T>
-constexpr int64_t kPanelWidth = kTileVecs * kLanes<T>;
 // A panel block [depth][width] should stay in the first-level cache while row blocks pass over it;
 // a shorter depth would read and write C more often. 352 floats were the best of 256 to 448.
 #if defined(NLM_ISA_avx512)
@@ -116,6 +108,26 @@ inline void run_tile(int64_t rows, int vecs, int64_t depth, const T* a, const T*
     (vecs == 2 ? tile_of<T, 2>(rows) : tile_of<T, 1>(rows))(depth, a, b, to);
 }
 
+// The same where row r of C is row at[r] of memory: by way of the stack.
+template <class T>
+inline void run_tile_apart(const int64_t* at, int64_t rows, int vecs, int64_t depth, const T* a,
+                           const T* b, const TileColumn<T>* to) {
+    constexpr int64_t L = kLanes<T>, W = kPanelWidth<T>;
+    alignas(64) T out[kTileRows * W];
+    TileColumn<T> here[kTileVecs];
+    for (int v = 0; v < vecs; ++v) {
+        here[v] = {out + v * L, W, to[v].n, false, to[v].start};
+        for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(to[v].p + at[r] * to[v].ld, 1);
+    }
+    run_tile(rows, vecs, depth, a, b, here);
+    for (int v = 0; v < vecs; ++v)
+        for (int64_t r = 0; r < rows; ++r) {
+            T* const p = to[v].p + at[r] * to[v].ld;
+            const Vec<T> sum = load_n(out + r * W + v * L, to[v].n);
+            store_n(p, to[v].accumulate ? load_n(p, to[v].n) + sum : sum, to[v].n);
+        }
+}
+
 // Rows cut into `blocks` nearly equal blocks of at most kTileRows.
 struct RowBlocks {
     int64_t rows, blocks;
@@ -128,151 +140,9 @@ inline RowBlocks row_blocks(int64_t rows, int64_t multiple = 1) {
     return {rows, blocks};
 }
 
-#if defined(NLM_ISA_avx512)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-// out[k * stride + r] = p[r * ld + k] for 16 k and r < fill; rows r >= n count as zero.
-inline void transpose_16(float* out, int64_t stride, const float* p, int64_t ld, int64_t n,
-                         int64_t fill) {
-    __m512 a[16], b[16];
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) a[i] = i < n ? _mm512_loadu_ps(p + i * ld) : _mm512_setzero_ps();
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-        const __m512d l0 = _mm512_castps_pd(b[i]), l1 = _mm512_castps_pd(b[i + 2]);
-        const __m512d h0 = _mm512_castps_pd(b[i + 1]), h1 = _mm512_castps_pd(b[i + 3]);
-        a[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(l0, l1));
-        a[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(l0, l1));
-        a[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(h0, h1));
-        a[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(h0, h1));
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
-        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
-        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
-        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-        store_n(out + i * stride, (Vec<float>)_mm512_shuffle_f32x4(b[i], b[i + 8], 0x88), fill);
-        store_n(out + (i + 4) * stride, (Vec<float>)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0x88),
-                fill);
-        store_n(out + (i + 8) * stride, (Vec<float>)_mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd),
-                fill);
-        store_n(out + (i + 12) * stride,
-                (Vec<float>)_mm512_shuffle_f32x4(b[i + 4], b[i + 12], 0xdd), fill);
-    }
-}
-#pragma GCC diagnostic pop
-#endif
-
-// out[k * stride + r] = p[r * ld + k], r < n; zero for n <= r < width.
-template <class T>
-inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, int64_t ld,
-                            int64_t n, int64_t depth) {
-    int64_t k = 0;
-#if defined(NLM_ISA_avx512)
-    if constexpr (sizeof(T) == 4) {
-        // runs of `depth` in the many rows of a panel are too short for the hardware to foresee
-        constexpr int64_t kAhead = 64;
-        for (; k + 16 <= depth; k += 16) {
-            const T* ahead = k + kAhead < depth ? p + k + kAhead : p + n * ld + k + kAhead - depth;
-            if (width > 16)
-                for (int64_t r = 0; r < n; ++r) __builtin_prefetch(ahead + r * ld);
-            for (int64_t r = 0; r < width; r += 16)
-                transpose_16(out + k * stride + r, stride, p + r * ld + k, ld,
-                             n - r < 0 ? 0 : n - r, width - r);
-        }
-    }
-#else
-    if constexpr (sizeof(T) == 4) {
-        typedef float F4 __attribute__((vector_size(16)));
-        for (; k + 4 <= depth; k += 4) {
-            int64_t r = 0;
-            for (; r + 4 <= n; r += 4) {
-                F4 a[4], b[4];
-                for (int i = 0; i < 4; ++i) __builtin_memcpy(&a[i], p + (r + i) * ld + k, 16);
-                b[0] = __builtin_shufflevector(a[0], a[1], 0, 4, 1, 5);
-                b[1] = __builtin_shufflevector(a[0], a[1], 2, 6, 3, 7);
-                b[2] = __builtin_shufflevector(a[2], a[3], 0, 4, 1, 5);
-                b[3] = __builtin_shufflevector(a[2], a[3], 2, 6, 3, 7);
-                a[0] = __builtin_shufflevector(b[0], b[2], 0, 1, 4, 5);
-                a[1] = __builtin_shufflevector(b[0], b[2], 2, 3, 6, 7);
-                a[2] = __builtin_shufflevector(b[1], b[3], 0, 1, 4, 5);
-                a[3] = __builtin_shufflevector(b[1], b[3], 2, 3, 6, 7);
-                for (int i = 0; i < 4; ++i) __builtin_memcpy(out + (k + i) * stride + r, &a[i], 16);
-            }
-            for (; r < width; ++r)
-                for (int i = 0; i < 4; ++i)
-                    out[(k + i) * stride + r] = r < n ? p[r * ld + k + i] : T(0);
-        }
-    }
-#endif
-    for (; k < depth; ++k)
-        for (int64_t r = 0; r < width; ++r) out[k * stride + r] = r < n ? p[r * ld + k] : T(0);
-}
-
-// out[k * stride + r] = p[k * ld + r], r < n; zero for n <= r < width.
-template <class T>
-inline void pack_straight(T* out, int64_t stride, int64_t width, const T* p, int64_t ld, int64_t n,
-                          int64_t depth) {
-    for (int64_t k = 0; k < depth; ++k) {
-        const T* from = p + k * ld;
-        T* to = out + k * stride;
-        int64_t r = 0;
-        for (; r + kLanes<T> <= n; r += kLanes<T>) store(to + r, load(from + r));
-        if (r < n) {
-            const int64_t room = width - r;
-            store_n(to + r, load_n(from + r, n - r), room < kLanes<T> ? room : kLanes<T>);
-            r += kLanes<T>;
-        }
-        for (; r < width; r += kLanes<T>) store_n(to + r, Vec<T>{}, width - r);
-    }
-}
-
-// One factor of a product. Element (r, k), r a row of A or a column of B, k the summed index,
-// stands at p[r * ld + k], or at p[k * ld + r] if k_major. For a k_major factor the first
-// head_depth values of k may stand elsewhere, at head[k * ld + r], and p begins after them.
-template <class T>
-struct Factor {
-    const T* p;
-    int64_t ld;
-    bool k_major;
-    const T* head = nullptr;
-    int64_t head_depth = 0;
-
-    void pack(T* out, int64_t width, int64_t r, int64_t n, int64_t k, int64_t depth) const {
-        if (!k_major) return pack_transposed(out, width, width, p + r * ld + k, ld, n, depth);
-        if (k < head_depth) {
-            const int64_t in_head = head_depth - k < depth ? head_depth - k : depth;
-            pack_straight(out, width, width, head + k * ld + r, ld, n, in_head);
-            out += in_head * width;
-            k += in_head;
-            depth -= in_head;
-        }
-        pack_straight(out, width, width, p + (k - head_depth) * ld + r, ld, n, depth);
-    }
-
-    // Packs pieces [pieces.begin, pieces.end), pack(piece, k, depth) each, so that memory is read
-    // along its rows: those of a k_major factor cross all pieces.
-    template <class Pack>
-    void pack_all(Range pieces, int64_t depth, const Pack& pack_piece) const {
-        const int64_t run = k_major ? 16 : depth;
-        for (int64_t k = 0; k < depth; k += run)
-            for (int64_t i = pieces.begin; i < pieces.end; ++i)
-                pack_piece(i, k, depth - k < run ? depth - k : run);
-    }
-};
-
-// C [M, N] = A B (+ C if accumulate) (+ bias [N] on each row). a_sum [M], where it is not null,
-// becomes the sum of each row of A (+ a_sum if accumulate): a bias' gradient beside the weights'.
+// C [M, N] = A B (+ C if accumulate) (+ bias [N] on each row). Row i of C is row c_at[i] of memory,
+// where c_at, which increases, is not null. a_sum [M], where it is not null, becomes the sum of
+// each row of A (+ a_sum if accumulate): a bias' gradient beside the weights'.
 template <class T>
 struct GemmArgs {
     int64_t M, N, K;
@@ -282,6 +152,7 @@ struct GemmArgs {
     bool accumulate = false;
     const T* bias = nullptr;
     T* a_sum = nullptr;
+    const int64_t* c_at = nullptr;
 };
 
 // The larger operand is divided among the members: each packs a piece of its own just before it
@@ -382,10 +253,15 @@ private:
             to[v] = {nullptr, g.ldc, n - v * kLanes<T>, add,
                      bias ? bias + column + v * kLanes<T> : nullptr};
         for (int64_t i = range.begin; i < range.end; ++i) {
-            T* const c = g.c + (row + blocks.first(i)) * g.ldc + column;
-            for (int v = 0; v < vecs; ++v) to[v].p = c + v * kLanes<T>;
-            run_tile(blocks.count(i), vecs, kc,
-                     ap + (blocks.first(i) - blocks.first(range.begin)) * kc, panel, to);
+            const int64_t m = row + blocks.first(i), count = blocks.count(i);
+            const T* const a = ap + (blocks.first(i) - blocks.first(range.begin)) * kc;
+            const bool apart = g.c_at != nullptr && run_length(g.c_at + m, count) < count;
+            const int64_t first = apart ? 0 : (g.c_at != nullptr ? g.c_at[m] : m);
+            for (int v = 0; v < vecs; ++v) to[v].p = g.c + first * g.ldc + column + v * kLanes<T>;
+            if (apart)
+                run_tile_apart(g.c_at + m, count, vecs, kc, a, panel, to);
+            else
+                run_tile(count, vecs, kc, a, panel, to);
         }
     }
 
@@ -453,7 +329,8 @@ void gemm(const GemmArgs<T>& g) {
     if (g.M == 0 || g.N == 0) return;
     if (g.K > 0) return Product<T>(g).run();
     for (int64_t m = 0; m < g.M && !g.accumulate; ++m) {
-        for (int64_t n = 0; n < g.N; ++n) g.c[m * g.ldc + n] = g.bias ? g.bias[n] : T(0);
+        T* const c = g.c + (g.c_at != nullptr ? g.c_at[m] : m) * g.ldc;
+        for (int64_t n = 0; n < g.N; ++n) c[n] = g.bias ? g.bias[n] : T(0);
         if (g.a_sum != nullptr) g.a_sum[m] = T(0);
     }
 }

@@ -26,6 +26,7 @@ namespace {
 // Files here use those before them.
 #include "common/vec.h"
 #include "common/philox.h"
+#include "common/pack-inl.h"
 #include "common/gemm-inl.h"
 #include "common/few_rows-inl.h"
 #include "common/peak-inl.h"

@@ -59,7 +59,7 @@ struct GruGeneralForwardCell : GruForwardCell<T>, GeneralCell<T> {
         norm.forward(t, row);
         const T* const hat = norm.row(t, row);
         T* const p = this->gate(t, row);
-        T* const hn = this->recurrent(t, row);
+        T* const product_n = this->recurrent(t, row);
         const auto product = [&](int64_t at, int64_t n) {
             return load_n(norm.gain + at, n) * load_n(hat + at, n);
         };
@@ -67,7 +67,7 @@ struct GruGeneralForwardCell : GruForwardCell<T>, GeneralCell<T> {
             const int64_t n = H - u;
             store_n(p + u, load_n(p + u, n) + product(u, n), n);
             store_n(p + H + u, load_n(p + H + u, n) + product(H + u, n), n);
-            store_n(hn + u, load_n(a.b_hn + u, n) + product(2 * H + u, n), n);
+            store_n(product_n + u, load_n(a.b_hn + u, n) + product(2 * H + u, n), n);
             finish(t, Range{row, row + 1}, u, n);
         }
     }
@@ -131,7 +131,7 @@ void gru_forward(const GruForwardArgs<T>& a) {
     const bool saves = a.gates != nullptr, reset_before = a.b_hn == nullptr;
     Scratch scratch;
     const StateInput<T> input(v, a.h0, a.y, a.B * H, scratch);
-    clear_beyond(s, v.h_in, H);
+    if (v.h_in != nullptr) clear_ended(s, v.h_in, H, H);
     const Zoneout<T> zoneout(v, v.zoneout_h, kZoneoutH);
     const int64_t chunk = saves ? s.steps : chunk_steps(s);
     T* const gates = saves ? a.gates : scratch.take<T>(chunk * a.B * 3 * H);
@@ -147,14 +147,16 @@ void gru_forward(const GruForwardArgs<T>& a) {
     const Split split = split_of(s.steps, a.B, H, 3 * H, 3 * H * H * int64_t(sizeof(T)));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+        const ActiveRows rows(s, t, end);
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = 3 * H,
                          .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
                          .b = {a.w_ih, a.I, false},
                          .c = gates,
                          .ldc = 3 * H,
-                         .bias = v.ln_gates != nullptr ? nullptr : a.b});
+                         .bias = v.ln_gates != nullptr ? nullptr : a.b,
+                         .c_at = rows.at});
         if (v.ln_gates != nullptr)
             normalise_inputs(s, t, end, gates, v.norm, v.rstd, v.ln_gates, a.b, 3 * H);
         const T* const h_start = t == 0 ? input.h0 : input.y + (t - 1) * a.B * H;
@@ -296,7 +298,7 @@ template <class T>
 void gru_backward(const GruBackwardArgs<T>& a) {
     const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
     const RecurrentVariant<T>& v = a.variant;
-    const int64_t H = a.H, rows = s.steps * s.batch;
+    const int64_t H = a.H;
     const bool reset_before = a.db_hn == nullptr, norms = v.ln_gates != nullptr;
     Scratch scratch;
     T* const panels = scratch.take<T>(panel_size<T>(H, 3 * H));
@@ -326,16 +328,16 @@ void gru_backward(const GruBackwardArgs<T>& a) {
     }
     // what the loop does not know as gradients that flow to h
     if (norms)
-        clear_rows_beyond(s, a.gates, 3 * H, 3 * H);
+        clear_ended(s, a.gates, 3 * H, 3 * H);
     else
-        clear_rows_beyond(s, a.gates + 2 * H, 3 * H, H);
-    if (norms || reset_before) clear_rows_beyond(s, a.hn, H, H);
+        clear_ended(s, a.gates + 2 * H, H, 3 * H);
+    if (norms || reset_before) clear_ended(s, a.hn, H, H);
     const T* const d = norms ? v.norm : a.gates;
     if (norms) {
         norm_gradients(s, v, norm, a.db, static_cast<const T*>(a.gates));
         sum_rows<T>(s, a.db_hn, a.hn, H, nullptr, H);
     }
-    input_gradients(a.dx, a.dw_ih, norms ? nullptr : a.db, d, a.x, a.w_ih, rows, a.I, 3 * H);
+    input_gradients(s, a.dx, a.dw_ih, norms ? nullptr : a.db, d, a.x, a.w_ih, a.I, 3 * H);
     if (norms)
         return recurrent_gradient(s, a.dw_hh, static_cast<const T*>(norm.norm), 3 * H, 3 * H,
                                   input.h0, input.y);
@@ -343,11 +345,12 @@ void gru_backward(const GruBackwardArgs<T>& a) {
     if (!reset_before)
         return recurrent_gradient(s, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H, H,
                                   input.h0, input.y, a.db_hn);
+    const ActiveRows rows(s, 0, s.steps);
     gemm(GemmArgs<T>{.M = H,
                      .N = H,
-                     .K = rows,
-                     .a = {d + 2 * H, 3 * H, true},
-                     .b = {a.hn, H, true},
+                     .K = rows.count,
+                     .a = {d + 2 * H, 3 * H, true, rows.at},
+                     .b = {a.hn, H, true, rows.at},
                      .c = a.dw_hh + 2 * H * H,
                      .ldc = H});
 }

@@ -49,14 +49,16 @@ void lstm_forward(const LstmForwardArgs<T>& a) {
     const Split split = split_of(s.steps, a.B, a.H, 4 * a.H, 4 * a.H * a.H * int64_t(sizeof(T)));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+        const ActiveRows rows(s, t, end);
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = 4 * a.H,
                          .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
                          .b = {a.w_ih, a.I, false},
                          .c = gates,
                          .ldc = 4 * a.H,
-                         .bias = a.b});
+                         .bias = a.b,
+                         .c_at = rows.at});
         forward_loop(LstmForwardCell<T>{a, gates, t}, s, t, end, a.w_hh,
                      t == 0 ? a.h0 : a.y + (t - 1) * a.B * a.H, static_cast<const T*>(a.y), a.y,
                      split, panels, states, t == 0);
@@ -109,7 +111,7 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
     T* const states = scratch.take<T>(2 * a.B * 4 * a.H);
     const Split split = split_of(s.steps, a.B, 4 * a.H, a.H, 4 * a.H * a.H * int64_t(sizeof(T)));
     backward_loop(LstmBackwardCell<T>{a, a.dh0, a.dc0}, s, a.w_hh, a.dh0, split, panels, states);
-    input_gradients(a.dx, a.dw_ih, a.db, static_cast<const T*>(a.gates), a.x, a.w_ih,
-                    s.steps * s.batch, a.I, 4 * a.H);
+    input_gradients(s, a.dx, a.dw_ih, a.db, static_cast<const T*>(a.gates), a.x, a.w_ih, a.I,
+                    4 * a.H);
     recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.gates), 4 * a.H, 4 * a.H, a.h0, a.y);
 }

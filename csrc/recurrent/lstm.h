@@ -14,7 +14,8 @@
 //             all null for a forward pass that saves nothing.
 // Lengths     int32 [B], not increasing, in [0, T], or null. Row r takes part in steps
 //             0..lengths[r]-1: y is 0 beyond, h_last and c_last are its states after its last step
-//             (h0, c0 if it has none), dy beyond is not read, gates' gradient beyond is 0.
+//             (h0, c0 if it has none), x and dy beyond are not read, the gradients of gates and
+//             x beyond are 0. Work is in proportion to the sum of lengths.
 // Variants    c' and h' are the new states before zoneout, h' = o tanh(c').
 //             peephole p_i p_f p_o: a_i += p_i c_{t-1}, a_f += p_f c_{t-1}, a_o += p_o c' (Gers,
 //             Schraudolph & Schmidhuber 2002, eq. 5-8);

@@ -168,8 +168,8 @@ void lstm_general_forward(const LstmForwardArgs<T>& a, const Sequence<T>& s) {
     const bool saves = a.gates != nullptr;
     Scratch scratch;
     const StateInput<T> input(v, a.h0, a.y, a.B * P, scratch);
-    clear_beyond(s, v.h_in, P);
-    clear_beyond(s, v.m, H);
+    if (v.h_in != nullptr) clear_ended(s, v.h_in, P, P);
+    if (v.m != nullptr) clear_ended(s, v.m, H, H);
     const int64_t chunk = saves ? s.steps : chunk_steps(s);
     T* const gates = saves ? a.gates : scratch.take<T>(chunk * a.B * columns);
     T* const m = v.w_hr == nullptr || saves ? v.m : scratch.take<T>(a.B * H);
@@ -181,14 +181,16 @@ void lstm_general_forward(const LstmForwardArgs<T>& a, const Sequence<T>& s) {
     const Split split = split_of(s.steps, a.B, P, columns, columns * P * int64_t(sizeof(T)));
     for (int64_t t = 0; t < s.steps; t += chunk) {
         const int64_t end = t + chunk < s.steps ? t + chunk : s.steps;
-        gemm(GemmArgs<T>{.M = (end - t) * a.B,
+        const ActiveRows rows(s, t, end);
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = columns,
                          .K = a.I,
-                         .a = {a.x + t * a.B * a.I, a.I, false},
+                         .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
                          .b = {a.w_ih, a.I, false},
                          .c = gates,
                          .ldc = columns,
-                         .bias = v.ln_gates != nullptr ? nullptr : a.b});
+                         .bias = v.ln_gates != nullptr ? nullptr : a.b,
+                         .c_at = rows.at});
         if (v.ln_gates != nullptr)
             normalise_inputs(s, t, end, gates, v.norm, v.rstd, v.ln_gates, a.b, columns);
         const LstmGeneralForwardCell<T, G> cell{
@@ -342,7 +344,7 @@ private:
 template <class T, int G>
 void lstm_general_backward(const LstmBackwardArgs<T>& a, const Sequence<T>& s) {
     const LstmVariant<T>& v = a.variant;
-    const int64_t B = a.B, H = a.H, P = s.width(), columns = G * H, rows = s.steps * B;
+    const int64_t B = a.B, H = a.H, P = s.width(), columns = G * H;
     const auto zeros = [](T* p, int64_t count) {
         start_gradient<T>(p, nullptr, count);
         return p;
@@ -358,9 +360,8 @@ void lstm_general_backward(const LstmBackwardArgs<T>& a, const Sequence<T>& s) {
     T* const dln_cell =
         v.ln_gates != nullptr ? zeros(scratch.take<T>(B * 2 * H), B * 2 * H) : nullptr;
     T* const spare = v.ln_gates != nullptr ? scratch.take<T>(B * 2 * H) : nullptr;
-    T* const dr = v.w_hr != nullptr ? scratch.take<T>(rows * P) : nullptr;
+    T* const dr = v.w_hr != nullptr ? scratch.take<T>(s.steps * B * P) : nullptr;
     T* const dm = v.w_hr != nullptr ? scratch.take<T>(B * H) : nullptr;
-    clear_beyond(s, dr, P);
     const Second<T> second = lstm_projection(v, B, H, P, scratch);
     const Split split = split_of(s.steps, B, columns, P, columns * P * int64_t(sizeof(T)));
     const LstmGeneralBackwardCell<T, G> cell{{v.ln_gates != nullptr, second},
@@ -384,19 +385,21 @@ void lstm_general_backward(const LstmBackwardArgs<T>& a, const Sequence<T>& s) {
     const T* d_hh = a.gates;
     T* db = a.db;
     if (v.ln_gates != nullptr) {
-        clear_rows_beyond(s, a.gates, columns, columns);
+        clear_ended(s, a.gates, columns, columns);
         sum_rows<T>(batch, v.dln_cell, dln_cell, 2 * H, nullptr, 2 * H);
         norm_gradients(s, v, norm, a.db, d);
         d = v.norm, d_hh = norm.norm, db = nullptr;
     }
-    if (v.w_hr != nullptr)
+    if (v.w_hr != nullptr) {
+        const ActiveRows rows(s, 0, s.steps);
         gemm(GemmArgs<T>{.M = P,
                          .N = H,
-                         .K = rows,
-                         .a = {dr, P, true},
-                         .b = {v.m, H, true},
+                         .K = rows.count,
+                         .a = {dr, P, true, rows.at},
+                         .b = {v.m, H, true, rows.at},
                          .c = v.dw_hr,
                          .ldc = H});
-    input_gradients(a.dx, a.dw_ih, db, d, a.x, a.w_ih, rows, a.I, columns);
+    }
+    input_gradients(s, a.dx, a.dw_ih, db, d, a.x, a.w_ih, a.I, columns);
     recurrent_gradient(s, a.dw_hh, d_hh, columns, columns, input.h0, input.y);
 }

@@ -72,19 +72,21 @@ void rnn_forward(const RnnForwardArgs<T>& a) {
     T* const panels = scratch.take<T>(panel_size<T>(a.H, a.H));
     T* const states = scratch.take<T>(2 * a.B * a.H);
     const Split split = split_of(s.steps, a.B, a.H, a.H, a.H * a.H * int64_t(sizeof(T)));
-    gemm(GemmArgs<T>{.M = s.steps * a.B,
+    const ActiveRows rows(s, 0, s.steps);
+    gemm(GemmArgs<T>{.M = rows.count,
                      .N = a.H,
                      .K = a.I,
-                     .a = {a.x, a.I, false},
+                     .a = {a.x, a.I, false, rows.at},
                      .b = {a.w_ih, a.I, false},
                      .c = a.y,
                      .ldc = a.H,
-                     .bias = a.variant.ln_gates != nullptr ? nullptr : a.b});
+                     .bias = a.variant.ln_gates != nullptr ? nullptr : a.b,
+                     .c_at = rows.at});
     if (a.variant.ln_gates != nullptr)
         normalise_inputs(s, 0, s.steps, a.y, a.variant.norm, a.variant.rstd, a.variant.ln_gates,
                          a.b, a.H);
     const StateInput<T> input(a.variant, a.h0, a.y, a.B * a.H, scratch);
-    clear_beyond(s, a.variant.h_in, a.H);
+    if (a.variant.h_in != nullptr) clear_ended(s, a.variant.h_in, a.H, a.H);
     if (a.relu)
         rnn_forward_loop<T, true>(a, s, input, split, panels, states);
     else
@@ -166,7 +168,7 @@ void rnn_backward_loop(const RnnBackwardArgs<T>& a, const Sequence<T>& s, const 
 template <class T>
 void rnn_backward(const RnnBackwardArgs<T>& a) {
     const Sequence<T> s{a.T_, a.B, a.H, a.lengths};
-    const int64_t H = a.H, rows = s.steps * s.batch;
+    const int64_t H = a.H;
     const bool norms = a.variant.ln_gates != nullptr;
     Scratch scratch;
     T* const panels = scratch.take<T>(panel_size<T>(a.H, a.H));
@@ -180,10 +182,10 @@ void rnn_backward(const RnnBackwardArgs<T>& a) {
         rnn_backward_loop<T, false>(a, s, norm, split, panels, states);
     const T* const d = norms ? a.variant.norm : a.dpre;
     if (norms) {
-        clear_rows_beyond(s, a.dpre, H, H);
+        clear_ended(s, a.dpre, H, H);
         norm_gradients(s, a.variant, norm, a.db, static_cast<const T*>(a.dpre));
     }
-    input_gradients(a.dx, a.dw_ih, norms ? nullptr : a.db, d, a.x, a.w_ih, rows, a.I, H);
+    input_gradients(s, a.dx, a.dw_ih, norms ? nullptr : a.db, d, a.x, a.w_ih, a.I, H);
     recurrent_gradient(s, a.dw_hh, norms ? static_cast<const T*>(norm.norm) : d, H, H, input.h0,
                        input.y);
 }

@@ -26,6 +26,38 @@ struct Sequence {
     }
 };
 
+// The rows of the matrix of steps [t0, t1) that take part: products leave out those that have
+// ended. `at` is null where all take part.
+struct ActiveRows {
+    Scratch scratch;
+    int64_t count;
+    const int64_t* at = nullptr;
+
+    template <class T>
+    ActiveRows(const Sequence<T>& s, int64_t t0, int64_t t1) : count((t1 - t0) * s.batch) {
+        if (s.active_end(t1 - 1, 0, s.batch) == s.batch) return;
+        int64_t* const places = scratch.take<int64_t>(count);
+        at = places;
+        count = 0;
+        int64_t end = s.batch;
+        for (int64_t t = t0; t < t1; ++t) {
+            end = s.active_end(t, 0, end);
+            for (int64_t r = 0; r < end; ++r) places[count++] = (t - t0) * s.batch + r;
+        }
+    }
+};
+
+// Zeroes `columns` of each row of p [steps * batch, ld] that has ended.
+template <class T>
+inline void clear_ended(const Sequence<T>& s, T* p, int64_t columns, int64_t ld) {
+    int64_t end = s.batch;
+    for (int64_t t = 0; t < s.steps && s.lengths != nullptr; ++t) {
+        end = s.active_end(t, 0, end);
+        for (int64_t r = end; r < s.batch; ++r)
+            __builtin_memset(p + (t * s.batch + r) * ld, 0, std::size_t(columns) * sizeof(T));
+    }
+}
+
 struct Split {
     int threads;
     bool by_rows;
@@ -42,6 +74,22 @@ inline Split split_of(int64_t steps, int64_t batch, int64_t depth, int64_t colum
     return {worth < 1 ? 1 : (worth < most ? worth : most), false};
 }
 
+// Rows of the batch with nearly the same number of steps for each member.
+template <class T>
+inline Range share_of_rows(const Sequence<T>& s, int tid, int size) {
+    if (s.lengths == nullptr) return share(s.batch, 1, tid, size);
+    int64_t total = 0;
+    for (int64_t r = 0; r < s.batch; ++r) total += s.lengths[r];
+    const auto first = [&](int member) {
+        if (member == 0) return int64_t(0);
+        int64_t row = 0, steps = 0;
+        for (; row < s.batch && (steps + s.lengths[row]) * size <= total * member; ++row)
+            steps += s.lengths[row];
+        return row;
+    };
+    return {first(tid), first(tid + 1)};
+}
+
 // What one member owns.
 struct Share {
     Range rows, vectors;  // vectors of units
@@ -49,10 +97,10 @@ struct Share {
     int tid, size;
 };
 template <class T>
-inline Share share_of(int64_t batch, int64_t units, const Split& split, int tid, int size) {
+inline Share share_of(const Sequence<T>& s, int64_t units, const Split& split, int tid, int size) {
     const int64_t vectors = (units + kLanes<T> - 1) / kLanes<T>;
-    if (split.by_rows) return {share(batch, 1, tid, size), {0, vectors}, true, tid, size};
-    return {{0, batch}, share(vectors, 1, tid, size), false, tid, size};
+    if (split.by_rows) return {share_of_rows(s, tid, size), {0, vectors}, true, tid, size};
+    return {{0, s.batch}, share(vectors, 1, tid, size), false, tid, size};
 }
 
 template <class T>
@@ -212,8 +260,8 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch;
     auto body = [&](int tid, int size) {
-        const Share own = share_of<T>(B, H, split, tid, size);
-        const Share out = share_of<T>(B, P, split, tid, size);
+        const Share own = share_of(s, H, split, tid, size);
+        const Share out = share_of(s, P, split, tid, size);
         // own panels depend on the size of the team, which another caller's work may have changed
         if (!own.by_rows || pack_weights) {
             const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
@@ -307,8 +355,8 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch, depth = G * H;
     auto body = [&](int tid, int size) {
-        const Share own = share_of<T>(B, H, split, tid, size);
-        const Share out = share_of<T>(B, P, split, tid, size);
+        const Share own = share_of(s, H, split, tid, size);
+        const Share out = share_of(s, P, split, tid, size);
         const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
         pack_backward(panels, P, depth, w_hh, out.vectors, of, all);
         if constexpr (Cell::kGeneral) {
@@ -383,21 +431,25 @@ inline int64_t panel_size(int64_t units, int64_t depth) {
 // Gradients of input, weights and bias from the pre-activations' d [N, columns]: dx = d w_ih,
 // dw_ih = d^T x, db = sum of d's rows.
 template <class T>
-void input_gradients(T* dx, T* dw_ih, T* db, const T* d, const T* x, const T* w_ih, int64_t rows,
-                     int64_t inputs, int64_t columns) {
-    if (dx != nullptr)
-        gemm(GemmArgs<T>{.M = rows,
+void input_gradients(const Sequence<T>& s, T* dx, T* dw_ih, T* db, const T* d, const T* x,
+                     const T* w_ih, int64_t inputs, int64_t columns) {
+    const ActiveRows rows(s, 0, s.steps);
+    if (dx != nullptr) {
+        gemm(GemmArgs<T>{.M = rows.count,
                          .N = inputs,
                          .K = columns,
-                         .a = {d, columns, false},
+                         .a = {d, columns, false, rows.at},
                          .b = {w_ih, inputs, true},
                          .c = dx,
-                         .ldc = inputs});
+                         .ldc = inputs,
+                         .c_at = rows.at});
+        clear_ended(s, dx, inputs, inputs);
+    }
     gemm(GemmArgs<T>{.M = columns,
                      .N = inputs,
-                     .K = rows,
-                     .a = {d, columns, true},
-                     .b = {x, inputs, true},
+                     .K = rows.count,
+                     .a = {d, columns, true, rows.at},
+                     .b = {x, inputs, true, rows.at},
                      .c = dw_ih,
                      .ldc = inputs,
                      .a_sum = db});
@@ -408,11 +460,12 @@ void input_gradients(T* dx, T* dw_ih, T* db, const T* d, const T* x, const T* w_
 template <class T>
 void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
                         const T* h0, const T* y, T* d_sum = nullptr) {
+    const ActiveRows rows(s, 0, s.steps);
     gemm(GemmArgs<T>{.M = columns,
                      .N = s.width(),
-                     .K = s.steps * s.batch,
-                     .a = {d, ld, true},
-                     .b = {y, s.width(), true, h0, s.batch},
+                     .K = rows.count,
+                     .a = {d, ld, true, rows.at},
+                     .b = {y, s.width(), true, rows.at, h0, s.batch},
                      .c = dw_hh,
                      .ldc = s.width(),
                      .a_sum = d_sum});

@@ -56,7 +56,7 @@ def gru_forward(
     h_in : [T, B, H], output, with `mask_h` only
         y * mask_h, saved for `gru_backward`; 0 beyond a row's length.
     x : [T, B, I]
-        Input. Beyond a row's length it must be finite and has no effect.
+        Input. Ignored beyond a row's length, where it may be NaN.
     h0 : [B, H]
         Initial state.
     w_ih : [3H, I], w_hh : [3H, H]

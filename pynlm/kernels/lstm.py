@@ -65,7 +65,7 @@ def lstm_forward(
     h_in : [T, B, P], output, with `mask_h` only
         y * mask_h, saved for `lstm_backward`; 0 beyond a row's length.
     x : [T, B, I]
-        Input. Beyond a row's length it must be finite and has no effect.
+        Input. Ignored beyond a row's length, where it may be NaN.
     h0 : [B, P], c0 : [B, H]
         Initial state.
     w_ih : [4H, I], w_hh : [4H, P], b : [4H]

@@ -44,7 +44,7 @@ def rnn_forward(
         and W_hh h_{t-1}, before its gains, and each row's 1 / sqrt(var + 1e-5). Unspecified beyond
         a row's length.
     x : [T, B, I]
-        Input. Beyond a row's length it must be finite and has no effect.
+        Input. Ignored beyond a row's length, where it may be NaN.
     h0 : [B, H]
         Initial state.
     w_ih : [H, I], w_hh : [H, H], b : [H]

@@ -97,7 +97,7 @@ def _recurrent(case: Case, gates: int, cell_state: bool) -> tuple[Arguments, Arg
         "lengths": lengths_of(case),
     }
     upstream = {"dy": rng.normal(size=(T, B, P)), "dh_last": rng.normal(size=(B, P))}
-    upstream["dy"][beyond(case)] = np.nan
+    inputs["x"][beyond(case)] = upstream["dy"][beyond(case)] = np.nan
     options = case.options
     if options.get("mask_h"):
         inputs["mask_h"] = rng.choice([0.0, 1.5], (B, P))

@@ -166,10 +166,15 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         case("ragged", 7, 6, 5, 13, lengths=[7, 7, 5, 3, 1, 0]),
         case("ragged-below-full", 7, 5, 3, 17, lengths=[4, 4, 2, 2, 2]),
         case("ragged-many-rows", 5, 40, 3, 9, lengths=sorted([5, 4, 3, 2, 1] * 8, reverse=True)),
+        case("ragged-neighbourless", 45, 2, 7, 11, lengths=[45, 1]),
         case("lengths-full", 5, 3, 7, 11, lengths=[5, 5, 5]),
+        case("lengths-one", 5, 3, 7, 11, lengths=[1, 1, 1]),
         case("lengths-zero", 5, 3, 7, 11, lengths=[0, 0, 0]),
         case("threads", 6, 20, 64, 128),
         case("threads-ragged", 6, 24, 64, 130, lengths=[6] * 10 + [3] * 10 + [1] * 3 + [0]),
+        # sums over more rows than a block's depth; weights wider than they are high
+        case("threads-ragged-long", 60, 20, 19, 37, lengths=[*range(57, 0, -3), 0]),
+        case("threads-ragged-wide", 25, 33, 150, 7, lengths=sorted([25, 24, 9] * 11)[::-1]),
     ]
 
 

@@ -15,7 +15,7 @@ GATES = {"lstm": 4, "gru": 3}
 
 
 def outputs(
-    cell: str, T: int, B: int, H: int, *, save: bool, variant: bool
+    cell: str, T: int, B: int, H: int, *, save: bool, variant: bool, ragged: bool = False
 ) -> list[np.ndarray[Any, Any]]:
     rng = np.random.default_rng(7)
 
@@ -30,6 +30,8 @@ def outputs(
         "w_hh": normal(G * H, H),
         "b": normal(G * H),
     }
+    if ragged:
+        given["lengths"] = np.linspace(T - 1, 0, B).astype(np.int32)
     if variant:
         given["mask_h"] = rng.choice([0.0, 1.5], (B, H)).astype(np.float32)
         given["h_in"] = np.empty((T, B, H), np.float32)
@@ -50,9 +52,13 @@ def outputs(
 @pytest.mark.parametrize("variant", [False, True], ids=["plain", "variant"])
 @pytest.mark.parametrize(("T", "B"), [(1100, 2), (2500, 1), (80, 37)])
 def test_pieces_change_no_bit(cell: str, T: int, B: int, variant: bool) -> None:
-    whole, pieces = (outputs(cell, T, B, 19, save=save, variant=variant) for save in (True, False))
-    for a, b in zip(whole, pieces, strict=True):
-        np.testing.assert_array_equal(a, b)
+    for ragged in (False, True):
+        whole, pieces = (
+            outputs(cell, T, B, 19, save=save, variant=variant, ragged=ragged)
+            for save in (True, False)
+        )
+        for a, b in zip(whole, pieces, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
