@@ -115,7 +115,7 @@ def test_gates_are_where_the_specification_says(op: str, ways: int, reset: int) 
         assert not any(np.shares_memory(x, y) for x in ours.values() for y in a.values())
 
 
-def test_coupled_gates_have_no_forget_gate() -> None:
+def test_coupled_have_no_forget_gate() -> None:
     a = node_inputs("LSTM")
     for d, ours in enumerate(weights_from_onnx("LSTM", **a, input_forget=1)):
         i, o, _, c = a["W"][d].reshape(4, H, I)

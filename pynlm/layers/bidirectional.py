@@ -10,9 +10,9 @@ import numpy.typing as npt
 from pynlm.arrays import describe
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
-from pynlm.layers.convert import IntArray, as_floats, row_order, take
+from pynlm.layers.convert import IntArray, as_exact_floats, row_order, take
 from pynlm.layers.pool import Pool
-from pynlm.layers.recurrent import Array, Recurrent, State
+from pynlm.layers.recurrent import Array, Recurrent, State, check_states
 from pynlm.layers.variant import PROBABILITIES
 
 MERGES = ("concat", "sum")
@@ -66,7 +66,7 @@ class Reversed:
         """As `Recurrent`, from each row's last step to its first."""
         x = _input(self.name, x, self)
         lengths, order = row_order(lengths, *x.shape[:2], func=self.name)
-        state = _states(self.name, "state", state, self, x.shape[1])
+        state = check_states(self, self.name, "state", state, x.shape[1])
         if order is not None:
             x, state = order.sort(x, self.pool), order.sort_state(state)
             rows = order.rows if rows is None else rows[order.rows]
@@ -218,7 +218,7 @@ class Bidirectional:
         """
         x = _input(self.name, x, self)
         lengths, order = row_order(lengths, *x.shape[:2], func=self.name)
-        state = _states(self.name, "state", state, self, x.shape[1])
+        state = check_states(self, self.name, "state", state, x.shape[1])
         if order is not None:
             x, state = order.sort(x, self.pool), order.sort_state(state)
             rows = order.rows if rows is None else rows[order.rows]
@@ -305,31 +305,10 @@ class _Turn:
 
 def _input(func: str, x: object, layer: Reversed | Bidirectional) -> Array:
     """`x` as the layers take it, [T, B, I] of their dtype."""
-    a = as_floats(x, layer.dtype)
+    a = as_exact_floats(x, layer.dtype, func=func, name="x")
     if a.ndim != 3 or a.shape[2] != layer.input_size:
         raise ValueError(f"{func}: x must be [T, B, I={layer.input_size}], got {list(a.shape)}")
-    _same_dtype(func, "x", a, layer)
     return a
-
-
-def _states(
-    func: str, name: str, given: Sequence[Array], layer: Reversed | Bidirectional, batch: int
-) -> State:
-    """`given` as the layers take it. Checked before either layer runs: one may not be left alone
-    with its half of a gradient."""
-    if len(given) != layer.states:
-        raise ValueError(
-            f"{func}: {name} must have {layer.states} array(s) [B, H], got {len(given)}"
-        )
-    arrays = tuple(as_floats(s, layer.dtype) for s in given)
-    for s, like in zip(arrays, layer.initial_state(0), strict=True):
-        size = like.shape[1]
-        if s.shape != (batch, size):
-            raise ValueError(
-                f"{func}: arrays of {name} must be [B={batch}, H={size}], got {list(s.shape)}"
-            )
-        _same_dtype(func, f"arrays of {name}", s, layer)
-    return arrays
 
 
 def _upstream(
@@ -339,14 +318,8 @@ def _upstream(
     dstate: Sequence[Array] | None,
     shape: tuple[int, ...],
 ) -> tuple[Array, State | None]:
-    """Checked `dy` and `dstate`."""
-    a = as_floats(dy, layer.dtype)
+    """Checked `dy` and `dstate`, before one direction is left alone with its half of a gradient."""
+    a = as_exact_floats(dy, layer.dtype, func=func, name="dy")
     if a.shape != shape:
         raise ValueError(f"{func}: dy must be {list(shape)}, got {list(a.shape)}")
-    _same_dtype(func, "dy", a, layer)
-    return a, None if dstate is None else _states(func, "dstate", dstate, layer, shape[1])
-
-
-def _same_dtype(func: str, name: str, x: Array, layer: Reversed | Bidirectional) -> None:
-    if x.dtype != layer.dtype:
-        raise TypeError(f"{func}: {name} must be {layer.dtype}, got {describe(x)}")
+    return a, None if dstate is None else check_states(layer, func, "dstate", dstate, shape[1])

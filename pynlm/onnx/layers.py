@@ -21,7 +21,7 @@ from pynlm.layers import (
     RecurrentOptions,
     Reversed,
 )
-from pynlm.layers.convert import as_floats
+from pynlm.layers.convert import as_exact_floats
 from pynlm.onnx.weights import weights_from_onnx, weights_to_onnx
 
 Layer = Recurrent | Reversed | Bidirectional
@@ -34,7 +34,10 @@ _DIRECTIONS: dict[str, tuple[str, ...]] = {
 }
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 # Options of a layer that are attributes of a node.
-_OPTIONS = {"coupled": "input_forget=1 of LSTM", "reset_before": "linear_before_reset=0 of GRU"}
+_OPTIONS = {
+    "coupled": "input_forget=1 of LSTM",
+    "reset_before": "linear_before_reset=0 of GRU",
+}
 # These and what scoring does not know of; other options have no counterpart.
 _EXPORTED = {"recurrent_dropout", "weight_drop", "peephole", *_OPTIONS}
 
@@ -262,11 +265,11 @@ def run(
         raise ValueError(f"{func}: layout must be 0 or 1, got {layout!r}")
     if isinstance(layer, Bidirectional) and layer.merge != "concat":
         raise ValueError(f"{func}: layer must have merge='concat', got {layer.merge!r}")
-    x = as_floats(X, layer.dtype)
+    x = as_exact_floats(X, layer.dtype, func=func, name="X")
     if x.ndim != 3:
         raise ValueError(f"{func}: X must have 3 dimensions, got {list(x.shape)}")
     if layout == 1:
-        x = as_floats(x.swapaxes(0, 1), layer.dtype)
+        x = np.ascontiguousarray(x.swapaxes(0, 1))
     time, batch, _ = x.shape
     ways = 2 if isinstance(layer, Bidirectional) else 1
     kinds = layer.states // ways
@@ -276,7 +279,7 @@ def run(
             continue
         if kind >= kinds:
             raise ValueError(f"{func}: {name} is for LSTM, got one for {layer.name}")
-        start = as_floats(given, layer.dtype)
+        start = as_exact_floats(given, layer.dtype, func=func, name=name)
         start = start.swapaxes(0, 1) if layout == 1 and start.ndim == 3 else start
         width = state[kind].shape[1]
         if start.shape != (ways, batch, width):
@@ -333,6 +336,7 @@ def _options(func: str, chosen: dict[str, bool]) -> RecurrentOptions:
 
 def _weights(layer: Recurrent) -> dict[str, Array]:
     found = {"w_ih": layer.w_ih, "w_hh": layer.w_hh, "b": layer.b, **layer.extra}
-    if layer.peephole is not None:
-        found["peephole"] = layer.peephole
+    peephole = getattr(layer, "peephole", None)
+    if peephole is not None:
+        found["peephole"] = peephole
     return {name: parameter.data for name, parameter in found.items()}
