@@ -46,7 +46,7 @@ UNKNOWN = [
     pytest.param(op, attributes, id=option)
     for op, option, attributes in (
         ("GRU", "reset_before", {"linear_before_reset": 0}),
-        ("LSTM", "coupled", {"input_forget": 1}),
+        ("LSTM", "coupled_gates", {"input_forget": 1}),
     )
     if option not in HAVE
 ]

@@ -35,7 +35,7 @@ _DIRECTIONS: dict[str, tuple[str, ...]] = {
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 # Options of a layer that are attributes of a node.
 _OPTIONS = {
-    "coupled": "input_forget=1 of LSTM",
+    "coupled_gates": "input_forget=1 of LSTM",
     "reset_before": "linear_before_reset=0 of GRU",
 }
 # These and what scoring does not know of; other options have no counterpart.
@@ -139,7 +139,7 @@ def from_onnx(
         )
     chosen = {
         "peephole": P is not None,
-        "coupled": bool(input_forget),
+        "coupled_gates": bool(input_forget),
         "reset_before": op == "GRU" and not linear_before_reset,
     }
     options = _options(func, {name: True for name, on in chosen.items() if on})
