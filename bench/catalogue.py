@@ -23,14 +23,45 @@ SMOKE_STEPS, SMOKE_VOCABULARY = 3, 1000
 
 
 # What a recurrent layer may do besides its plain equations, with the probability that goes with it.
-VARIANTS = {"zoneout": 0.1, "recurrent dropout": 0.3, "weight drop": 0.5, "peephole": 0.0}
+VARIANTS = {
+    "zoneout": 0.1,
+    "recurrent dropout": 0.3,
+    "weight drop": 0.5,
+    "peephole": 0.0,
+    "layer norm": 0.0,
+    "layer norm of the state": 0.0,
+    "coupled gates": 0.0,
+    "projection": 0.0,
+    "reset before": 0.0,
+}
+# Variants that not every cell has.
+_CELLS = {
+    "peephole": ("lstm",),
+    "layer norm": ("lstm", "gru"),
+    "layer norm of the state": ("lstm",),
+    "coupled gates": ("lstm",),
+    "projection": ("lstm",),
+    "reset before": ("gru",),
+}
+
+
+def cells_of(variant: str) -> tuple[str, ...]:
+    """The cells that have a variant."""
+    return _CELLS.get(variant, tuple(GATES))
+
+
+LOOP = "torch's loop"
 
 
 class Goal(NamedTuple):
-    """Ratios to the best peer that a group of cases aims at; `least` is not set for all."""
+    """Ratios that a group of cases aims at; `least` is not set for all.
+
+    `against` is a library, whose fastest way counts, or `LOOP`: the loop alone.
+    """
 
     mean: float
     least: float | None = None
+    against: str = "torch"
 
 
 @dataclass(frozen=True)
@@ -43,6 +74,8 @@ class Recurrent:
         Rows end at lengths from T down to T/4, evenly spread.
     variant, p
         One of `VARIANTS`, of one layer in training, with its probability.
+    scoring
+        One row, as contiguous text is scored; a group apart from the grid of shapes.
     """
 
     cell: str
@@ -55,6 +88,7 @@ class Recurrent:
     ragged: bool = False
     variant: str = ""
     p: float = 0.0
+    scoring: bool = False
 
     family: ClassVar[str] = "recurrent"
 
@@ -62,9 +96,10 @@ class Recurrent:
     def group(self) -> str:
         if self.variant:
             return f"{self.cell.upper()} {self.variant}"
-        if self.ragged:
-            return f"{self.cell.upper()} ragged training"
-        return f"{self.cell.upper()} {'training' if self.train else 'forward only'}"
+        if self.scoring:
+            return f"{self.cell.upper()} scoring"
+        ragged = "ragged " if self.ragged else ""
+        return f"{self.cell.upper()} {ragged}{'training' if self.train else 'forward only'}"
 
     @property
     def name(self) -> str:
@@ -77,6 +112,16 @@ class Recurrent:
         return [(self.I if i == 0 else self.H, self.H) for i in range(self.layers)]
 
     @property
+    def gates(self) -> int:
+        """Gates with weights of their own."""
+        return GATES[self.cell] - (self.variant == "coupled gates")
+
+    @property
+    def P(self) -> int:
+        """Width of the state that goes back into the cell and out of the layer."""
+        return self.H // 2 if self.variant == "projection" else self.H
+
+    @property
     def lengths(self) -> list[int]:
         """Steps that each row takes part in, non-increasing."""
         if not self.ragged:
@@ -87,16 +132,18 @@ class Recurrent:
     @property
     def flops(self) -> float:
         # Only the steps that rows take part in count: padding is no work.
-        steps = 2.0 * sum(self.lengths) * GATES[self.cell]
+        steps = 2.0 * sum(self.lengths)
         passes = 3 if self.train else 1  # the gradients of input and of weights: one forward each
-        return passes * sum(steps * H * (I + H) for I, H in self.widths)
+        projected = self.H * self.P if self.P != self.H else 0
+        weights = sum(self.gates * H * (I + self.P) + projected for I, H in self.widths)
+        return passes * steps * weights
 
     @property
     def bytes(self) -> int:
         """Rough upper bound of the memory that all contenders together take."""
-        gates = GATES[self.cell]
+        gates = self.gates
         weights = sum(gates * H * (I + H) for I, H in self.widths)
-        each = FLOAT * (6 * weights + 4 * self.T * self.B * (gates + 4) * self.H * self.layers)
+        each = FLOAT * (12 * weights + 6 * self.T * self.B * (gates + 4) * self.H * self.layers)
         # A variant's contenders are twice as many, and loops save more of each step.
         return 2 * each if self.variant else each
 
@@ -243,6 +290,13 @@ VARIED = [  # T, B, I, H
     (100, 16, 512, 512),
     (35, 20, 650, 650),
 ]
+SCORING = [  # T, B, I, H, layers; the last as one step of `generate` or of a beam
+    (100, 1, 128, 128, 1),
+    (100, 1, 512, 512, 1),
+    (35, 1, 650, 650, 2),
+    (35, 1, 1500, 1500, 1),
+    (1, 1, 650, 650, 2),
+]
 HEADS = [  # N, H, V
     (400, 200, 10_000),
     (700, 650, 10_000),
@@ -259,11 +313,17 @@ _RECURRENT = [
         for cell in GATES
         for shape in GRID
     ),
-    *(Recurrent(cell, *shape, ragged=True) for cell in ("lstm", "gru") for shape in RAGGED),
+    *(Recurrent(cell, *shape, train=False, scoring=True) for cell in GATES for shape in SCORING),
+    *(
+        Recurrent(cell, *shape, train=train, ragged=True)
+        for train in (True, False)
+        for cell in ("lstm", "gru")
+        for shape in RAGGED
+    ),
     *(
         Recurrent(cell, *shape, variant=variant, p=p)
         for variant, p in VARIANTS.items()
-        for cell in (("lstm",) if variant == "peephole" else GATES)
+        for cell in cells_of(variant)
         for shape in VARIED
     ),
 ]
@@ -282,14 +342,17 @@ GOALS: dict[str, tuple[Goal | None, Goal]] = {
     "LSTM ragged training": (None, Goal(4.0)),
     "GRU ragged training": (None, Goal(4.0)),
 }
-# Of a variant: torch's loop over the steps. Dropped weights also go into torch's own module, which
-# may be faster: then the loop's ratio stands beside it, and the goal holds for that one.
-LOOP_GOAL = 2.5
-GOALS |= {
-    case.group: (None, Goal(LOOP_GOAL))
-    for case in _RECURRENT
-    if case.variant not in ("", "weight drop")
-}
+# A runtime made for nothing else; of ragged batches it computes the padding, too.
+FORWARD_GOAL = Goal(1.05, 0.95, "ONNX Runtime")
+GOALS |= {case.group: (None, FORWARD_GOAL) for case in _RECURRENT if not case.train}
+# Dropped weights also go into torch's own module, which may be faster; the goal is about loops.
+LOOP_GOAL = Goal(2.5, None, LOOP)
+GOALS |= {case.group: (None, LOOP_GOAL) for case in _RECURRENT if case.variant}
+# In narrow layers the steps of a loop cost more than their products.
+NARROW, NARROW_LOOP_GOAL = 128, Goal(5.0, None, LOOP)
+# The least share of the peak in a group, where there are so many rows and units.
+SHARE_GROUP = "LSTM training"
+SHARE_GOALS = [(32, 512, 0.75), (16, 1, 0.70)]  # B, H, share
 # A variant's time over that of our plain cell: geometric mean of a group, and the greatest.
 PLAIN_GOAL = (1.25, 1.5)
 # Whole steps have a goal each.
@@ -299,3 +362,12 @@ STEP_GOALS = {"zaremba-small": 2.0, "zaremba-medium": 1.6}
 def identifier(case: Case) -> str:
     """A name for one case among all, without spaces."""
     return f"{case.group} {case.name}".replace(" ", "-").replace("×", "x")
+
+
+def find(group: str, name: str) -> Case | None:
+    """The case of a group with that name; None if the catalogue no longer has it."""
+    for family in FAMILIES.values():
+        for case in family:
+            if (case.group, case.name) == (group, name):
+                return case
+    return None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.catalogue import GATES, Recurrent, Softmax, Train
+from bench.catalogue import Recurrent, Softmax, Train
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
 
@@ -21,7 +21,7 @@ BATCHES = 8
 class RecurrentInputs:
     """x [T, B, I], upstream gradient dy [T, B, H], weights by layer, lengths int32 [B] or None.
 
-    Weights: w_ih, w_hh, b, for the GRU b_hn, and peephole where the case has one.
+    Weights: w_ih, w_hh, b, for the GRU b_hn, and those of the case's variant (`_of_variant`).
     """
 
     x: Array
@@ -51,23 +51,39 @@ class TrainInputs:
 def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
     """Weights as `torch.nn` draws them, input and upstream gradient from the unit normal."""
     rng = np.random.default_rng(SEED)
-    gates, weights = GATES[case.cell], []
+    gates, weights = case.gates, []
     for I, H in case.widths:
         bound = H**-0.5
         layer = {
             "w_ih": _uniform(rng, bound, gates * H, I),
-            "w_hh": _uniform(rng, bound, gates * H, H),
+            "w_hh": _uniform(rng, bound, gates * H, case.P),
             "b": _uniform(rng, bound, gates * H),
         }
-        if case.cell == "gru":
+        # Without a product of its own to scale, the second bias of n would be the first's twin.
+        if case.cell == "gru" and case.variant != "reset before":
             layer["b_hn"] = _uniform(rng, bound, H)
-        if case.variant == "peephole":
-            layer["peephole"] = _uniform(rng, bound, 3 * H)
-        weights.append(layer)
+        weights.append(layer | _of_variant(case, rng, bound))
     x = rng.standard_normal((case.T, case.B, case.I), np.float32)
-    dy = rng.standard_normal((case.T, case.B, case.H), np.float32)
+    dy = rng.standard_normal((case.T, case.B, case.P), np.float32)
     lengths = np.array(case.lengths, np.int32) if case.ragged else None
     return RecurrentInputs(x, dy, weights, lengths)
+
+
+def _of_variant(case: Recurrent, rng: np.random.Generator, bound: float) -> dict[str, Array]:
+    """Weights that only a variant has: gains near 1, the rest as all weights."""
+    H, gates = case.H, case.gates * case.H
+    if case.variant == "peephole":
+        return {"peephole": _uniform(rng, bound, 3 * H)}
+    if case.variant == "projection":
+        return {"w_hr": _uniform(rng, bound, case.P, H)}
+    if not case.variant.startswith("layer norm"):
+        return {}
+    # Of the products of input and state; their biases are one with the cell's.
+    found = {"ln_gates": 1 + _uniform(rng, bound, 2, gates)}
+    if case.cell == "lstm":
+        gain_and_bias = 1 + _uniform(rng, bound, H), _uniform(rng, bound, H)
+        found["ln_cell"] = np.stack(gain_and_bias)
+    return found
 
 
 def softmax_inputs(case: Softmax) -> SoftmaxInputs:

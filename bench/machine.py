@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pynlm
-from bench.peers import Peer
+from bench.peers import Peer, missing
 from pynlm import _kernels, kernels
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,8 @@ def facts(peers: list[Peer]) -> dict[str, str]:
     }
     for peer in peers:
         found |= peer.versions()
+    if absent := missing():
+        found["not installed"] = ", ".join(absent)
     return found
 
 

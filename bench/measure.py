@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench import ours
 from bench.catalogue import Case, Softmax, Train
 from bench.machine import OtherWork
-from bench.peers import Peer
+from bench.peers import Peer, library
 from bench.timing import Budget, Contest, Times, quartiles, threads
 from bench.work import Work
 from pynlm.testing.checks import assert_close
@@ -43,6 +43,8 @@ class Result:
         Part of the machine's CPU time that other processes took meanwhile, None where unknown.
     over_plain
         Of a variant: pynlm's time over its plain cell's, median over the rounds.
+    against
+        By peer: its time over pynlm's in the same round, median over the rounds.
     """
 
     family: str
@@ -56,6 +58,7 @@ class Result:
     disturbed: int
     others: float | None = None
     over_plain: float | None = None
+    against: dict[str, float] = field(default_factory=dict)
 
     @property
     def unfair(self) -> bool:
@@ -77,6 +80,16 @@ class Result:
         """The fastest peer's time over pynlm's, median of `ratios`: above 1 pynlm is faster."""
         return None if self.ratios is None else self.ratios[1]
 
+    def fastest(self, of: str) -> str | None:
+        """The fastest contender of one library."""
+        return best_peer({n: t.median for n, t in self.times.items() if library(n) == of})
+
+    @property
+    def libraries(self) -> list[str]:
+        """The peers' libraries, in the order in which they were called."""
+        peers = [n for n in self.times if n not in (ours.NAME, ours.PLAIN)]
+        return list(dict.fromkeys(map(library, peers)))
+
     def share(self, name: str, peak: float) -> float:
         """What part of the peak (FLOP/s) a contender's matrix products make up."""
         return self.flops / self.times[name].median / peak
@@ -91,7 +104,12 @@ class Result:
         given = {k: v for k, v in values.items() if k not in ("peer", "ratio")}
         given["times"] = {name: Times(**times) for name, times in given["times"].items()}
         given["ratios"] = given["ratios"] and tuple(given["ratios"])
-        return cls(**given)
+        found = cls(**given)
+        if "against" not in given:  # a record of an earlier version
+            peers = [n for n in found.times if n not in (ours.NAME, ours.PLAIN)]
+            medians = {n: found.times[n].median / found.ours.median for n in peers}
+            found = replace(found, against=medians)
+        return found
 
 
 def best_peer(medians: Mapping[str, float]) -> str | None:
@@ -168,6 +186,11 @@ def result_of(
         ratios = quartiles(_by_round(seconds[peer], seconds[ours.NAME]))
     if ours.PLAIN in seconds:
         _, over_plain, _ = quartiles(_by_round(seconds[ours.NAME], seconds[ours.PLAIN]))
+    against = {
+        name: quartiles(_by_round(values, seconds[ours.NAME]))[1]
+        for name, values in seconds.items()
+        if name not in (ours.NAME, ours.PLAIN)
+    }
     return Result(
         family=case.family,
         group=case.group,
@@ -180,6 +203,7 @@ def result_of(
         disturbed=disturbed,
         others=others,
         over_plain=over_plain,
+        against=against,
     )
 
 

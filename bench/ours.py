@@ -73,7 +73,8 @@ def make(case: Case, inputs: Inputs) -> dict[str, Work]:
         assert isinstance(inputs, RecurrentInputs)
         if not case.variant:
             return {NAME: _recurrent(case, inputs)}
-        return {NAME: _variant(case, inputs), PLAIN: _variant(case.plain(), inputs)}
+        plain = case.plain()
+        return {NAME: _variant(case, inputs), PLAIN: _variant(plain, recurrent_inputs(plain))}
     if isinstance(case, Softmax):
         assert isinstance(inputs, SoftmaxInputs)
         return {NAME: _softmax(case, inputs)}
@@ -162,7 +163,16 @@ def _options(case: Recurrent) -> RecurrentOptions:
         return RecurrentOptions(recurrent_dropout=case.p)
     if case.variant == "weight drop":
         return RecurrentOptions(weight_drop=case.p)
-    return RecurrentOptions(peephole=case.variant == "peephole")
+    chosen: dict[str, dict[str, Any]] = {
+        "": {},
+        "peephole": {"peephole": True},
+        "layer norm": {"layer_norm": True},
+        "layer norm of the state": {"layer_norm": True, "layer_norm_state": True},
+        "coupled gates": {"coupled_gates": True},
+        "projection": {"projection": case.P},
+        "reset before": {"reset_before": True},
+    }
+    return RecurrentOptions(**chosen[case.variant])
 
 
 def _softmax(case: Softmax, inputs: SoftmaxInputs) -> Work:

@@ -123,7 +123,7 @@ class Record:
                 ratios = [r.over_plain for r in results if r.over_plain is not None]
                 if not ratios:
                     continue
-                loops = [r.times[_LOOP].median / r.ours.median for r in results if _LOOP in r.times]
+                loops = [r.against[_LOOP] for r in results if _LOOP in r.against]
                 loop = geometric_mean(loops) if loops else None
                 found.append(
                     Variants(group, threads, len(ratios), geometric_mean(ratios), max(ratios), loop)

@@ -63,7 +63,7 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial
     record = Record(name, kernels.get_num_threads(), machine.facts(peers))
     print("\n".join(f"{key:<10} {value}" for key, value in record.facts.items()))
     if not peers:
-        print("no peer is installed: shares of the peak only (pip install torch)")
+        print("no peer is installed: shares of the peak only (pip install 'pynlm[bench]')")
     others, peak = machine.OtherWork(), Peak()
     fitting = [case for case in cases if _fits(case, record)]
     for n in counts:
@@ -128,7 +128,7 @@ def write(record: Record, folder: Path) -> None:
             f"geometric mean {page.times(s.mean)}, least {page.times(s.least)}; " if s.mean else ""
         )
         low, high = map(page.percent, s.shares)
-        print(f"{s.group:<22} {page.threads(s.threads):<10} {mean}{low} to {high} of peak")
+        print(f"{s.group:<24} {page.threads(s.threads):<10} {mean}{low} to {high} of peak")
     if warning := page.unfair(record):
         print(f"\n{warning}")
     print(f"\n{folder / record.name}.md")

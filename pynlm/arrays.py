@@ -53,6 +53,7 @@ def check(
     spec
         Dimensions separated by spaces, each a symbol with an optional integer factor: "T B 4H".
         A symbol met for the first time is bound in `dims`; afterwards it must have that size.
+        A number alone is that size.
     dims
         The bindings of this call, begun as `{}`.
     func, name
@@ -91,7 +92,7 @@ def check(
     if len(shape) != len(terms):
         raise ValueError(_message(x, terms, dims, func, name, dtype))
     for size, (factor, symbol) in zip(shape, terms, strict=True):
-        bound = dims.get(symbol)
+        bound = dims.get(symbol) if symbol else 1
         if bound is None:
             bound, rest = divmod(size, factor)
             if rest or (bound == 0 and symbol not in _MAY_BE_EMPTY):
@@ -252,10 +253,10 @@ def _message(
     kind = dtype or dims.get("dtype") or "float32 or float64"
     parts = []
     for factor, symbol in terms:
-        text = f"{factor}{symbol}" if factor != 1 else symbol
+        text = f"{factor}{symbol}" if factor != 1 or not symbol else symbol
         if symbol in dims:
             text += f"={factor * dims[symbol]}"
-        elif isinstance(x, np.ndarray) and 0 in x.shape and symbol not in _MAY_BE_EMPTY:
+        elif symbol and isinstance(x, np.ndarray) and 0 in x.shape and symbol not in _MAY_BE_EMPTY:
             text += ">0"
         parts.append(text)
     return f"{func}: {name} must be {kind} [{', '.join(parts)}], got {describe(x)}"

@@ -218,7 +218,7 @@ def made(parity: Any) -> Callable[..., Any]:
     ("first", "later", "nudged", "holds"),
     [
         (0.9e-4, 0.9e-2, 0.0, (True, True, True)),
-        (1.1e-4, 0.0, 1.0, (False, True, True)),  # chaos later excuses nothing at the start
+        (1.1e-4, 0.0, 0.09, (False, True, True)),
         (0.0, 1.1e-2, 0.5e-2, (True, False, True)),
         (0.0, 5.9e-2, 3e-2, (True, True, True)),  # torch is as far from itself
         (0.0, 6.1e-2, 3e-2, (True, False, True)),
@@ -241,6 +241,19 @@ def test_criterion_in_step(kind: str, bound: float, made: Callable[..., Any]) ->
     for difference, holds in ((0.9 * bound, True), (1.1 * bound, False), (math.nan, False)):
         found.in_step[kind][170] = difference
         assert found.follows() == holds
+
+
+def test_where_torch_does_not_follow_itself_only_single_steps_count(
+    made: Callable[..., Any],
+) -> None:
+    found = made(1.1e-4, 0.9, 0.11)
+    assert [check.asked for check in found.checks()] == [False] * 3 + [True] * 2
+    assert found.follows()
+    found.in_step["gradient"][299] = 1.1e-3
+    assert not found.follows()
+    assert not made(1.1e-4, 0.9, 0.09).follows()
+    # a torch that breaks down excuses nothing
+    assert not made(1.1e-4, 0.9, math.nan).follows()
 
 
 def test_criterion_of_the_running_mean(made: Callable[..., Any]) -> None:

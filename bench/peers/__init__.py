@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from bench.catalogue import Case
 from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
 from bench.work import Work
 
-# module here -> the library that it needs
-_PEERS = {"with_torch": "torch"}
+TORCH, ONNXRUNTIME, JAX = "torch", "ONNX Runtime", "JAX"
+"""What contenders are called; a second way of the same library is "NAME (which)"."""
+
+
+class _Needs(NamedTuple):
+    name: str
+    packages: tuple[str, ...]
+
+
+# module here -> what it needs
+_PEERS = {
+    "with_torch": _Needs(TORCH, ("torch",)),
+    "with_onnxruntime": _Needs(ONNXRUNTIME, ("onnxruntime", "onnx")),
+    "with_jax": _Needs(JAX, ("jax", "jaxlib")),
+}
 
 
 class Peer(Protocol):
     """What a module here has."""
 
     def set_threads(self, n: int) -> None:
-        """Let the library use `n` threads."""
+        """Let the library use `n` threads, at least in what is made from now on."""
 
     def versions(self) -> dict[str, str]:
         """The library's version, and that of what it computes with."""
@@ -26,13 +39,27 @@ class Peer(Protocol):
     def make(
         self, case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs
     ) -> dict[str, Work]:
-        """The ways in which the library does the case, by name."""
+        """The ways in which the library does the case, by name; none if it is not made for it."""
 
 
 def available() -> list[Peer]:
     """The peers whose library is installed; imports them."""
     return [
         cast(Peer, import_module(f"{__name__}.{module}"))
-        for module, library in _PEERS.items()
-        if find_spec(library) is not None
+        for module, needs in _PEERS.items()
+        if _installed(needs)
     ]
+
+
+def missing() -> list[str]:
+    """The names of the peers whose library is not installed."""
+    return [needs.name for needs in _PEERS.values() if not _installed(needs)]
+
+
+def library(contender: str) -> str:
+    """ "torch" of "torch (functional_call)"."""
+    return contender.partition(" (")[0]
+
+
+def _installed(needs: _Needs) -> bool:
+    return all(find_spec(package) is not None for package in needs.packages)

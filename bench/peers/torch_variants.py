@@ -6,6 +6,7 @@ careful users do it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from bench.catalogue import GATES, Recurrent
 from bench.inputs import RecurrentInputs
+from bench.peers import TORCH
 from bench.work import Work
 
 Array = NDArray[Any]
@@ -28,9 +30,12 @@ MODULES: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU,
 
 def variants(case: Recurrent, inputs: RecurrentInputs) -> dict[str, Work]:
     """The ways in which torch does a variant; weight drop has two."""
-    found = {"torch": _work(case, inputs, loop)}
+    if case.variant == "projection":
+        return {TORCH: _work(case, inputs, _Projected(case))}
+    forward = _OF_THEIR_OWN.get((case.cell, case.variant), loop)
+    found = {TORCH: _work(case, inputs, forward)}
     if case.variant == "weight drop":
-        found["torch (functional_call)"] = _work(case, inputs, _Module(case))
+        found[f"{TORCH} (functional_call)"] = _work(case, inputs, _Module(case))
     return found
 
 
@@ -48,7 +53,7 @@ def _work(case: Recurrent, inputs: RecurrentInputs, forward: Forward) -> Work:
     def results() -> dict[str, Array]:
         found = {"y": train(case.certain()).detach().numpy(), "dx": _gradient(x)}
         found |= {f"d{name}.0": _gradient(w) for name, w in weights.items() if name != "b_hh"}
-        if case.cell == "gru":
+        if "b_hh" in weights:
             found["db_hn.0"] = _gradient(weights["b_hh"])[2 * case.H :]
         return found
 
@@ -108,6 +113,86 @@ def _keeps(case: Recurrent) -> tuple[Tensor, ...] | None:
     return (torch.rand(case.T, case.B, case.H) < case.p).unbind()
 
 
+def layer_norm_lstm(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+    """Both products are normalised over all gates, and the cell state on its way out.
+
+    Ba et al., arXiv:1607.06450, eq. 20-22, and haste's `LayerNormLSTM`. Of the state: what goes on
+    to the next step is normalised, too, as in the `custom_lstms.py` of torch's benchmarks.
+    """
+    H, w_hh = case.H, weights["w_hh"]
+    h = c = x.new_zeros(case.B, H)
+    ys = []
+    for a in _normed_products(case, x, weights):
+        i, f, g, o = (a + F.layer_norm(F.linear(h, w_hh), (4 * H,), weights["ln_gates"][1])).chunk(
+            4, 1
+        )
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        normed = F.layer_norm(c, (H,), weights["ln_cell"][0], weights["ln_cell"][1])
+        if case.variant == "layer norm of the state":
+            c = normed
+        h = torch.sigmoid(o) * torch.tanh(normed)
+        ys.append(h)
+    return torch.stack(ys)
+
+
+def layer_norm_gru(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+    """Both products are normalised over all gates, as in haste's `LayerNormGRU`."""
+    H, w_hh = case.H, weights["w_hh"]
+    h = x.new_zeros(case.B, H)
+    ys = []
+    for a in _normed_products(case, x, weights):
+        u = F.layer_norm(F.linear(h, w_hh), (3 * H,), weights["ln_gates"][1], weights["b_hh"])
+        (a_r, a_z, a_n), (u_r, u_z, u_n) = a.chunk(3, 1), u.chunk(3, 1)
+        r, z = torch.sigmoid(a_r + u_r), torch.sigmoid(a_z + u_z)
+        n = torch.tanh(a_n + r * u_n)
+        h = n + z * (h - n)
+        ys.append(h)
+    return torch.stack(ys)
+
+
+def _normed_products(case: Recurrent, x: Tensor, weights: Weights) -> tuple[Tensor, ...]:
+    """The input's products by step."""
+    a = F.linear(x, weights["w_ih"])
+    return F.layer_norm(a, (case.gates * case.H,), weights["ln_gates"][0], weights["b"]).unbind()
+
+
+def coupled_lstm(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+    """Gates i, g, o: what is not written is kept (Greff et al., arXiv:1503.04069, CIFG)."""
+    h = c = x.new_zeros(case.B, case.H)
+    ys = []
+    for a in F.linear(x, weights["w_ih"], weights["b"]).unbind():
+        i, g, o = (a + F.linear(h, weights["w_hh"])).chunk(3, 1)
+        c = torch.lerp(c, torch.tanh(g), torch.sigmoid(i))
+        h = torch.sigmoid(o) * torch.tanh(c)
+        ys.append(h)
+    return torch.stack(ys)
+
+
+def reset_before_gru(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+    """The reset gate is applied to the state, not to its product (arXiv:1406.1078v3, eq. 8)."""
+    H = case.H
+    h = x.new_zeros(case.B, H)
+    w_rz, w_n = weights["w_hh"].split((2 * H, H))
+    ys = []
+    for a in F.linear(x, weights["w_ih"], weights["b"]).unbind():
+        a_rz, a_n = a.split((2 * H, H), 1)
+        r, z = torch.sigmoid(a_rz + F.linear(h, w_rz)).chunk(2, 1)
+        n = torch.tanh(a_n + F.linear(r * h, w_n))
+        h = n + z * (h - n)
+        ys.append(h)
+    return torch.stack(ys)
+
+
+# Variants whose steps have another form than those of `loop`.
+_OF_THEIR_OWN: dict[tuple[str, str], Forward] = {
+    ("lstm", "layer norm"): layer_norm_lstm,
+    ("lstm", "layer norm of the state"): layer_norm_lstm,
+    ("gru", "layer norm"): layer_norm_gru,
+    ("lstm", "coupled gates"): coupled_lstm,
+    ("gru", "reset before"): reset_before_gru,
+}
+
+
 class _Module:
     """torch's module, called with dropped weights."""
 
@@ -121,6 +206,29 @@ class _Module:
             "weight_hh_l0": F.dropout(weights["w_hh"], case.p),
             "bias_ih_l0": weights["b"],
             "bias_hh_l0": weights.get("b_hh", self.zeros),
+        }
+        y: Tensor = functional_call(self.module, given, (x,))[0]
+        return y
+
+
+class _Projected:
+    """torch's LSTM whose state goes back and out as w_hr h (Sak et al., arXiv:1402.1128)."""
+
+    def __init__(self, case: Recurrent) -> None:
+        self.module = nn.LSTM(case.I, case.H, proj_size=case.P)
+        self.zeros = torch.zeros(4 * case.H)
+        with warnings.catch_warnings():
+            # Once in a process torch says that oneDNN has no such layer.
+            warnings.simplefilter("ignore")
+            self.module(torch.zeros(1, 1, case.I))
+
+    def __call__(self, case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+        given = {
+            "weight_ih_l0": weights["w_ih"],
+            "weight_hh_l0": weights["w_hh"],
+            "weight_hr_l0": weights["w_hr"],
+            "bias_ih_l0": weights["b"],
+            "bias_hh_l0": self.zeros,
         }
         y: Tensor = functional_call(self.module, given, (x,))[0]
         return y

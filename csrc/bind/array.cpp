@@ -4,13 +4,16 @@ namespace nlm::bind_detail {
 
 namespace {
 
-// Calls visit(factor, symbol) for each axis of a pattern such as "T B 4H".
+// Calls visit(factor, symbol) for each axis of a pattern such as "T B 4H" or "2 B"; the symbol of a
+// bare number is 0.
 template <class Visit>
 void each_axis(const char* shape, Visit&& visit) {
     for (const char* s = shape; *s != '\0'; ++s) {
         if (*s == ' ') continue;
         const std::int64_t factor = *s >= '1' && *s <= '9' ? *s++ - '0' : 1;
-        visit(factor, *s);
+        const bool bare = *s == ' ' || *s == '\0';
+        visit(factor, bare ? '\0' : *s);
+        if (*s == '\0') break;
     }
 }
 
@@ -26,6 +29,10 @@ bool matches(const py::array& array, const char* shape, Dims& dims) {
             return;
         }
         const std::int64_t size = array.shape(axis++);
+        if (symbol == '\0') {
+            equal = equal && size == factor;
+            return;
+        }
         std::int64_t& known = learnt[symbol - 'A'];
         if (known < 0) known = size / factor;
         equal = equal && known * factor == size;
@@ -43,7 +50,8 @@ std::string wanted(const char* function, const char* name, const char* dtype, co
     each_axis(shape, [&](std::int64_t factor, char symbol) {
         text.append(separator);
         separator = ", ";
-        if (factor > 1) text.append(std::to_string(factor));
+        if (factor > 1 || symbol == '\0') text.append(std::to_string(factor));
+        if (symbol == '\0') return;
         text.push_back(symbol);
         const std::int64_t size = dims[symbol - 'A'];
         if (size >= 0) text.append("=").append(std::to_string(factor * size));

@@ -14,9 +14,9 @@
 //         },
 //         py::kw_only(), "y"_a, "x"_a, "w"_a, "b"_a);
 //
-// A shape is written as symbols, each an upper-case letter with an optional factor ("T B 4H"); the
-// first array in which a bare symbol stands gives it its size, and all later ones must agree.
-// Arrays are taken as they are: nothing is cast, copied or made contiguous.
+// A shape is written as symbols, each an upper-case letter with an optional factor ("T B 4H"), or
+// as bare digits; the first array in which a bare symbol stands gives it its size, and all later
+// ones must agree. Arrays are taken as they are: nothing is cast, copied or made contiguous.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -1,14 +1,19 @@
-// Gated recurrent unit over a sequence, reset after the product, forward and backward.
+// Gated recurrent unit over a sequence, reset after or before the product, forward and backward.
 //
 // Math        r, z = sigmoid(w_ih x_t + w_hh h_{t-1} + b),  hn = w_hn h_{t-1} + b_hn,
 //             n = tanh(w_in x_t + b_n + r hn),  h_t = (1 - z) n + z h_{t-1},  y_t = h_t; gate order
 //             r z n. Cho et al. 2014 (arXiv:1406.1078v1), in cuDNN's form.
+//             Without b_hn, reset before: n = tanh(w_in x_t + b_n + w_hn (r h_{t-1})) (Cho et al.
+//             2014, arXiv:1406.1078v3, eq. 8).
 // Shapes      x [T,B,I]  y hn dy [T,B,H]  gates [T,B,3H]  h0 h_last [B,H]
 //             w_ih [3H,I]  w_hh [3H,H]  b [3H]  b_hn [H]; gradients as what they are of.
 // Aliasing    none, but gates and hn of the backward call, which the gradients replace.
-// Saved       gates (after activation) and hn; both null for a forward pass that saves nothing.
+// Saved       gates (after activation) and hn (reset before: r h_{t-1}); both null for a forward
+// pass
+//             that saves nothing.
 // Lengths     as in lstm.h.
-// Variants    zoneout of h, recurrent dropout: variant.h.
+// Variants    zoneout of h, recurrent dropout: variant.h. Layer norm, of the reset-after form: as
+//             there, hn = ln_gates[1] N(w_hh h_{t-1}) + b_hn in n's rows.
 // Numerics    as in lstm.h.
 // Threading   any number of threads gives the same bits.
 #pragma once
@@ -30,7 +35,7 @@ struct GruForwardArgs {
     const T* w_ih;
     const T* w_hh;
     const T* b;
-    const T* b_hn;
+    const T* b_hn;                // null: reset before
     const std::int32_t* lengths;  // may be null
     std::int64_t T_, B, I, H;
     RecurrentVariant<T> variant;
@@ -43,9 +48,9 @@ struct GruBackwardArgs {
     T* dw_ih;
     T* dw_hh;
     T* db;
-    T* db_hn;
+    T* db_hn;  // null: reset before
     T* gates;  // in: saved; out: gradients of the pre-activations
-    T* hn;     // in: saved; out: its gradient
+    T* hn;     // in: saved; out: its gradient (reset after)
     const T* y;
     const T* x;
     const T* h0;

@@ -4,10 +4,14 @@
 //             c_t = f c_{t-1} + i g,  h_t = o tanh(c_t),  y_t = h_t.
 //             Hochreiter & Schmidhuber 1997; forget gate: Gers et al. 2000, eq. 3.1-3.8 without
 //             peepholes.
-// Shapes      x [T,B,I]  y c dy [T,B,H]  gates [T,B,4H]  h0 c0 h_last c_last [B,H]
-//             w_ih [4H,I]  w_hh [4H,H]  b [4H]  peephole [3H]; gradients as what they are of.
+// Shapes      x [T,B,I]  y dy [T,B,P]  c [T,B,H]  gates [T,B,GH]  h0 h_last [B,P]  c0 c_last [B,H]
+//             w_ih [GH,I]  w_hh [GH,P]  b [GH]  peephole [(G-1)H]  w_hr [P,H]  m [T,B,H]
+//             ln_cell [2,H]  norm_c [T,B,H]  rstd [3,T,B]; gradients as what they are of.
+//             G is 4, or 3 for coupled gates (i g o); P is H without projection.
 // Aliasing    none, but gates of the backward call, which the gradients replace.
-// Saved       gates (after activation) and c; both null for a forward pass that saves nothing.
+// Saved       gates (after activation) and c, with projection m, with layer norm norm, norm_c and
+// rstd;
+//             all null for a forward pass that saves nothing.
 // Lengths     int32 [B], not increasing, in [0, T], or null. Row r takes part in steps
 //             0..lengths[r]-1: y is 0 beyond, h_last and c_last are its states after its last step
 //             (h0, c0 if it has none), dy beyond is not read, gates' gradient beyond is 0.
@@ -15,7 +19,11 @@
 //             peephole p_i p_f p_o: a_i += p_i c_{t-1}, a_f += p_f c_{t-1}, a_o += p_o c' (Gers,
 //             Schraudolph & Schmidhuber 2002, eq. 5-8);
 //             clip_c > 0: c' = min(max(f c_{t-1} + i g, -clip_c), clip_c);
-//             zoneout of c and h, recurrent dropout: variant.h.
+//             coupled: f = 1 - i (Greff et al., arXiv:1503.04069, CIFG);
+//             projection: h' = w_hr m, m = o tanh(c') (Sak, Senior & Beaufays, arXiv:1402.1128);
+//             layer norm also of c': n_c = ln_cell[0] N(c') + ln_cell[1], N over a row. h' = o
+//             tanh(n_c); with norm_state the new cell state itself is n_c, and so o's peephole;
+//             zoneout of c and h, recurrent dropout, layer norm of the products: variant.h.
 // Numerics    sums over I, H and T*B in T, each one chain of fused multiply-adds cut every few
 //             hundred terms; db over runs of 16 rows.
 // Threading   any number of threads gives the same bits.
@@ -31,9 +39,20 @@ template <class T>
 struct LstmVariant : RecurrentVariant<T> {
     const T* peephole = nullptr;
     double zoneout_c = 0, clip_c = 0;
+    bool coupled = false;
+    const T* w_hr = nullptr;
+    T* m = nullptr;
+    std::int64_t P = 0;          // width of h with w_hr
+    const T* ln_cell = nullptr;  // with ln_gates
+    T* norm_c = nullptr;
+    bool norm_state = false;
+    T* dw_hr = nullptr;  // backward
+    T* dln_cell = nullptr;
+    T* dpeephole = nullptr;
 
     bool any() const {
-        return RecurrentVariant<T>::any() || peephole != nullptr || zoneout_c > 0 || clip_c > 0;
+        return RecurrentVariant<T>::any() || peephole != nullptr || zoneout_c > 0 || clip_c > 0 ||
+               coupled || w_hr != nullptr;
     }
 };
 
@@ -77,7 +96,6 @@ struct LstmBackwardArgs {
     const std::int32_t* lengths;
     std::int64_t T_, B, I, H;
     LstmVariant<T> variant;
-    T* dpeephole;  // with peephole
 };
 
 }  // namespace nlm

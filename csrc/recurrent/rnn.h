@@ -7,7 +7,8 @@
 // Aliasing    none.
 // Saved       y.
 // Lengths     as in lstm.h; dpre beyond is 0.
-// Variants    zoneout of h, recurrent dropout: variant.h. The backward pass only of sampled
+// Variants    zoneout of h, recurrent dropout, layer norm: variant.h. The backward pass only of
+// sampled
 //             zoneout, because y does not hold the activation otherwise.
 // Numerics    as in lstm.h.
 // Threading   any number of threads gives the same bits.

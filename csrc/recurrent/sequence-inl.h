@@ -5,12 +5,18 @@
 // then needs no barrier in the whole sequence (weights that its cache holds, or many rows), or
 // some units, and then waits for the others once a step. Gates are computed in vectors of units,
 // all gates of a vector one after another, so the pointwise equations read them from the
-// first-level cache.
+// first-level cache. General cells may have equations on whole rows (layer norm) and a second
+// product a step (projection, reset before the product); for plain ones none of that is compiled.
 
 template <class T>
 struct Sequence {
     int64_t steps, batch, hidden;
     const int32_t* lengths;  // not increasing, or null
+    int64_t projected = 0;   // width of the state h, if not hidden
+
+    bool takes_part(int64_t t, int64_t row) const { return lengths == nullptr || t < lengths[row]; }
+
+    int64_t width() const { return projected > 0 ? projected : hidden; }
 
     // Rows of [begin, end) that take part in step t: a prefix, because rows are sorted.
     int64_t active_end(int64_t t, int64_t begin, int64_t end) const {
@@ -43,17 +49,50 @@ struct Share {
     int tid, size;
 };
 template <class T>
-inline Share share_of(const Sequence<T>& s, const Split& split, int tid, int size) {
-    const int64_t vectors = (s.hidden + kLanes<T> - 1) / kLanes<T>;
-    if (split.by_rows) return {share(s.batch, 1, tid, size), {0, vectors}, true, tid, size};
-    return {{0, s.batch}, share(vectors, 1, tid, size), false, tid, size};
+inline Share share_of(int64_t batch, int64_t units, const Split& split, int tid, int size) {
+    const int64_t vectors = (units + kLanes<T> - 1) / kLanes<T>;
+    if (split.by_rows) return {share(batch, 1, tid, size), {0, vectors}, true, tid, size};
+    return {{0, batch}, share(vectors, 1, tid, size), false, tid, size};
 }
 
 template <class T>
-inline int64_t units_in(const Sequence<T>& s, int64_t vector) {
-    const int64_t left = s.hidden - vector * kLanes<T>;
+inline int64_t units_in(int64_t units, int64_t vector) {
+    const int64_t left = units - vector * kLanes<T>;
     return left < kLanes<T> ? left : kLanes<T>;
 }
+
+// The units of some vectors.
+template <class T>
+inline Range units_of(Range vectors, int64_t units) {
+    const int64_t end = vectors.end * kLanes<T>;
+    return {vectors.begin * kLanes<T>, end < units ? end : units};
+}
+
+// A second product in each step of a general cell: its weights are packed beside w_hh's, and its
+// operand as `packed` when the step has computed it.
+template <class T>
+struct Second {
+    const T* w = nullptr;  // [columns, depth]; null: none
+    int64_t columns = 0, depth = 0;
+    T* panels = nullptr;
+    T* packed = nullptr;  // [batch, depth]
+};
+
+// What general cells have not.
+template <class T>
+struct GeneralCell {
+    static constexpr bool kGeneral = true;
+    bool whole_rows = false;
+    Second<T> second{};
+
+    const T* operand(int64_t) const { return nullptr; }
+    int64_t operand_ld() const { return 0; }
+    TileColumn<T> second_column(int64_t, int64_t, int64_t, int64_t) const { return {}; }
+    void finish_second(int64_t, Range, int64_t, int64_t) const {}
+    void before(int64_t, Range, int64_t, int64_t) const {}
+    void finish_row(int64_t, int64_t) const {}
+    void pointwise_row(int64_t, int64_t) const {}
+};
 
 // Packs rows [rows.begin, rows.end) of m [batch, ld], columns [c0, c1), as values k0.. of row
 // blocks of `depth`.
@@ -67,36 +106,37 @@ inline void pack_state(T* out, const RowBlocks& blocks, int64_t first_row, const
     }
 }
 
-// Panels of w_hh [gates * hidden, hidden] for h w_hh^T: vector j of the panels holds gate
-// j % gates of unit vector j / gates.
+// Panels of w [gates * units, depth] for h w^T: vector j of the panels holds gate j % gates of unit
+// vector j / gates.
 template <class T>
-inline void pack_forward(T* out, const Sequence<T>& s, const T* w_hh, int gates, Range vectors,
+inline void pack_forward(T* out, int64_t units, int64_t depth, const T* w, int gates, Range vectors,
                          int tid, int size) {
     constexpr int64_t L = kLanes<T>;
-    const int64_t H = s.hidden, first = vectors.begin * gates, last = vectors.end * gates;
+    const int64_t first = vectors.begin * gates, last = vectors.end * gates;
     const Range mine = share((last - first + 1) / 2, 1, tid, size);
     for (int64_t p = mine.begin; p < mine.end; ++p) {
         const int64_t j0 = first + 2 * p;
         const int64_t vecs = last - j0 < 2 ? 1 : 2;
         for (int64_t v = 0; v < vecs; ++v) {
             const int64_t unit = (j0 + v) / gates, gate = (j0 + v) % gates;
-            pack_transposed(out + j0 * H * L + v * L, vecs * L, L, w_hh + (gate * H + unit * L) * H,
-                            H, units_in(s, unit), H);
+            pack_transposed(out + j0 * depth * L + v * L, vecs * L, L,
+                            w + (gate * units + unit * L) * depth, depth, units_in<T>(units, unit),
+                            depth);
         }
     }
 }
 
-// Panels of w_hh [depth = gates * hidden, hidden] for d_gates w_hh.
+// Panels of w [depth, columns] for d w.
 template <class T>
-inline void pack_backward(T* out, const Sequence<T>& s, const T* w_hh, int64_t depth, Range vectors,
+inline void pack_backward(T* out, int64_t columns, int64_t depth, const T* w, Range vectors,
                           int tid, int size) {
     constexpr int64_t L = kLanes<T>;
     const Range mine = share((vectors.end - vectors.begin + 1) / 2, 1, tid, size);
     for (int64_t p = mine.begin; p < mine.end; ++p) {
         const int64_t v0 = vectors.begin + 2 * p;
         const int64_t width = vectors.end - v0 < 2 ? L : 2 * L;
-        const int64_t left = s.hidden - v0 * L;
-        pack_straight(out + v0 * depth * L, width, width, w_hh + v0 * L, s.hidden,
+        const int64_t left = columns - v0 * L;
+        pack_straight(out + v0 * depth * L, width, width, w + v0 * L, columns,
                       left < width ? left : width, depth);
     }
 }
@@ -125,54 +165,112 @@ inline void run_panel(const RowBlocks& blocks, int64_t first_row, int vecs, int6
     }
 }
 
+// Panels of vectors of units, kGates of each, over all row blocks; finish(unit, n) follows when a
+// vector's gates are complete.
+template <class T, int kGates, class Column, class Finish>
+inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vectors, int64_t units,
+                        int64_t depth, const T* a, const T* panels, const Column& column,
+                        const Finish& finish) {
+    constexpr int64_t L = kLanes<T>;
+    const int64_t last = vectors.end * kGates;
+    int64_t unit = vectors.begin;
+    for (int64_t j = vectors.begin * kGates; j < last; j += 2) {
+        const int vecs = last - j < 2 ? 1 : 2;
+        run_panel(blocks, first_row, vecs, depth, a, panels + j * depth * L,
+                  [&](int v, int64_t row) {
+                      const int64_t u = (j + v) / kGates;
+                      return column(row, (j + v) % kGates, u * L, units_in<T>(units, u));
+                  });
+        for (; (unit + 1) * kGates <= j + vecs; ++unit) finish(unit * L, units_in<T>(units, unit));
+    }
+}
+
+// A member's rows among the active ones, where equations on whole rows are computed.
+inline Range own_rows(const Share& own, int64_t begin, int64_t end) {
+    if (own.by_rows) return {begin, end};
+    const Range mine = share(end - begin, 1, own.tid, own.size);
+    return {begin + mine.begin, begin + mine.end};
+}
+
 // Runs steps [t0, t1) forward. Cell: kGates; column(t, row, gate, unit vector, n) says where a
-// gate's product goes; finish(t, rows, unit, n) computes the new state into y [steps, batch, H].
-// h_start is the state before t0 and h_in [steps, batch, H] the states that follow, as they enter
-// w_hh (y itself, or y masked); y beyond a row's length becomes zero. pack_weights: the panels
-// do not hold w_hh from an earlier call of the same pass.
+// gate's product goes; finish(t, rows, unit, n) computes the new state into y [steps, batch,
+// width]. General cells: finish_row(t, row) instead of it if whole_rows; then, if there is a second
+// product, operand(t) [batch, depth], second_column and finish_second.
+// h_start is the state before t0 and h_in [steps, batch, width] the states that follow, as they
+// enter w_hh (y itself, or y masked); y beyond a row's length becomes zero. pack_weights: the
+// panels do not hold w_hh from an earlier call of the same pass.
 template <class T, class Cell>
 void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1, const T* w_hh,
                   const T* h_start, const T* h_in, T* y, const Split& split, T* panels, T* states,
                   bool pack_weights) {
-    constexpr int64_t L = kLanes<T>;
     constexpr int G = Cell::kGates;
-    const int64_t H = s.hidden, B = s.batch;
+    const int64_t H = s.hidden, P = s.width(), B = s.batch;
     auto body = [&](int tid, int size) {
-        const Share own = share_of(s, split, tid, size);
+        const Share own = share_of<T>(B, H, split, tid, size);
+        const Share out = share_of<T>(B, P, split, tid, size);
         // own panels depend on the size of the team, which another caller's work may have changed
-        if (!own.by_rows)
-            pack_forward(panels, s, w_hh, G, own.vectors, 0, 1);
-        else if (pack_weights)
-            pack_forward(panels, s, w_hh, G, own.vectors, tid, size);
-        const int64_t u0 = own.vectors.begin * L;
-        const int64_t u1 = own.vectors.end * L < H ? own.vectors.end * L : H;
+        if (!own.by_rows || pack_weights) {
+            const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
+            pack_forward(panels, H, P, w_hh, G, own.vectors, of, all);
+            if constexpr (Cell::kGeneral) {
+                const Second<T>& second = cell.second;
+                if (second.w != nullptr)
+                    pack_forward(second.panels, second.columns, second.depth, second.w, 1,
+                                 out.vectors, of, all);
+            }
+        }
+        const Range units = units_of<T>(own.vectors, H), kept = units_of<T>(out.vectors, P);
         const int64_t begin = own.rows.begin;
         int64_t end = s.active_end(t0, begin, own.rows.end);
-        if (end > begin && u1 > u0)
-            pack_state(states, row_blocks(end - begin), begin, h_start, H, u0, u1, u0, H);
+        if (end > begin && kept.end > kept.begin)
+            pack_state(states, row_blocks(end - begin), begin, h_start, P, kept.begin, kept.end,
+                       kept.begin, P);
         if (!own.by_rows || pack_weights) team_barrier(size);
         for (int64_t t = t0; t < t1; ++t) {
-            T* const now = states + ((t - t0) & 1) * B * H;
-            T* const next = states + ((t - t0 + 1) & 1) * B * H;
+            T* const now = states + ((t - t0) & 1) * B * P;
+            T* const next = states + ((t - t0 + 1) & 1) * B * P;
             const RowBlocks blocks = row_blocks(end - begin);
-            const int64_t first = own.vectors.begin * G, last = own.vectors.end * G;
-            int64_t unit = own.vectors.begin;
-            for (int64_t j = first; j < last && end > begin; j += 2) {
-                const int vecs = last - j < 2 ? 1 : 2;
-                run_panel(blocks, begin, vecs, H, now, panels + j * H * L, [&](int v, int64_t row) {
-                    const int64_t u = (j + v) / G;
-                    return cell.column(t, row, (j + v) % G, u * L, units_in(s, u));
-                });
-                for (; (unit + 1) * G <= j + vecs; ++unit)
-                    cell.finish(t, Range{begin, end}, unit * L, units_in(s, unit));
+            const Range rows{begin, end};
+            if (end > begin)
+                run_vectors<T, G>(
+                    blocks, begin, own.vectors, H, P, now, panels,
+                    [&](int64_t row, int64_t gate, int64_t unit, int64_t n) {
+                        return cell.column(t, row, gate, unit, n);
+                    },
+                    [&](int64_t unit, int64_t n) {
+                        if constexpr (Cell::kGeneral)
+                            if (cell.whole_rows) return;
+                        cell.finish(t, rows, unit, n);
+                    });
+            if constexpr (Cell::kGeneral) {
+                if (cell.whole_rows) {
+                    if (!own.by_rows) team_barrier(size);
+                    const Range mine = own_rows(own, begin, end);
+                    for (int64_t r = mine.begin; r < mine.end; ++r) cell.finish_row(t, r);
+                    if (!own.by_rows) team_barrier(size);
+                }
+                if (const Second<T>& second = cell.second; second.w != nullptr) {
+                    if (end > begin && units.end > units.begin)
+                        pack_state(second.packed, blocks, begin, cell.operand(t), H, units.begin,
+                                   units.end, units.begin, second.depth);
+                    if (!own.by_rows) team_barrier(size);
+                    if (end > begin)
+                        run_vectors<T, 1>(
+                            blocks, begin, out.vectors, P, second.depth, second.packed,
+                            second.panels,
+                            [&](int64_t row, int64_t, int64_t unit, int64_t n) {
+                                return cell.second_column(t, row, unit, n);
+                            },
+                            [&](int64_t unit, int64_t n) { cell.finish_second(t, rows, unit, n); });
+                }
             }
             for (int64_t r = end; r < own.rows.end; ++r)
-                for (int64_t u = u0; u < u1; ++u) y[(t * B + r) * H + u] = T(0);
+                for (int64_t u = kept.begin; u < kept.end; ++u) y[(t * B + r) * P + u] = T(0);
             if (t + 1 == t1) break;
             end = s.active_end(t + 1, begin, end);
-            if (end > begin && u1 > u0)
-                pack_state(next, row_blocks(end - begin), begin, h_in + t * B * H, H, u0, u1, u0,
-                           H);
+            if (end > begin && kept.end > kept.begin)
+                pack_state(next, row_blocks(end - begin), begin, h_in + t * B * P, P, kept.begin,
+                           kept.end, kept.begin, P);
             if (!own.by_rows) team_barrier(size);
         }
     };
@@ -182,7 +280,7 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
 // The state after each row's last step.
 template <class T>
 inline void last_states(const Sequence<T>& s, const T* y, const T* h0, T* h_last) {
-    const int64_t H = s.hidden;
+    const int64_t H = s.width();
     for (int64_t r = 0; r < s.batch; ++r) {
         const int64_t n = s.lengths != nullptr ? s.lengths[r] : s.steps;
         const T* from = n == 0 ? h0 + r * H : y + ((n - 1) * s.batch + r) * H;
@@ -192,56 +290,88 @@ inline void last_states(const Sequence<T>& s, const T* y, const T* h0, T* h_last
 
 // Runs all steps backward. Cell: kGates; kDirect, whether part of dh passes by the gates;
 // pointwise(t, rows, unit, n) turns dh (dy[t] + rec) into the gates' gradients; gradient(t, gate)
-// is where they stand, with their row length. `rec` [batch, H] is the gradient of the state
-// before step t; it starts as that of the last state.
+// is where they stand, with their row length. `rec` [batch, width] is the gradient of the state
+// before step t; it starts as that of the last state. General cells: if there is a second product,
+// before(t, rows, unit, n) first computes operand(t) [batch, depth], and the product goes to
+// second_column; pointwise_row(t, row) instead of pointwise if whole_rows.
 template <class T, class Cell>
 void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec,
                    const Split& split, T* panels, T* states) {
     constexpr int64_t L = kLanes<T>;
     constexpr int G = Cell::kGates;
-    const int64_t H = s.hidden, B = s.batch, depth = G * H;
+    const int64_t H = s.hidden, P = s.width(), B = s.batch, depth = G * H;
     auto body = [&](int tid, int size) {
-        const Share own = share_of(s, split, tid, size);
-        if (own.by_rows) {
-            pack_backward(panels, s, w_hh, depth, own.vectors, tid, size);
-            team_barrier(size);
-        } else {
-            pack_backward(panels, s, w_hh, depth, own.vectors, 0, 1);
+        const Share own = share_of<T>(B, H, split, tid, size);
+        const Share out = share_of<T>(B, P, split, tid, size);
+        const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
+        pack_backward(panels, P, depth, w_hh, out.vectors, of, all);
+        if constexpr (Cell::kGeneral) {
+            const Second<T>& second = cell.second;
+            if (second.w != nullptr)
+                pack_backward(second.panels, H, second.depth, second.w, own.vectors, of, all);
         }
-        const int64_t u0 = own.vectors.begin * L;
-        const int64_t u1 = own.vectors.end * L < H ? own.vectors.end * L : H;
+        if (own.by_rows) team_barrier(size);
+        const Range units = units_of<T>(own.vectors, H), kept = units_of<T>(out.vectors, P);
         const int64_t begin = own.rows.begin;
         for (int64_t t = s.steps - 1; t >= 0; --t) {
             const int64_t end = s.active_end(t, begin, own.rows.end);
             T* const now = states + (t & 1) * B * depth;
             const RowBlocks blocks = row_blocks(end - begin);
-            for (int64_t v = own.vectors.begin; v < own.vectors.end && end > begin; ++v)
-                cell.pointwise(t, Range{begin, end}, v * L, units_in(s, v));
+            const Range rows{begin, end};
+            bool by_vectors = end > begin;
+            if constexpr (Cell::kGeneral) {
+                if (const Second<T>& second = cell.second; second.w != nullptr) {
+                    for (int64_t v = out.vectors.begin; v < out.vectors.end && end > begin; ++v)
+                        cell.before(t, rows, v * L, units_in<T>(P, v));
+                    if (end > begin && kept.end > kept.begin)
+                        pack_state(second.packed, blocks, begin, cell.operand(t), cell.operand_ld(),
+                                   kept.begin, kept.end, kept.begin, second.depth);
+                    if (!own.by_rows) team_barrier(size);
+                    if (end > begin)
+                        run_vectors<T, 1>(
+                            blocks, begin, own.vectors, H, second.depth, second.packed,
+                            second.panels,
+                            [&](int64_t row, int64_t, int64_t unit, int64_t n) {
+                                return cell.second_column(t, row, unit, n);
+                            },
+                            [](int64_t, int64_t) {});
+                }
+                if (cell.whole_rows) {
+                    by_vectors = false;
+                    if (!own.by_rows) team_barrier(size);
+                    const Range mine = own_rows(own, begin, end);
+                    for (int64_t r = mine.begin; r < mine.end; ++r) cell.pointwise_row(t, r);
+                    if (!own.by_rows) team_barrier(size);
+                }
+            }
+            for (int64_t v = own.vectors.begin; v < own.vectors.end && by_vectors; ++v)
+                cell.pointwise(t, rows, v * L, units_in<T>(H, v));
             for (int g = 0; g < G; ++g) {
                 T* const gradient = cell.gradient(t, g);
                 const int64_t ld = cell.gradient_ld(g);
                 for (int64_t r = end; r < own.rows.end; ++r)
-                    for (int64_t u = u0; u < u1; ++u) gradient[r * ld + u] = T(0);
-                if (end > begin && u1 > u0)
-                    pack_state(now, blocks, begin, gradient, ld, u0, u1, g * H + u0, depth);
+                    for (int64_t u = units.begin; u < units.end; ++u) gradient[r * ld + u] = T(0);
+                if (end > begin && units.end > units.begin)
+                    pack_state(now, blocks, begin, gradient, ld, units.begin, units.end,
+                               g * H + units.begin, depth);
             }
             if (!own.by_rows) team_barrier(size);
-            for (int64_t v = own.vectors.begin; v < own.vectors.end && end > begin; v += 2) {
-                const int vecs = own.vectors.end - v < 2 ? 1 : 2;
-                run_panel(blocks, begin, vecs, depth, now, panels + v * depth * L,
-                          [&](int i, int64_t row) {
-                              return TileColumn<T>{rec + row * H + (v + i) * L, H,
-                                                   units_in(s, v + i), Cell::kDirect, nullptr};
-                          });
-            }
+            if (end > begin)
+                run_vectors<T, 1>(
+                    blocks, begin, out.vectors, P, depth, now, panels,
+                    [&](int64_t row, int64_t, int64_t unit, int64_t n) {
+                        return TileColumn<T>{rec + row * P + unit, P, n, Cell::kDirect, nullptr};
+                    },
+                    [](int64_t, int64_t) {});
         }
     };
     parallel(split.threads, body);
 }
 
+// Elements of the panels of `units` columns (or gates of units), `depth` (of all gates) deep.
 template <class T>
-inline int64_t panel_size(const Sequence<T>& s, int gates) {
-    return (s.hidden + kLanes<T> - 1) / kLanes<T> * kLanes<T> * gates * s.hidden;
+inline int64_t panel_size(int64_t units, int64_t depth) {
+    return (units + kLanes<T> - 1) / kLanes<T> * kLanes<T> * depth;
 }
 
 // Gradients of input, weights and bias from the pre-activations' d [N, columns]: dx = d w_ih,
@@ -273,12 +403,12 @@ template <class T>
 void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
                         const T* h0, const T* y, T* d_sum = nullptr) {
     gemm(GemmArgs<T>{.M = columns,
-                     .N = s.hidden,
+                     .N = s.width(),
                      .K = s.steps * s.batch,
                      .a = {d, ld, true},
-                     .b = {y, s.hidden, true, h0, s.batch},
+                     .b = {y, s.width(), true, h0, s.batch},
                      .c = dw_hh,
-                     .ldc = s.hidden,
+                     .ldc = s.width(),
                      .a_sum = d_sum});
 }
 

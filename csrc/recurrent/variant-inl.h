@@ -68,6 +68,14 @@ inline void multiply(T* out, const T* m, const T* mask, int64_t count) {
         store_n(out + i, load_n(m + i, count - i) * load_n(mask + i, count - i), count - i);
 }
 
+// m [steps, batch, ld] becomes 0 in columns [0, width) beyond each row's length.
+template <class T>
+inline void clear_rows_beyond(const Sequence<T>& s, T* m, int64_t ld, int64_t width) {
+    for (int64_t row = 0; s.lengths != nullptr && row < s.batch; ++row)
+        for (int64_t t = s.lengths[row]; t < s.steps; ++t)
+            __builtin_memset(m + (t * s.batch + row) * ld, 0, std::size_t(width) * sizeof(T));
+}
+
 // The state that enters w_hh at a step: what follows h0, and what follows y.
 template <class T>
 struct StateInput {
@@ -85,11 +93,12 @@ struct StateInput {
     }
 };
 
-// Rows that have ended leave no rubbish for the weights' gradient to multiply.
+// Rows of m [steps, batch, width] that have ended leave no rubbish for the weights' gradient to
+// multiply.
 template <class T>
-inline void clear_beyond(const Sequence<T>& s, T* h_in) {
-    if (h_in != nullptr && s.lengths != nullptr)
-        __builtin_memset(h_in, 0, std::size_t(s.steps * s.batch * s.hidden) * sizeof(T));
+inline void clear_beyond(const Sequence<T>& s, T* m, int64_t width) {
+    if (m != nullptr && s.lengths != nullptr)
+        __builtin_memset(m, 0, std::size_t(s.steps * s.batch * width) * sizeof(T));
 }
 
 // Gradient of h, in general loops: `rec` comes from the product with w_hh, `direct` does not.

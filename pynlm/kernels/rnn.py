@@ -7,7 +7,7 @@ from typing import Any
 from pynlm.arrays import Array, check, check_lengths, describe
 
 from ._backend import function
-from .variant import Variant, check_variant
+from .variant import Variant, check_goes_with, check_norm, check_variant
 
 
 def rnn_forward(
@@ -15,11 +15,14 @@ def rnn_forward(
     y: Array,
     h_last: Array,
     h_in: Array | None = None,
+    norm: Array | None = None,
+    rstd: Array | None = None,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
+    ln_gates: Array | None = None,
     mask_h: Array | None = None,
     nonlinearity: str,
     lengths: Array | None = None,
@@ -36,6 +39,10 @@ def rnn_forward(
         State after each row's own last step; h0 where the length is 0.
     h_in : [T, B, H], output, with `mask_h` only
         y * mask_h, saved for `rnn_backward`; 0 beyond a row's length.
+    norm : [2, T, B, H], rstd : [2, T, B], output
+        With `ln_gates`: saved for `rnn_backward`, both or neither: what layer norm made of W_ih x_t
+        and W_hh h_{t-1}, before its gains, and each row's 1 / sqrt(var + 1e-5). Unspecified beyond
+        a row's length.
     x : [T, B, I]
         Input. Beyond a row's length it must be finite and has no effect.
     h0 : [B, H]
@@ -43,6 +50,9 @@ def rnn_forward(
     w_ih : [H, I], w_hh : [H, H], b : [H]
         Weights in torch.nn.RNN's layout, with one bias (the sum of torch's two).
     nonlinearity : "tanh" or "relu"
+    ln_gates : [2, H] or None
+        Layer norm, N(v) = (v - mean(v)) / sqrt(var(v) + 1e-5) over a row: ln_gates[0] * N(W_ih x_t)
+        and ln_gates[1] * N(W_hh h_{t-1}) in place of the products.
     mask_h : [B, H] or None
         Variational recurrent dropout: h_{t-1} enters W_hh as h_{t-1} * mask_h.
     lengths : int32 [B] or None
@@ -83,15 +93,20 @@ def rnn_forward(
     _check_nonlinearity(nonlinearity, f)
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=True)
+    saves = norm is not None
+    check_norm(1, d, func=f, ln_gates=ln_gates, norm=norm, rstd=rstd, saves=saves)
     function(f, backend)(
         y=y,
         h_last=h_last,
         h_in=h_in,
+        norm=norm,
+        rstd=rstd,
         x=x,
         h0=h0,
         w_ih=w_ih,
         w_hh=w_hh,
         b=b,
+        ln_gates=ln_gates,
         mask_h=mask_h,
         nonlinearity=nonlinearity,
         lengths=lengths,
@@ -106,13 +121,17 @@ def rnn_backward(
     dw_ih: Array,
     dw_hh: Array,
     db: Array,
+    dln_gates: Array | None = None,
     dpre: Array,
     h_in: Array | None = None,
+    norm: Array | None = None,
+    rstd: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
+    ln_gates: Array | None = None,
     mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
@@ -136,11 +155,15 @@ def rnn_backward(
     dh0 : [B, H], output
     dw_ih : [H, I], dw_hh : [H, H], db : [H], output
         Sums over time and batch, overwritten.
+    dln_gates : [2, H], output, with `ln_gates` only
     dpre : [T, B, H], output
         da, the gradient of the pre-activations; 0 beyond a row's length.
+    norm : [2, T, B, H], consumed; rstd : [2, T, B]
+        As `rnn_forward` saved them. On return norm holds the gradients of W_ih x_t and W_hh
+        h_{t-1}.
     y : [T, B, H]
         As `rnn_forward` left it.
-    h_in, x, h0, w_ih, w_hh, nonlinearity, mask_h, lengths, variant
+    h_in, x, h0, w_ih, w_hh, ln_gates, nonlinearity, mask_h, lengths, variant
         The arguments of `rnn_forward`.
     dy : [T, B, H]
         Ignored beyond a row's length.
@@ -188,6 +211,9 @@ def rnn_backward(
     _check_nonlinearity(nonlinearity, f)
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=False)
+    check_norm(1, d, func=f, ln_gates=ln_gates, norm=norm, rstd=rstd, saves=True)
+    if check_goes_with(f, ln_gates, "ln_gates", dln_gates=dln_gates):
+        check(dln_gates, "2 H", d, func=f, name="dln_gates", out=True)
     if variant is not None and variant.zoneout_h > 0 and not variant.sample:
         raise ValueError(f"{f}: variant.sample must be True: y does not hold the activation else")
     function(f, backend)(
@@ -196,13 +222,17 @@ def rnn_backward(
         dw_ih=dw_ih,
         dw_hh=dw_hh,
         db=db,
+        dln_gates=dln_gates,
         dpre=dpre,
         h_in=h_in,
+        norm=norm,
+        rstd=rstd,
         y=y,
         x=x,
         h0=h0,
         w_ih=w_ih,
         w_hh=w_hh,
+        ln_gates=ln_gates,
         mask_h=mask_h,
         dy=dy,
         dh_last=dh_last,

@@ -1,4 +1,4 @@
-"""Zoneout and clipping: what a recurrent kernel does besides its cell's plain equations."""
+"""What a recurrent kernel does besides its cell's plain equations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pynlm.arrays import (
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Zoneout, and for the LSTM a bound of the cell state, in one call of a recurrent kernel.
+    """Settings of one call of a recurrent kernel: zoneout, and more for the LSTM.
 
     With h' and c' the new states of the plain cell::
 
@@ -33,6 +33,11 @@ class Variant:
         Probability in [0, 1) that a unit keeps its state. zoneout_c: LSTM only.
     clip_c : float
         Bound of the cell state; 0: none. LSTM only.
+    coupled : bool
+        Three gates i, g, o and f = 1 - i (CIFG). LSTM only.
+    norm_state : bool
+        With layer norm, what becomes the new cell state: True the normalised c', False c' itself,
+        of which only the output sees the normalised. LSTM only.
     sample : bool
         True (training): d is 1 with that probability and else 0, drawn for each step, row and unit.
         False (evaluation): d is the probability itself.
@@ -44,12 +49,14 @@ class Variant:
     Notes
     -----
     Sources: Krueger et al., arXiv:1606.01305, eq. 5-7; Sak, Senior & Beaufays, arXiv:1402.1128
-    (clipping).
+    (clipping); Greff et al., arXiv:1503.04069 (CIFG).
     """
 
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     clip_c: float = 0.0
+    coupled: bool = False
+    norm_state: bool = False
     sample: bool = False
     seed: int = 0
     step: int = 0
@@ -66,8 +73,11 @@ def check_variant(
     *,
     func: str,
     writes: bool,
+    width: str = "H",
 ) -> None:
     """Raise unless `variant`, `mask_h` and `h_in` fit the call whose dimensions `d` holds.
+
+    `width` is the symbol of the state's width.
 
     Raises
     ------
@@ -75,8 +85,8 @@ def check_variant(
         Naming the function and the argument or field.
     """
     if check_together(func=func, h_in=h_in, mask_h=mask_h):
-        check(mask_h, "B H", d, func=func, name="mask_h")
-        check(h_in, "T B H", d, func=func, name="h_in", out=writes)
+        check(mask_h, f"B {width}", d, func=func, name="mask_h")
+        check(h_in, f"T B {width}", d, func=func, name="h_in", out=writes)
     if variant is None:
         return
     if not isinstance(variant, Variant):
@@ -93,7 +103,7 @@ def check_variant(
     number("zoneout_c", high=1.0, high_open=True)
     number("clip_c")
     cell = func.partition("_")[0]
-    for name in ("zoneout_c", "clip_c"):
+    for name in ("zoneout_c", "clip_c", "coupled", "norm_state"):
         if cell != "lstm" and getattr(variant, name) != 0:
             raise ValueError(
                 f"{func}: variant.{name} is for the LSTM, a {cell.upper()} has no cell state"
@@ -107,3 +117,48 @@ def check_variant(
         check(rows, "B", d, func=func, name="variant.rows", dtype=INT32)
         if batch and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
             raise ValueError(f"{func}: variant.rows must be in [0, B={batch}), got {rows.tolist()}")
+
+
+def check_norm(
+    gates: int,
+    d: dict[str, Any],
+    *,
+    func: str,
+    ln_gates: Array | None,
+    norm: Array | None,
+    rstd: Array | None,
+    saves: bool,
+    norms: int = 2,
+) -> None:
+    """Raise unless the arrays of layer norm fit a call of a cell with so many gates.
+
+    `saves`: the call needs those that a backward pass reads; `norms`: rows of `rstd`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the function and the argument.
+    """
+    if ln_gates is not None:
+        check(ln_gates, f"2 {gates}H", d, func=func, name="ln_gates")
+    if check_goes_with(
+        func, ln_gates if saves else None, "ln_gates", "nothing is saved", norm=norm, rstd=rstd
+    ):
+        check(norm, f"2 T B {gates}H", d, func=func, name="norm", out=True)
+        check(rstd, f"{norms} T B", d, func=func, name="rstd", out=True)
+
+
+def check_goes_with(
+    func: str, other: Array | None, name: str, why: str = "", /, **given: Array | None
+) -> bool:
+    """Raise ValueError unless the given arrays are there exactly if `other` is; return that."""
+    there = other is not None
+    for own, array in given.items():
+        if (array is not None) != there:
+            reason = (
+                f"{name} is one" if there else f"{name} is None" + (f" or {why}" if why else "")
+            )
+            raise ValueError(
+                f"{func}: {own} must be {'an array' if there else 'None'}, because {reason}"
+            )
+    return there

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pynlm.kernels.gru import gru_backward, gru_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
-from pynlm.layers.recurrent import Array, Recurrent, State
-from pynlm.layers.variant import Drawn
+from pynlm.layers.recurrent import Array, Recurrent, Saved, State
+from pynlm.layers.variant import Drawn, RecurrentOptions
 
 
 class GRU(Recurrent):
-    """GRU, reset after the product; gate order and weight layout are PyTorch's (r, z, n).
+    """GRU; gate order and weight layout are PyTorch's (r, z, n).
 
     Parameters: `w_ih` [3H, I], `w_hh` [3H, H], `b` [3H] and `b_hn` [H], the bias inside the reset
-    product. State: (h,). See `Recurrent` for the call.
+    product, which the option `reset_before` has not; with layer norm also `ln_gates` [2, 3H] (gains
+    of w_ih x and of w_hh h). State: (h,). See `Recurrent` for the call, `RecurrentOptions` for
+    variants.
 
     Examples
     --------
@@ -28,35 +28,43 @@ class GRU(Recurrent):
     (7, 2, 5)
     """
 
-    gates = 3
     states = 1
-    extra_biases = ("b_hn",)
+
+    @classmethod
+    def gate_count(cls, options: RecurrentOptions) -> int:
+        """Three."""
+        return 3
+
+    @classmethod
+    def extras(cls, hidden_size: int, options: RecurrentOptions) -> dict[str, tuple[int, ...]]:
+        """With the bias inside the reset product."""
+        found = super().extras(hidden_size, options)
+        return found if options.reset_before else {"b_hn": (hidden_size,), **found}
 
     def _forward(
         self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
-    ) -> tuple[Array, State, tuple[Any, ...]]:
+    ) -> tuple[Array, State, Saved]:
         time, batch, _ = x.shape
         size = self.hidden_size
         last = self._new_state(batch)
         y = self.pool.lease((time, batch, size), self.dtype)
-        gates = hn = None
+        saved: Saved = {"h_in": self._h_in(x, drawn), **self._norms(x, ctx)}
         if ctx.train:
-            gates = self.pool.lease((time, batch, 3 * size), self.dtype)
-            hn = self.pool.lease((time, batch, size), self.dtype)
-        h_in = self._h_in(x, drawn)
+            saved["gates"] = self.pool.lease((time, batch, 3 * size), self.dtype)
+            saved["hn"] = self.pool.lease((time, batch, size), self.dtype)
+        b_hn = self.extra.get("b_hn")
         gru_forward(
-            y=y, h_last=last[0], gates=gates, hn=hn, h_in=h_in,
-            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, b=self.b.data,
-            b_hn=self.extra["b_hn"].data, mask_h=drawn.mask_h, lengths=lengths,
+            y=y, h_last=last[0], **saved, x=x, h0=state[0], **self._weights(drawn), b=self.b.data,
+            b_hn=None if b_hn is None else b_hn.data, mask_h=drawn.mask_h, lengths=lengths,
             variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
-        return y, last, () if gates is None or hn is None else (gates, hn, h_in)
+        return y, last, saved
 
     def _backward(
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Any, ...],
+        saved: Saved,
         y: Array,
         x: Array,
         start: State,
@@ -66,17 +74,10 @@ class GRU(Recurrent):
         ctx: Context,
         drawn: Drawn,
     ) -> None:
-        gates, hn, h_in = saved
-        with (
-            self.w_ih.target() as dw_ih,
-            self._dw_hh(ctx) as dw_hh,
-            self.b.target() as db,
-            self.extra["b_hn"].target() as db_hn,
-        ):
+        with self._gradients(ctx) as gradients:
             gru_backward(
-                dx=dx, dh0=dstart[0], dw_ih=dw_ih, dw_hh=dw_hh, db=db, db_hn=db_hn,
-                gates=gates, hn=hn, h_in=h_in, y=y,
-                x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, mask_h=drawn.mask_h,
-                dy=dy, dh_last=None if dstate is None else dstate[0],
-                lengths=lengths, variant=drawn.variant, backend=ctx.backend,
+                dx=dx, dh0=dstart[0], **{"db_hn": None, **gradients}, **saved, y=y, x=x,
+                h0=start[0], **self._weights(drawn), mask_h=drawn.mask_h, dy=dy,
+                dh_last=None if dstate is None else dstate[0], lengths=lengths,
+                variant=drawn.variant, backend=ctx.backend,
             )  # fmt: skip

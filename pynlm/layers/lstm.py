@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any
-
 from pynlm.kernels.lstm import lstm_backward, lstm_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
-from pynlm.layers.recurrent import Array, Recurrent, State
-from pynlm.layers.variant import Drawn
+from pynlm.layers.recurrent import Array, Recurrent, Saved, State
+from pynlm.layers.variant import Drawn, RecurrentOptions
 
 
 class LSTM(Recurrent):
     """LSTM with one bias; gate order and weight layout are PyTorch's (i, f, g, o; [4H, I]).
 
-    Parameters: `w_ih` [4H, I], `w_hh` [4H, H], `b` [4H], with `options.peephole` also `peephole`
-    [3H] (i, f, o). State: (h, c). See `Recurrent` for the call, `RecurrentOptions` for variants.
+    Parameters: `w_ih` [4H, I], `w_hh` [4H, P], `b` [4H]; with options also `peephole` [3H] (i, f,
+    o), `w_hr` [P, H] (projection), `ln_gates` [2, 4H] (gains of w_ih x and of w_hh h) and `ln_cell`
+    [2, H] (gain and bias of c). P is H without projection; coupled gates have 3H for 4H (i, g, o)
+    and 2H for 3H. State: (h [B, P], c [B, H]). See `Recurrent` for the call, `RecurrentOptions` for
+    variants.
 
     Examples
     --------
@@ -29,35 +29,53 @@ class LSTM(Recurrent):
     (7, 2, 3)
     """
 
-    gates = 4
     states = 2
+
+    @classmethod
+    def gate_count(cls, options: RecurrentOptions) -> int:
+        """Three if coupled."""
+        return 3 if options.coupled_gates else 4
+
+    @classmethod
+    def extras(cls, hidden_size: int, options: RecurrentOptions) -> dict[str, tuple[int, ...]]:
+        """With those of peepholes, projection and the cell state's layer norm."""
+        found = super().extras(hidden_size, options)
+        if options.layer_norm:
+            found["ln_cell"] = (2, hidden_size)
+        if options.peephole:
+            found["peephole"] = ((cls.gate_count(options) - 1) * hidden_size,)
+        if options.projection:
+            found["w_hr"] = (options.projection, hidden_size)
+        return found
 
     def _forward(
         self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
-    ) -> tuple[Array, State, tuple[Any, ...]]:
+    ) -> tuple[Array, State, Saved]:
         time, batch, _ = x.shape
         size = self.hidden_size
         h0, c0 = state
         h_last, c_last = last = self._new_state(batch)
-        y = self.pool.lease((time, batch, size), self.dtype)
-        gates = c = None
+        y = self.pool.lease((time, batch, self.output_size), self.dtype)
+        saved: Saved = {"h_in": self._h_in(x, drawn), **self._norms(x, ctx)}
         if ctx.train:
-            gates = self.pool.lease((time, batch, 4 * size), self.dtype)
-            c = self.pool.lease((time, batch, size), self.dtype)
-        h_in = self._h_in(x, drawn)
-        peephole = None if self.peephole is None else self.peephole.data
+            saved["gates"] = self.pool.lease((time, batch, self.gates * size), self.dtype)
+            saved["c"] = self.pool.lease((time, batch, size), self.dtype)
+            if self.options.projection:
+                saved["m"] = self.pool.lease((time, batch, size), self.dtype)
+            if self.options.layer_norm:
+                saved["norm_c"] = self.pool.lease((time, batch, size), self.dtype)
         lstm_forward(
-            y=y, h_last=h_last, c_last=c_last, gates=gates, c=c, h_in=h_in, peephole=peephole,
-            x=x, h0=h0, c0=c0, w_ih=self.w_ih.data, w_hh=drawn.w_hh, b=self.b.data,
-            mask_h=drawn.mask_h, lengths=lengths, variant=drawn.variant, backend=ctx.backend,
+            y=y, h_last=h_last, c_last=c_last, **saved, x=x, h0=h0, c0=c0,
+            **self._weights(drawn), b=self.b.data, mask_h=drawn.mask_h, lengths=lengths,
+            variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
-        return y, last, () if gates is None or c is None else (gates, c, h_in)
+        return y, last, saved
 
     def _backward(
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Any, ...],
+        saved: Saved,
         y: Array,
         x: Array,
         start: State,
@@ -67,20 +85,10 @@ class LSTM(Recurrent):
         ctx: Context,
         drawn: Drawn,
     ) -> None:
-        gates, c, h_in = saved
         dh_last, dc_last = (None, None) if dstate is None else dstate
-        with ExitStack() as targets:
-            dpeephole = peephole = None
-            if self.peephole is not None:
-                peephole = self.peephole.data
-                dpeephole = targets.enter_context(self.peephole.target())
-            dw_ih = targets.enter_context(self.w_ih.target())
-            dw_hh = targets.enter_context(self._dw_hh(ctx))
-            db = targets.enter_context(self.b.target())
+        with self._gradients(ctx) as gradients:
             lstm_backward(
-                dx=dx, dh0=dstart[0], dc0=dstart[1], dw_ih=dw_ih, dw_hh=dw_hh, db=db,
-                dpeephole=dpeephole, gates=gates, c=c, h_in=h_in, y=y,
-                x=x, h0=start[0], c0=start[1], w_ih=self.w_ih.data, w_hh=drawn.w_hh,
-                peephole=peephole, mask_h=drawn.mask_h, dy=dy, dh_last=dh_last, dc_last=dc_last,
-                lengths=lengths, variant=drawn.variant, backend=ctx.backend,
+                dx=dx, dh0=dstart[0], dc0=dstart[1], **gradients, **saved, y=y, x=x, h0=start[0],
+                c0=start[1], **self._weights(drawn), mask_h=drawn.mask_h, dy=dy, dh_last=dh_last,
+                dc_last=dc_last, lengths=lengths, variant=drawn.variant, backend=ctx.backend,
             )  # fmt: skip

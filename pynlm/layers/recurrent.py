@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ from pynlm.layers.variant import Drawn, RecurrentOptions, draw, drop_weights
 Array = npt.NDArray[Any]
 State = tuple[Array, ...]
 """State of one layer: (h, c) for an LSTM, (h,) for the others; each [B, H]."""
+Saved = dict[str, Any]
+"""What a forward pass saved, by the kernels' names."""
 
 
 class Recurrent(ABC):
@@ -43,12 +45,8 @@ class Recurrent(ABC):
         An option that the cell does not have.
     """
 
-    gates: int
-    """Gate blocks in `w_ih` [gates*H, I]."""
     states: int
     """Arrays in the state."""
-    extra_biases: tuple[str, ...] = ()
-    """Biases [H] besides `b` [gates*H]."""
 
     def __init__(
         self,
@@ -62,21 +60,38 @@ class Recurrent(ABC):
         self.w_ih = parameters[f"{prefix}.w_ih"]
         self.w_hh = parameters[f"{prefix}.w_hh"]
         self.b = parameters[f"{prefix}.b"]
-        self.extra = {name: parameters[f"{prefix}.{name}"] for name in self.extra_biases}
-        self.peephole = parameters[f"{prefix}.peephole"] if self.options.peephole else None
+        self.extra = {name: parameters[f"{prefix}.{name}"] for name in self.extras(1, self.options)}
         self.name = f"{type(self).__name__} {prefix}"
         self.pool = self.w_ih.pool
         self.dtype = self.w_ih.data.dtype
         self.input_size = self.w_ih.data.shape[1]
-        self.hidden_size = self.w_hh.data.shape[1]
+        self.gates = self.gate_count(self.options)
+        self.hidden_size = self.w_hh.data.shape[0] // self.gates
+        self.output_size = self.w_hh.data.shape[1]
+        # of h, then (LSTM) of c
+        self.state_sizes = (self.output_size, self.hidden_size)[: self.states]
 
     @classmethod
     def _check(cls, options: RecurrentOptions | None) -> RecurrentOptions:
         options = RecurrentOptions() if options is None else options
         wrong = options.undefined_for(cls.__name__)
         if wrong is not None:
-            raise ValueError(f"{cls.__name__}: {wrong} is not defined for this cell, only for LSTM")
+            raise ValueError(
+                f"{cls.__name__}: {wrong[0]} is not defined for this cell, only for {wrong[1]}"
+            )
         return options
+
+    @classmethod
+    @abstractmethod
+    def gate_count(cls, options: RecurrentOptions) -> int:
+        """Gate blocks in `w_ih` [gates*H, I]."""
+
+    @classmethod
+    def extras(cls, hidden_size: int, options: RecurrentOptions) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights besides `w_ih`, `w_hh` and `b`, by the kernels' names."""
+        if not options.layer_norm:
+            return {}
+        return {"ln_gates": (2, cls.gate_count(options) * hidden_size)}
 
     @classmethod
     def specs(
@@ -88,20 +103,21 @@ class Recurrent(ABC):
         options: RecurrentOptions | None = None,
     ) -> list[Spec]:
         """The parameters that the layer needs, for `Parameters`."""
-        peephole = cls._check(options).peephole
-        rows = cls.gates * hidden_size
+        options = cls._check(options)
+        rows = cls.gate_count(options) * hidden_size
         return [
             Spec(f"{prefix}.w_ih", (rows, input_size), group),
-            Spec(f"{prefix}.w_hh", (rows, hidden_size), group),
+            Spec(f"{prefix}.w_hh", (rows, options.projection or hidden_size), group),
             Spec(f"{prefix}.b", (rows,), group),
-            *(Spec(f"{prefix}.{name}", (hidden_size,), group) for name in cls.extra_biases),
-            *([Spec(f"{prefix}.peephole", (3 * hidden_size,), group)] if peephole else []),
+            *(
+                Spec(f"{prefix}.{name}", shape, group)
+                for name, shape in cls.extras(hidden_size, options).items()
+            ),
         ]
 
     def initial_state(self, batch: int) -> State:
-        """Zeros [B, H], one array a state."""
-        shape = (batch, self.hidden_size)
-        return tuple(np.zeros(shape, self.dtype) for _ in range(self.states))
+        """Zeros [B, H] ([B, P] where h is projected), one array a state."""
+        return tuple(np.zeros((batch, size), self.dtype) for size in self.state_sizes)
 
     def __call__(
         self,
@@ -165,14 +181,40 @@ class Recurrent(ABC):
 
     def _new_state(self, batch: int) -> State:
         # Not leases: callers may keep thousands of states (beams), which would burden the pool.
-        shape = (batch, self.hidden_size)
-        return tuple(np.empty(shape, self.dtype) for _ in range(self.states))
+        return tuple(np.empty((batch, size), self.dtype) for size in self.state_sizes)
 
     def _h_in(self, x: Array, drawn: Drawn) -> Array | None:
         """Where the forward kernel saves the state that enters `w_hh`, if that is not y."""
         if drawn.mask_h is None:
             return None
-        return self.pool.lease((*x.shape[:2], self.hidden_size), self.dtype)
+        return self.pool.lease((*x.shape[:2], self.output_size), self.dtype)
+
+    def _norms(self, x: Array, ctx: Context) -> dict[str, Array]:
+        """Where the forward kernel saves what layer norm made, by the kernels' names."""
+        if not (self.options.layer_norm and ctx.train):
+            return {}
+        time, batch, _ = x.shape
+        width = self.gates * self.hidden_size
+        return {
+            "norm": self.pool.lease((2, time, batch, width), self.dtype),
+            "rstd": self.pool.lease((self.states + 1, time, batch), self.dtype),
+        }
+
+    def _weights(self, drawn: Drawn) -> dict[str, Array]:
+        """Weights of a call by the kernels' names, but for b."""
+        extra = {name: p.data for name, p in self.extra.items() if not name.startswith("b_")}
+        return {"w_ih": self.w_ih.data, "w_hh": drawn.w_hh, **extra}
+
+    @contextmanager
+    def _gradients(self, ctx: Context) -> Iterator[dict[str, Any]]:
+        """Where the backward kernel writes the weights' gradients, by its names."""
+        with ExitStack() as targets:
+            found = {"dw_ih": targets.enter_context(self.w_ih.target())}
+            found["dw_hh"] = targets.enter_context(self._dw_hh(ctx))
+            found["db"] = targets.enter_context(self.b.target())
+            for name, p in self.extra.items():
+                found[f"d{name}"] = targets.enter_context(p.target())
+            yield found
 
     @contextmanager
     def _dw_hh(self, ctx: Context) -> Iterator[Array]:
@@ -185,7 +227,7 @@ class Recurrent(ABC):
     @abstractmethod
     def _forward(
         self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
-    ) -> tuple[Array, State, tuple[Any, ...]]:
+    ) -> tuple[Array, State, Saved]:
         """y, last state, arrays saved for `_backward`; rows sorted by length."""
 
     @abstractmethod
@@ -193,7 +235,7 @@ class Recurrent(ABC):
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Any, ...],
+        saved: Saved,
         y: Array,
         x: Array,
         start: State,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from pynlm.kernels.rnn import rnn_backward, rnn_forward
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter
-from pynlm.layers.recurrent import Array, Recurrent, State
+from pynlm.layers.recurrent import Array, Recurrent, Saved, State
 from pynlm.layers.variant import Drawn, RecurrentOptions
 
 NONLINEARITIES = ("tanh", "relu")
@@ -18,7 +17,9 @@ NONLINEARITIES = ("tanh", "relu")
 class RNN(Recurrent):
     """h' = nonlinearity(w_ih x + w_hh h + b).
 
-    Parameters: `w_ih` [H, I], `w_hh` [H, H], `b` [H]. State: (h,). See `Recurrent` for the call.
+    Parameters: `w_ih` [H, I], `w_hh` [H, H], `b` [H]; with layer norm also `ln_gates` [2, H] (gains
+    of w_ih x and of w_hh h). State: (h,). See `Recurrent` for the call, `RecurrentOptions` for
+    variants.
 
     Parameters
     ----------
@@ -43,8 +44,12 @@ class RNN(Recurrent):
     (7, 2, 3)
     """
 
-    gates = 1
     states = 1
+
+    @classmethod
+    def gate_count(cls, options: RecurrentOptions) -> int:
+        """One."""
+        return 1
 
     def __init__(
         self,
@@ -61,24 +66,23 @@ class RNN(Recurrent):
 
     def _forward(
         self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
-    ) -> tuple[Array, State, tuple[Any, ...]]:
+    ) -> tuple[Array, State, Saved]:
         time, batch, _ = x.shape
         last = self._new_state(batch)
         y = self.pool.lease((time, batch, self.hidden_size), self.dtype)
-        h_in = self._h_in(x, drawn)
+        saved: Saved = {"h_in": self._h_in(x, drawn), **self._norms(x, ctx)}
         rnn_forward(
-            y=y, h_last=last[0], h_in=h_in,
-            x=x, h0=state[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh, b=self.b.data,
+            y=y, h_last=last[0], **saved, x=x, h0=state[0], **self._weights(drawn), b=self.b.data,
             mask_h=drawn.mask_h, nonlinearity=self.nonlinearity, lengths=lengths,
             variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
-        return y, last, (h_in,)
+        return y, last, saved
 
     def _backward(
         self,
         dx: Array,
         dstart: State,
-        saved: tuple[Any, ...],
+        saved: Saved,
         y: Array,
         x: Array,
         start: State,
@@ -89,12 +93,10 @@ class RNN(Recurrent):
         drawn: Drawn,
     ) -> None:
         dpre = self.pool.like(y)
-        with self.w_ih.target() as dw_ih, self._dw_hh(ctx) as dw_hh, self.b.target() as db:
+        with self._gradients(ctx) as gradients:
             rnn_backward(
-                dx=dx, dh0=dstart[0], dw_ih=dw_ih, dw_hh=dw_hh, db=db, dpre=dpre,
-                h_in=saved[0], y=y, x=x, h0=start[0], w_ih=self.w_ih.data, w_hh=drawn.w_hh,
-                mask_h=drawn.mask_h,
-                dy=dy, dh_last=None if dstate is None else dstate[0],
-                nonlinearity=self.nonlinearity, lengths=lengths, variant=drawn.variant,
-                backend=ctx.backend,
+                dx=dx, dh0=dstart[0], **gradients, dpre=dpre, **saved, y=y, x=x, h0=start[0],
+                **self._weights(drawn), mask_h=drawn.mask_h, dy=dy,
+                dh_last=None if dstate is None else dstate[0], nonlinearity=self.nonlinearity,
+                lengths=lengths, variant=drawn.variant, backend=ctx.backend,
             )  # fmt: skip

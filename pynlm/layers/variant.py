@@ -17,12 +17,17 @@ from pynlm.layers.pool import Pool
 Array = npt.NDArray[Any]
 
 PROBABILITIES = ("recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell")
-LSTM_ONLY = ("zoneout_cell", "peephole", "cell_clip")
+ONLY = {
+    **dict.fromkeys(("zoneout_cell", "peephole", "cell_clip", "coupled_gates"), "LSTM"),
+    **dict.fromkeys(("projection", "layer_norm_state"), "LSTM"),
+    "reset_before": "GRU",
+}
+"""Options that one cell alone has, and that cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentOptions:
-    """Variants of a recurrent layer; all combine.
+    """Variants of a recurrent layer; all combine, but `layer_norm` and `reset_before`.
 
     ================== ==== === === ============================================================
     option             LSTM GRU RNN source
@@ -31,8 +36,13 @@ class RecurrentOptions:
     weight_drop        yes  yes yes Merity, Keskar & Socher, arXiv:1708.02182
     zoneout            yes  yes yes Krueger et al., arXiv:1606.01305
     zoneout_cell       yes          the same
+    layer_norm         yes  yes yes Ba, Kiros & Hinton, arXiv:1607.06450
+    layer_norm_state   yes          torch's custom LSTM
     peephole           yes          Gers, Schraudolph & Schmidhuber 2002
-    cell_clip          yes          Sak, Senior & Beaufays, arXiv:1402.1128
+    coupled_gates      yes          Greff et al., arXiv:1503.04069 (CIFG)
+    projection         yes          Sak, Senior & Beaufays, arXiv:1402.1128 (LSTMP)
+    cell_clip          yes          the same
+    reset_before           yes      Cho et al., arXiv:1406.1078v3
     ================== ==== === === ============================================================
 
     Parameters
@@ -46,8 +56,21 @@ class RecurrentOptions:
     zoneout, zoneout_cell
         Probability in [0, 1) that a unit of h (of c) keeps its value in a step. In training drawn
         for each step, row and unit; otherwise old and new value are mixed in that proportion.
+    layer_norm
+        Normalise the products with `w_ih` and with `w_hh` over all gates of a row, with a gain
+        each, before they and the bias are added; an LSTM's output sees its cell state normalised,
+        with gain and bias (the form of haste).
+    layer_norm_state
+        The normalised cell state is also what the next step sees (the form of torch's custom LSTM).
     peephole
-        Weights [3H] from the cell state to the gates i, f and o.
+        Weights [3H] from the cell state to the gates i, f and o ([2H], i and o, if they are
+        coupled).
+    coupled_gates
+        Three gates i, g, o, and f = 1 - i.
+    projection
+        Width P of h_t = w_hr (o * tanh(c_t)), the layer's output; 0: none.
+    reset_before
+        The reset gate multiplies the state before the product with `w_hh`, not after.
     cell_clip
         Bound of the cell state's magnitude; 0: none.
 
@@ -71,8 +94,13 @@ class RecurrentOptions:
     weight_drop: float = 0.0
     zoneout: float = 0.0
     zoneout_cell: float = 0.0
+    layer_norm: bool = False
+    layer_norm_state: bool = False
     peephole: bool = False
+    coupled_gates: bool = False
+    projection: int = 0
     cell_clip: float = 0.0
+    reset_before: bool = False
 
     def __post_init__(self) -> None:
         for name in PROBABILITIES:
@@ -81,12 +109,24 @@ class RecurrentOptions:
                 raise ValueError(f"RecurrentOptions: {name} must be in [0, 1), got {p}")
         if not 0.0 <= self.cell_clip < np.inf:
             raise ValueError(f"RecurrentOptions: cell_clip must be 0 or more, got {self.cell_clip}")
+        if self.projection < 0:
+            raise ValueError(
+                f"RecurrentOptions: projection must be 0 or more, got {self.projection}"
+            )
+        if self.layer_norm_state and not self.layer_norm:
+            raise ValueError("RecurrentOptions: layer_norm_state must be False without layer_norm")
+        if self.layer_norm and self.reset_before:
+            raise ValueError(
+                "RecurrentOptions: layer_norm and reset_before are not defined together"
+            )
 
-    def undefined_for(self, cell: str) -> str | None:
-        """The first option that is set and that `cell` ("LSTM", "GRU", "RNN") does not have."""
-        if cell == "LSTM":
-            return None
-        return next((name for name in LSTM_ONLY if getattr(self, name)), None)
+    def undefined_for(self, cell: str) -> tuple[str, str] | None:
+        """The first option that is set and that `cell` ("LSTM", "GRU", "RNN") does not have.
+
+        With the one cell that has it.
+        """
+        wrong = (name for name, own in ONLY.items() if own != cell and getattr(self, name))
+        return next(((name, ONLY[name]) for name in wrong), None)
 
 
 @dataclass(frozen=True)
@@ -120,10 +160,12 @@ def draw(
         )  # fmt: skip
         mask_h = mask_h[0] if rows is None else mask_h[0][rows]
     variant = None
-    if options.zoneout or options.zoneout_cell or options.cell_clip:
+    settings = ("zoneout", "zoneout_cell", "cell_clip", "coupled_gates", "layer_norm_state")
+    if any(getattr(options, name) for name in settings):
         variant = Variant(
             zoneout_h=options.zoneout, zoneout_c=options.zoneout_cell, clip_c=options.cell_clip,
-            sample=ctx.train, seed=ctx.seed, step=ctx.step, layer=layer, time0=ctx.time0,
+            coupled=options.coupled_gates, norm_state=options.layer_norm_state, sample=ctx.train,
+            seed=ctx.seed, step=ctx.step, layer=layer, time0=ctx.time0,
             rows=None if rows is None else rows.astype(INT32),
         )  # fmt: skip
     return Drawn(w_hh, mask_h, variant)

@@ -22,20 +22,22 @@ class RecurrentLMConfig:
     vocab_size, embedding_size
         V and the width of the embedding.
     hidden_sizes
-        Width of each recurrent layer, first to last.
+        Width of each recurrent layer, first to last; with `projection` that of its cells.
     cell
         "lstm", "gru", "rnn_tanh" or "rnn_relu".
     dropout_input, dropout_between, dropout_output
         Probability of a zero after the embedding, between recurrent layers, before the head.
     locked
         One dropout mask for all time steps of a call.
-    recurrent_dropout, weight_drop, zoneout, zoneout_cell, peephole, cell_clip
+    recurrent_dropout, weight_drop, zoneout, zoneout_cell, layer_norm, layer_norm_state
+        Variants of the recurrent layers, see `pynlm.layers.RecurrentOptions`.
+    peephole, coupled_gates, projection, cell_clip, reset_before
         Variants of the recurrent layers, see `pynlm.layers.RecurrentOptions`.
     residual
         Each recurrent layer but the first adds its input to its output, where both are as wide (He
         et al., arXiv:1512.03385; Wu et al., arXiv:1609.08144, eq. 5-6).
     tied
-        The head's weight is the embedding's; the last hidden size must equal `embedding_size`.
+        The head's weight is the embedding's; the last layer's output must be `embedding_size` wide.
     head_bias
         Whether the head has a bias.
     init
@@ -71,8 +73,13 @@ class RecurrentLMConfig:
     weight_drop: float = 0.0
     zoneout: float = 0.0
     zoneout_cell: float = 0.0
+    layer_norm: bool = False
+    layer_norm_state: bool = False
     peephole: bool = False
+    coupled_gates: bool = False
+    projection: int = 0
     cell_clip: float = 0.0
+    reset_before: bool = False
     residual: bool = False
     tied: bool = False
     head_bias: bool = True
@@ -96,29 +103,39 @@ class RecurrentLMConfig:
             value = getattr(self, name)
             _require(value in valid, name, f"one of {', '.join(valid)}", repr(value))
         _require(self.init_scale > 0.0, "init_scale", "positive", self.init_scale)
+        forgets = self.cell == "lstm" and not self.coupled_gates
+        cell = "coupled gates" if self.coupled_gates else f"cell {self.cell!r}"
         _require(
-            self.cell == "lstm" or self.forget_bias == 0.0,
-            "forget_bias", f"0 for cell {self.cell!r}, which has no forget gate", self.forget_bias,
+            forgets or self.forget_bias == 0.0,
+            "forget_bias", f"0 for {cell}: there is no forget gate of its own", self.forget_bias,
         )  # fmt: skip
         wrong = self.recurrent.undefined_for(self.cell.partition("_")[0].upper())
         if wrong is not None:
             raise ValueError(
-                f"RecurrentLMConfig: {wrong} is not defined for cell {self.cell!r}, only for 'lstm'"
+                f"RecurrentLMConfig: {wrong[0]} is not defined for cell {self.cell!r}, only for "
+                f"{wrong[1].lower()!r}"
             )
         _require(
             not self.residual or any(map(self.is_residual, range(len(self.hidden_sizes)))),
             "hidden_sizes", "equal for two neighbours when residual", list(self.hidden_sizes),
         )  # fmt: skip
         _require(
-            not self.tied or self.hidden_sizes[-1] == self.embedding_size,
-            "hidden_sizes",
-            f"ended by embedding_size={self.embedding_size} when tied", list(self.hidden_sizes),
+            not self.tied or self.output_sizes[-1] == self.embedding_size,
+            "projection" if self.projection else "hidden_sizes",
+            f"{'' if self.projection else 'ended by '}embedding_size={self.embedding_size} when "
+            "tied",
+            self.projection or list(self.hidden_sizes),
         )  # fmt: skip
 
     def is_residual(self, layer: int) -> bool:
         """Whether that recurrent layer adds its input to its output."""
-        sizes = self.hidden_sizes
+        sizes = self.output_sizes
         return self.residual and layer > 0 and sizes[layer - 1] == sizes[layer]
+
+    @property
+    def output_sizes(self) -> tuple[int, ...]:
+        """Width of each recurrent layer's output."""
+        return tuple(self.projection or size for size in self.hidden_sizes)
 
     @property
     def recurrent(self) -> RecurrentOptions:

@@ -31,7 +31,9 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
     embedding, but from U(+-init_scale) with "torch": unit logits' weights of variance 1 would start
     far above the loss of a uniform distribution. "zero" biases are 0. PyTorch has two biases where
     pynlm has one: "torch" with "uniform" biases draws the sum of two. `forget_bias` is added at
-    the end. Peephole weights are drawn like "uniform" biases, whatever `init_bias` says.
+    the end. Peephole weights are drawn like "uniform" biases, whatever `init_bias` says, and the
+    projection like the head, but for "torch": U(+-1/sqrt(H)). Layer norm starts from gains 1, bias
+    0.
 
     Parameters
     ----------
@@ -54,16 +56,21 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
                 stream.normal(p.data)
             else:
                 stream.uniform(p.data, config.init_scale)
+        elif name.endswith(("ln_gates", "ln_cell")):
+            p.data.fill(1)
+            if name.endswith("ln_cell"):
+                p.data[1] = 0
         elif p.data.ndim == 2:
             rows, fan_in = p.data.shape
-            fan_out = rows if name == "head.weight" else config.hidden_sizes[_layer(name)]
+            whole = name.endswith(("head.weight", "w_hr"))
+            fan_out = rows if whole else config.hidden_sizes[_layer(name)]
             for first in range(0, rows, fan_out):
                 _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
         elif config.init_bias == "zero" and not name.endswith("peephole"):
             p.data.fill(0)
         else:
             _bias(stream, p.data, name, config)
-        if config.cell == "lstm" and name.startswith("recurrent.") and name.endswith(".b"):
+        if config.forget_bias and name.startswith("recurrent.") and name.endswith(".b"):
             size = len(p.data) // 4
             p.data[size : 2 * size] += config.forget_bias
 
@@ -85,7 +92,7 @@ def _matrix(
             "xavier": xavier_bound(fan_in, fan_out),
             "orthogonal": xavier_bound(fan_in, fan_out),
             "he": he_bound(fan_in),
-            "torch": fan_bound(fan_in if name == "head.weight" else fan_out),
+            "torch": fan_bound(fan_in if name.endswith(("head.weight", "w_hr")) else fan_out),
         }[config.init],
     )
 
@@ -95,12 +102,13 @@ def _bias(stream: Stream, b: Array, name: str, config: RecurrentLMConfig) -> Non
         stream.uniform(b, config.init_scale)
         return
     head = name == "head.bias"
-    bound = fan_bound(config.hidden_sizes[-1 if head else _layer(name)])
+    bound = fan_bound(config.output_sizes[-1] if head else config.hidden_sizes[_layer(name)])
     stream.uniform(b, bound)
     if config.init == "torch" and not head and not name.endswith("peephole"):
         # A GRU's new gate keeps its two biases apart: the end of `b`, and `b_hn`.
-        shared = {"gru": 2, "lstm": 4}.get(config.cell, 1) * config.hidden_sizes[_layer(name)]
+        apart = config.cell == "gru" and not config.reset_before
         if not name.endswith("b_hn"):
+            shared = len(b) * 2 // 3 if apart else len(b)
             second = np.empty(shared, b.dtype)
             stream.uniform(second, bound)
             b[:shared] += second

@@ -44,8 +44,8 @@ class RecurrentLM:
     Attributes
     ----------
     parameters
-        `embedding.weight`, `recurrent.{l}.w_ih`, `.w_hh`, `.b` (GRU also `.b_hn`,
-        an LSTM with peepholes `.peephole`), `head.weight`
+        `embedding.weight`, `recurrent.{l}.w_ih`, `.w_hh`, `.b` and what else its layer has (see
+        `layers.LSTM`, `GRU`, `RNN`), `head.weight`
         (unless tied), `head.bias` (if any); groups embedding, recurrent, head. Zero until
         `initialise` or `load_state_dict`.
     pool
@@ -70,7 +70,7 @@ class RecurrentLM:
         specs: list[Spec] = Embedding.specs(
             "embedding", config.vocab_size, config.embedding_size, sparse=not config.tied
         )
-        widths = (config.embedding_size, *config.hidden_sizes)
+        widths = (config.embedding_size, *config.output_sizes)
         for i, size in enumerate(config.hidden_sizes):
             specs += cell.specs(f"recurrent.{i}", widths[i], size, options=config.recurrent)
         specs += Full.specs(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .variant import enters, keeps_h, mix, parts
+from .variant import StepNorm, enters, keeps_h, mix, parts
 
 if TYPE_CHECKING:
     from pynlm.kernels.variant import Variant
@@ -33,12 +33,15 @@ def gru_forward(
     gates: Array | None = None,
     hn: Array | None = None,
     h_in: Array | None = None,
+    norm: Array | None = None,
+    rstd: Array | None = None,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
     b: Array,
-    b_hn: Array,
+    b_hn: Array | None,
+    ln_gates: Array | None = None,
     mask_h: Array | None = None,
     lengths: Array | None = None,
     variant: Variant | None = None,
@@ -50,15 +53,20 @@ def gru_forward(
     if h_in is not None:
         h_in[...] = 0
     h_last[...] = h0
+    norms = StepNorm(ln_gates, norm, rstd)
     for t in range(T):
         m = _rows_at(t, lengths, B)  # rows 0..m-1 are still running
         h = h_last[:m]
-        from_x = x[t, :m] @ w_ih.T + b
-        from_h = enters(mask_h, h) @ w_hh.T
+        from_x = norms.forward(0, t, x[t, :m] @ w_ih.T) + b
+        from_h = norms.forward(1, t, enters(mask_h, h) @ w_hh.T)
         r = sigmoid(from_x[:, :H] + from_h[:, :H])
         z = sigmoid(from_x[:, H : 2 * H] + from_h[:, H : 2 * H])
-        hn_t = from_h[:, 2 * H :] + b_hn
-        n = np.tanh(from_x[:, 2 * H :] + r * hn_t)
+        if b_hn is None:  # reset before the product
+            hn_t = r * enters(mask_h, h)
+            n = np.tanh(from_x[:, 2 * H :] + hn_t @ w_hh[2 * H :].T)
+        else:
+            hn_t = from_h[:, 2 * H :] + b_hn
+            n = np.tanh(from_x[:, 2 * H :] + r * hn_t)
         d = keeps_h(variant, t, m, h)
         y[t, :m] = mix(d, h, (1 - z) * n + z * h)
         h_last[:m] = y[t, :m]
@@ -76,15 +84,19 @@ def gru_backward(
     dw_ih: Array,
     dw_hh: Array,
     db: Array,
-    db_hn: Array,
+    db_hn: Array | None,
+    dln_gates: Array | None = None,
     gates: Array,
     hn: Array,
     h_in: Array | None = None,
+    norm: Array | None = None,
+    rstd: Array | None = None,
     y: Array,
     x: Array,
     h0: Array,
     w_ih: Array,
     w_hh: Array,
+    ln_gates: Array | None = None,
     mask_h: Array | None = None,
     dy: Array,
     dh_last: Array | None = None,
@@ -95,8 +107,11 @@ def gru_backward(
     T, B, _ = x.shape
     if dx is not None:
         dx[...] = 0
-    for gradient in (dw_ih, dw_hh, db, db_hn):
-        gradient[...] = 0
+    for gradient in (dw_ih, dw_hh, db, db_hn, dln_gates):
+        if gradient is not None:
+            gradient[...] = 0
+    H = h0.shape[1]
+    norms = StepNorm(ln_gates, norm, rstd)
     # Gradient of the state after step t; rows beyond their length hold that of their last state.
     dh = np.zeros_like(h0) if dh_last is None else dh_last.copy()
     for t in reversed(range(T)):
@@ -107,22 +122,34 @@ def gru_backward(
         kept, dh_t = parts(keeps_h(variant, t, m, h_prev), dh[:m] + dy[t, :m])
         da_z = dh_t * (h_prev - n) * z * (1 - z)
         da_n = dh_t * (1 - z) * (1 - n**2)
-        da_r = da_n * hn[t, :m] * r * (1 - r)
-        dhn = da_n * r
-        through_x = np.concatenate([da_r, da_z, da_n], axis=1)
-        through_h = np.concatenate([da_r, da_z, dhn], axis=1)
-
+        h = enters(mask_h, h_prev)
+        if db_hn is None:  # reset before the product
+            drh = da_n @ w_hh[2 * H :]
+            da_r = drh * h * r * (1 - r)
+            da_rz = np.concatenate([da_r, da_z], axis=1)
+            dw_hh[: 2 * H] += da_rz.T @ h
+            dw_hh[2 * H :] += da_n.T @ hn[t, :m]
+            dh_in = drh * r + da_rz @ w_hh[: 2 * H]
+            hn[t, m:] = 0
+        else:
+            da_r = da_n * hn[t, :m] * r * (1 - r)
+            dhn = da_n * r
+            through_h = np.concatenate([da_r, da_z, dhn], axis=1)
+            through_h = norms.backward(1, t, through_h, dln_gates)
+            dw_hh += through_h.T @ h
+            db_hn += dhn.sum(axis=0)
+            dh_in = through_h @ w_hh
+            hn[t, :m] = dhn
+            hn[t, m:] = 0
+        da = np.concatenate([da_r, da_z, da_n], axis=1)
+        through_x = norms.backward(0, t, da, dln_gates)
         dw_ih += through_x.T @ x[t, :m]
-        dw_hh += through_h.T @ enters(mask_h, h_prev)
-        db += through_x.sum(axis=0)
-        db_hn += dhn.sum(axis=0)
+        db += da.sum(axis=0)
         if dx is not None:
             dx[t, :m] = through_x @ w_ih
-        dh[:m] = kept + dh_t * z + enters(mask_h, through_h @ w_hh)
-        gates[t, :m] = through_x
+        dh[:m] = kept + dh_t * z + enters(mask_h, dh_in)
+        gates[t, :m] = da
         gates[t, m:] = 0
-        hn[t, :m] = dhn
-        hn[t, m:] = 0
     dh0[...] = dh
 
 

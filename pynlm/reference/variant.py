@@ -1,10 +1,12 @@
-"""Zoneout and recurrent dropout, for all recurrent cells.
+"""Zoneout, recurrent dropout and layer norm, for all recurrent cells.
 
 Sources: Krueger et al., "Zoneout", arXiv:1606.01305, eq. 5-7; Gal & Ghahramani, "A theoretically
-grounded application of dropout in recurrent neural networks", arXiv:1512.05287, eq. 7.
+grounded application of dropout in recurrent neural networks", arXiv:1512.05287, eq. 7; Ba, Kiros &
+Hinton, "Layer normalization", arXiv:1607.06450, eq. 20-21.
 
     h_t = d * h_{t-1} + (1 - d) * h'      d drawn in training, its probability in evaluation
     h_{t-1} * mask_h enters W_hh          one mask for all steps
+    N(v) = (v - mean(v)) / sqrt(var(v) + 1e-5)    over a row
 """
 
 from __future__ import annotations
@@ -47,6 +49,47 @@ def parts(d: Array | float, gradient: Array) -> tuple[Array | float, Array]:
 def enters(mask_h: Array | None, h: Array) -> Array:
     """What of the first rows' states [n, H] enters W_hh."""
     return h if mask_h is None else h * mask_h[: len(h)]
+
+
+def normalise(v: Array) -> tuple[Array, Array]:
+    """N(v) of each row, and 1 / sqrt(var + 1e-5) [n]."""
+    centred = v - v.mean(axis=1, keepdims=True)
+    rstd = 1 / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5)
+    return centred * rstd, rstd[:, 0]
+
+
+def normalise_backward(d: Array, normalised: Array, rstd: Array) -> Array:
+    """Gradient of v from that of N(v)."""
+    along = (d * normalised).mean(axis=1, keepdims=True)
+    gradient: Array = (d - d.mean(axis=1, keepdims=True) - normalised * along) * rstd[:, None]
+    return gradient
+
+
+class StepNorm:
+    """Layer norm of both products in the steps of one call; without `ln_gates` it does nothing."""
+
+    def __init__(self, ln_gates: Array | None, norm: Array | None, rstd: Array | None) -> None:
+        self.ln_gates, self.norm, self.rstd = ln_gates, norm, rstd
+
+    def forward(self, which: int, t: int, v: Array) -> Array:
+        """What takes the place of v, the product with x (which = 0) or h (1) at step t."""
+        if self.ln_gates is None:
+            return v
+        normalised, rstd = normalise(v)
+        if self.norm is not None and self.rstd is not None:
+            self.norm[which, t, : len(v)], self.rstd[which, t, : len(v)] = normalised, rstd
+        return normalised * self.ln_gates[which]
+
+    def backward(self, which: int, t: int, d: Array, dln_gates: Array | None) -> Array:
+        """The gradient of v; adds to the gain's."""
+        if self.ln_gates is None or self.norm is None or self.rstd is None or dln_gates is None:
+            return d
+        n = len(d)
+        normalised = self.norm[which, t, :n].copy()
+        dln_gates[which] += (d * normalised).sum(axis=0)
+        dv = normalise_backward(d * self.ln_gates[which], normalised, self.rstd[which, t, :n])
+        self.norm[which, t, :n], self.norm[which, t, n:] = dv, 0
+        return dv
 
 
 def _keeps(variant: Variant, p: float, site: int, t: int, n: int, like: Array) -> Array | float:

@@ -85,23 +85,30 @@ def beyond(case: Case) -> Array:
 def _recurrent(case: Case, gates: int, cell_state: bool) -> tuple[Arguments, Arguments]:
     """Inputs of the forward function, and the upstream gradients."""
     T, B, I, H = (case.dims[k] for k in "TBIH")
+    P = case.options.get("projection", H)
     rng = case.rng("recurrent")
     scale = case.options.get("weight_scale", 1.0)
     inputs = {
         "x": rng.normal(size=(T, B, I)),
-        "h0": rng.uniform(-0.9, 0.9, (B, H)),
+        "h0": rng.uniform(-0.9, 0.9, (B, P)),
         "w_ih": rng.normal(size=(gates * H, I)) * (scale / np.sqrt(I)),
-        "w_hh": rng.normal(size=(gates * H, H)) * (scale * 0.8 / np.sqrt(H)),
+        "w_hh": rng.normal(size=(gates * H, P)) * (scale * 0.8 / np.sqrt(P)),
         "b": rng.normal(size=gates * H) * 0.5,
         "lengths": lengths_of(case),
     }
-    upstream = {"dy": rng.normal(size=(T, B, H)), "dh_last": rng.normal(size=(B, H))}
+    upstream = {"dy": rng.normal(size=(T, B, P)), "dh_last": rng.normal(size=(B, P))}
     upstream["dy"][beyond(case)] = np.nan
     options = case.options
     if options.get("mask_h"):
-        inputs["mask_h"] = rng.choice([0.0, 1.5], (B, H))
+        inputs["mask_h"] = rng.choice([0.0, 1.5], (B, P))
     if options.get("peephole"):
-        inputs["peephole"] = rng.normal(size=3 * H) * 0.5
+        inputs["peephole"] = rng.normal(size=(gates - 1) * H) * 0.5
+    if options.get("projection"):
+        inputs["w_hr"] = rng.normal(size=(P, H)) / np.sqrt(H)
+    if options.get("layer_norm"):
+        inputs["ln_gates"] = rng.uniform(0.5, 1.5, (2, gates * H))
+    if options.get("layer_norm") and cell_state:
+        inputs["ln_cell"] = rng.uniform(0.5, 1.5, (2, H))
     inputs["variant"] = _variant(case)
     if cell_state:
         inputs["c0"] = rng.normal(size=(B, H))
@@ -110,7 +117,7 @@ def _recurrent(case: Case, gates: int, cell_state: bool) -> tuple[Arguments, Arg
 
 
 def _variant(case: Case) -> Variant | None:
-    names = ("zoneout_h", "zoneout_c", "clip_c", "sample", "time0")
+    names = ("zoneout_h", "zoneout_c", "clip_c", "sample", "time0", "coupled", "norm_state")
     chosen = {name: case.options[name] for name in names if name in case.options}
     if not chosen:
         return None
@@ -120,10 +127,27 @@ def _variant(case: Case) -> Variant | None:
     return Variant(**chosen, seed=12345, step=678, layer=1, rows=rows)
 
 
-def _saved(case: Case) -> Arguments:
-    """What recurrent dropout saves."""
+def _saved(case: Case, gates: int) -> Arguments:
+    """What variants save."""
     T, B, H = (case.dims[k] for k in "TBH")
-    return {"h_in": empty(T, B, H)} if case.options.get("mask_h") else {}
+    options, lstm = case.options, case.kernel == "lstm"
+    saved: Arguments = {}
+    if options.get("mask_h"):
+        saved["h_in"] = empty(T, B, options.get("projection", H))
+    if options.get("projection"):
+        saved["m"] = empty(T, B, H)
+    if options.get("layer_norm"):
+        saved["norm"] = empty(2, T, B, gates * H)
+        saved["rstd"] = empty(3 if lstm else 2, T, B)
+    if options.get("layer_norm") and lstm:
+        saved["norm_c"] = empty(T, B, H)
+    return saved
+
+
+def _variant_gradients(inputs: Arguments) -> Arguments:
+    """Gradients of the variants' weights."""
+    names = ("peephole", "w_hr", "ln_gates", "ln_cell")
+    return {f"d{name}": empty(*inputs[name].shape) for name in names if name in inputs}
 
 
 def _rounded(given: Arguments, dtype: Any) -> Arguments:
@@ -138,9 +162,14 @@ def _rounded(given: Arguments, dtype: Any) -> Arguments:
 
 def _lstm_forward(case: Case, dtype: Any) -> Arguments:
     T, B, H = (case.dims[k] for k in "TBH")
-    inputs, _ = _recurrent(case, 4, True)
-    saved = {"gates": empty(T, B, 4 * H), "c": empty(T, B, H), **_saved(case)}
-    return {"y": empty(T, B, H), "h_last": empty(B, H), "c_last": empty(B, H), **saved, **inputs}
+    gates, P = _lstm_gates(case), case.options.get("projection", H)
+    inputs, _ = _recurrent(case, gates, True)
+    saved = {"gates": empty(T, B, gates * H), "c": empty(T, B, H), **_saved(case, gates)}
+    return {"y": empty(T, B, P), "h_last": empty(B, P), "c_last": empty(B, H), **saved, **inputs}
+
+
+def _lstm_gates(case: Case) -> int:
+    return 3 if case.options.get("coupled") else 4
 
 
 def _lstm_backward(case: Case, dtype: Any) -> Arguments:
@@ -148,28 +177,30 @@ def _lstm_backward(case: Case, dtype: Any) -> Arguments:
     forward = _rounded(_lstm_forward(case, dtype), dtype)
     reference.lstm_forward(**forward)
     kept = {name: forward[name] for name in forward if name not in ("h_last", "c_last", "b")}
+    gates, P = _lstm_gates(case), case.options.get("projection", H)
     return {
         "dx": empty(T, B, I),
-        "dh0": empty(B, H),
+        "dh0": empty(B, P),
         "dc0": empty(B, H),
-        "dw_ih": empty(4 * H, I),
-        "dw_hh": empty(4 * H, H),
-        "db": empty(4 * H),
-        **({"dpeephole": empty(3 * H)} if case.options.get("peephole") else {}),
+        "dw_ih": empty(gates * H, I),
+        "dw_hh": empty(gates * H, P),
+        "db": empty(gates * H),
+        **_variant_gradients(forward),
         **kept,
-        **_recurrent(case, 4, True)[1],
+        **_recurrent(case, gates, True)[1],
     }
 
 
 def _gru_inputs(case: Case) -> tuple[Arguments, Arguments]:
     inputs, upstream = _recurrent(case, 3, False)
-    inputs["b_hn"] = case.rng("b_hn").normal(size=case.dims["H"])
+    b_hn = case.rng("b_hn").normal(size=case.dims["H"])
+    inputs["b_hn"] = None if case.options.get("reset_before") else b_hn
     return inputs, upstream
 
 
 def _gru_forward(case: Case, dtype: Any) -> Arguments:
     T, B, H = (case.dims[k] for k in "TBH")
-    saved = {"gates": empty(T, B, 3 * H), "hn": empty(T, B, H), **_saved(case)}
+    saved = {"gates": empty(T, B, 3 * H), "hn": empty(T, B, H), **_saved(case, 3)}
     return {"y": empty(T, B, H), "h_last": empty(B, H), **saved, **_gru_inputs(case)[0]}
 
 
@@ -184,7 +215,8 @@ def _gru_backward(case: Case, dtype: Any) -> Arguments:
         "dw_ih": empty(3 * H, I),
         "dw_hh": empty(3 * H, H),
         "db": empty(3 * H),
-        "db_hn": empty(H),
+        "db_hn": None if forward["b_hn"] is None else empty(H),
+        **_variant_gradients(forward),
         **kept,
         **_gru_inputs(case)[1],
     }
@@ -194,7 +226,7 @@ def _rnn_forward(case: Case, dtype: Any) -> Arguments:
     T, B, H = (case.dims[k] for k in "TBH")
     inputs, _ = _recurrent(case, 1, False)
     nonlinearity = case.options["nonlinearity"]
-    outputs = {"y": empty(T, B, H), "h_last": empty(B, H), **_saved(case)}
+    outputs = {"y": empty(T, B, H), "h_last": empty(B, H), **_saved(case, 1)}
     return {**outputs, **inputs, "nonlinearity": nonlinearity}
 
 
@@ -210,6 +242,7 @@ def _rnn_backward(case: Case, dtype: Any) -> Arguments:
         "dw_hh": empty(H, H),
         "db": empty(H),
         "dpre": empty(T, B, H),
+        **_variant_gradients(forward),
         **kept,
         **_recurrent(case, 1, False)[1],
     }
@@ -361,19 +394,32 @@ def _clip_values(case: Case, dtype: Any) -> Arguments:
     return {"x": case.rng("main").normal(size=case.dims["P"]), "limit": 0.5}
 
 
+_NORM = ("norm", "rstd")
 _BACKWARD = ("dx", "dh0", "dw_ih", "dw_hh", "db")
 
 FUNCTIONS: dict[str, Function] = {
     "lstm_forward": Function(
-        "lstm", _lstm_forward, ("y", "h_last", "c_last", "gates", "c", "h_in"), ("gates", "c")
+        "lstm",
+        _lstm_forward,
+        ("y", "h_last", "c_last", "gates", "c", "h_in", "m", *_NORM, "norm_c"),
+        ("gates", "c", *_NORM, "norm_c"),
     ),
-    "lstm_backward": Function("lstm", _lstm_backward, (*_BACKWARD, "dc0", "dpeephole", "gates")),
+    "lstm_backward": Function(
+        "lstm",
+        _lstm_backward,
+        (*_BACKWARD, "dc0", "dpeephole", "dw_hr", "dln_gates", "dln_cell", "gates", "norm"),
+    ),
     "gru_forward": Function(
-        "gru", _gru_forward, ("y", "h_last", "gates", "hn", "h_in"), ("gates", "hn")
+        "gru",
+        _gru_forward,
+        ("y", "h_last", "gates", "hn", "h_in", *_NORM),
+        ("gates", "hn", *_NORM),
     ),
-    "gru_backward": Function("gru", _gru_backward, (*_BACKWARD, "db_hn", "gates", "hn")),
-    "rnn_forward": Function("rnn", _rnn_forward, ("y", "h_last", "h_in")),
-    "rnn_backward": Function("rnn", _rnn_backward, (*_BACKWARD, "dpre")),
+    "gru_backward": Function(
+        "gru", _gru_backward, (*_BACKWARD, "db_hn", "dln_gates", "gates", "hn", "norm")
+    ),
+    "rnn_forward": Function("rnn", _rnn_forward, ("y", "h_last", "h_in", *_NORM), _NORM),
+    "rnn_backward": Function("rnn", _rnn_backward, (*_BACKWARD, "dln_gates", "dpre", "norm")),
     "linear_forward": Function("linear", _linear_forward, ("y",)),
     "linear_backward": Function("linear", _linear_backward, ("dx", "dw", "db")),
     "xent_forward": Function("xent", _xent_forward, ("nll",)),

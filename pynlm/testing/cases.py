@@ -22,7 +22,10 @@ DTYPES = ["float32", "float64"]
 """Names, because a test's id then says the dtype."""
 
 
-VARIANT_OPTIONS = {"mask_h", "peephole", "zoneout_h", "zoneout_c", "clip_c"}
+VARIANT_OPTIONS = {
+    *("mask_h", "peephole", "zoneout_h", "zoneout_c", "clip_c"),
+    *("layer_norm", "norm_state", "coupled", "projection", "reset_before"),
+}
 
 
 @dataclass(frozen=True)
@@ -79,35 +82,53 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         dims = {"T": T, "B": B, "I": I, "H": H}
         return Case(kernel, name + suffix, dims, {**options, **more})
 
-    everything = {"mask_h": True, "zoneout_h": 0.4, "sample": True}
+    everything = {"mask_h": True, "zoneout_h": 0.4, "sample": True, "layer_norm": True}
     variants: dict[str, dict[str, Any]] = {
         "zoneout": {"zoneout_h": 0.3, "sample": True},
         "zoneout-expected": {"zoneout_h": 0.3},
         "recurrent-dropout": {"mask_h": True},
+        "layer-norm": {"layer_norm": True},
     }
     if kernel == "lstm":
-        everything |= {"zoneout_c": 0.2, "clip_c": 0.9, "peephole": True}
+        everything |= {"zoneout_c": 0.2, "clip_c": 0.9, "peephole": True, "projection": 13}
         variants |= {
             "zoneout-c": {"zoneout_c": 0.3, "sample": True},
             "zoneout-c-expected": {"zoneout_c": 0.3},
             "peephole": {"peephole": True},
             "clip": {"clip_c": 0.4},
+            "coupled": {"coupled": True},
+            "projection": {"projection": 13},
+            "norm-state": {"layer_norm": True, "norm_state": True},
         }
+    if kernel == "gru":
+        variants["reset-before"] = {"reset_before": True}
     if kernel == "rnn":
         del variants["zoneout-expected"]  # has no backward pass
-    variants["everything"] = everything
+    for one, two in combinations(tuple(variants), 2):
+        # what samples and what does not are two modes, not a pair
+        zoned = [variants[v] for v in (one, two) if v.startswith("zoneout")]
+        modes = {v.get("sample", False) for v in zoned}
+        pair = variants[one] | variants[two]
+        if len(modes) < 2 and pair not in variants.values() and _defined(pair):
+            variants[f"{one}+{two}"] = pair
     if kernel == "lstm":
-        for one, two in combinations(variants, 2):
-            if "everything" in (one, two):
-                continue
-            # what samples and what does not are two modes, not a pair
-            zoned = [variants[v] for v in (one, two) if v.startswith("zoneout")]
-            if len({v.get("sample", False) for v in zoned}) < 2:
-                variants[f"{one}+{two}"] = variants[one] | variants[two]
+        variants["everything-coupled"] = everything | {"coupled": True, "norm_state": True}
+    if kernel == "gru":
+        variants["everything-reset-before"] = {
+            **{name: value for name, value in everything.items() if name != "layer_norm"},
+            "reset_before": True,
+        }
+    variants["everything"] = everything
     return [
         *(case(f"{name}-primes", 5, 3, 7, 11, **more) for name, more in variants.items()),
         *(
-            case(f"{name}-tiny-ragged", 3, 3, 2, 2, lengths=[3, 1, 0], **more)
+            # of two units layer norm makes about -1 and 1: too sharp for finite differences
+            case(
+                f"{name}-tiny-ragged",
+                *(3, 3, 2, 5 if more.get("layer_norm") else 2),
+                lengths=[3, 1, 0],
+                **more,
+            )
             for name, more in variants.items()
         ),
         case("everything-many-rows", 3, 67, 5, 17, row_ids=True, **everything),
@@ -118,6 +139,17 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         case("everything-later", 5, 3, 7, 11, time0=123456789, **everything),
         case("everything-no-rows", 5, 0, 7, 11, **everything),
         case("everything-threads", 6, 20, 64, 130, **everything),
+        *(
+            case(f"{name}-threads", 5, 19, 31, 137, lengths=[5] * 9 + [2] * 9 + [1], **more)
+            for name, more in variants.items()
+            if name.startswith(("everything-", "layer-norm", "projection", "reset-before"))
+            and "+" not in name
+        ),
+        *(
+            case(f"{name}-threads-by-units", 4, 3, 5, 257, **more)
+            for name, more in variants.items()
+            if name.startswith(("everything", "projection", "reset-before")) and "+" not in name
+        ),
         case("primes", 5, 3, 7, 11),
         case("tiny", 2, 3, 2, 2),
         case("tiny-ragged", 3, 3, 2, 2, lengths=[3, 1, 0]),
@@ -139,6 +171,11 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         case("threads", 6, 20, 64, 128),
         case("threads-ragged", 6, 24, 64, 130, lengths=[6] * 10 + [3] * 10 + [1] * 3 + [0]),
     ]
+
+
+def _defined(options: Mapping[str, Any]) -> bool:
+    """Whether a cell has these variants together."""
+    return not (options.get("reset_before") and options.get("layer_norm"))
 
 
 def _linear() -> list[Case]:

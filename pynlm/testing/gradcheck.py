@@ -158,12 +158,15 @@ def _recurrent_map(
         for name in ("lengths", "nonlinearity", "mask_h", "variant")
         if name in fixed
     }
-    if "h_in" in fixed:
-        saved = (*saved, "h_in")
+    of_variants = ("h_in", "m", "norm", "norm_c", "rstd")
+    saved = (*saved, *(name for name in of_variants if name in fixed))
+    # a GRU without this bias is another one
+    no_bias = kernel == "gru" and "b_hn" not in inputs
 
     def all_results(given: Named) -> Arguments:
         out = {name: _blank(fixed[name].shape, dtype) for name in (*results, *saved)}
-        forward_function(**out, **given, **options, backend=backend)
+        extra: Arguments = {"b_hn": None} if no_bias else {}
+        forward_function(**out, **given, **extra, **options, backend=backend)
         return out
 
     def forward(given: Named) -> Named:
@@ -173,7 +176,9 @@ def _recurrent_map(
     def vjp(given: Named, upstream: Named) -> Named:
         out = all_results(given)
         gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
-        extra = {"dpre": _blank(out["y"].shape, dtype)} if kernel == "rnn" else {}
+        extra: Arguments = {"dpre": _blank(out["y"].shape, dtype)} if kernel == "rnn" else {}
+        if no_bias:
+            extra["db_hn"] = None
         dy = np.where(beyond(case)[:, :, None], np.nan, upstream["y"])  # must be ignored there
         backward_function(
             **gradients,
@@ -191,17 +196,18 @@ def _recurrent_map(
 
 
 def _lstm(case: Case, backend: str, dtype: Any) -> Map:
-    names = ("x", "h0", "c0", "w_ih", "w_hh", "b", "peephole")
+    weights = ("w_ih", "w_hh", "b", "peephole", "w_hr", "ln_gates", "ln_cell")
+    names = ("x", "h0", "c0", *weights)
     return _recurrent_map("lstm", case, backend, dtype, names, ("h", "c"), ("gates", "c"))
 
 
 def _gru(case: Case, backend: str, dtype: Any) -> Map:
-    names = ("x", "h0", "w_ih", "w_hh", "b", "b_hn")
+    names = ("x", "h0", "w_ih", "w_hh", "b", "b_hn", "ln_gates")
     return _recurrent_map("gru", case, backend, dtype, names, ("h",), ("gates", "hn"))
 
 
 def _rnn(case: Case, backend: str, dtype: Any) -> Map:
-    names = ("x", "h0", "w_ih", "w_hh", "b")
+    names = ("x", "h0", "w_ih", "w_hh", "b", "ln_gates")
     return _recurrent_map("rnn", case, backend, dtype, names, ("h",), ())
 
 

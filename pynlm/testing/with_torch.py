@@ -20,7 +20,8 @@ def check_against_torch(kernel: str, case: Case, dtype: Any, backend: str = "cpu
     upstream = random_upstream(mapping, case.rng("torch"))
     got = mapping.forward(mapping.inputs)
     got |= {f"d{name}": g for name, g in mapping.vjp(mapping.inputs, upstream).items()}
-    want = _PEERS[kernel](case, mapping.inputs, upstream)
+    loops = "T" in case.dims and not case.is_plain and kernel != "dropout"
+    want = (_looped if loops else _PEERS[kernel])(case, mapping.inputs, upstream)
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert got[name].dtype == value.dtype
@@ -89,6 +90,69 @@ def _recurrent(case: Case, inputs: Named, upstream: Named) -> Named:
     if case.kernel == "gru":
         found["db_hn"] = found["db_hn"][2 * H :]
     return found
+
+
+def _looped(case: Case, inputs: Named, upstream: Named) -> Named:
+    """A variant step by step, as torch's users write it; no zoneout, whose numbers torch lacks."""
+    torch = import_module("torch")
+    F = torch.nn.functional
+    given, options = _tensors(inputs), case.options
+    mask = arguments(f"{case.kernel}_forward", case, inputs["x"].dtype).get("mask_h")
+    limit = options.get("clip_c", 0.0)
+    peepholes = (
+        iter(given["peephole"].chunk(2 if options.get("coupled") else 3))
+        if ("peephole" in given)
+        else iter((0, 0, 0))
+    )
+    p_i = next(peepholes)
+    p_f = 0 if options.get("coupled") else next(peepholes)
+    p_o = next(peepholes)
+
+    def normal(v: Any, gain: Any, bias: Any = None) -> Any:
+        return F.layer_norm(v, v.shape[-1:], gain, bias)
+
+    def product(which: int, v: Any, w: Any) -> Any:
+        found = F.linear(v, w)
+        return normal(found, given["ln_gates"][which]) if "ln_gates" in given else found
+
+    def lstm(x: Any, h: Any, c: Any) -> tuple[Any, Any]:
+        entering = h if mask is None else h * torch.tensor(mask)
+        a = product(0, x, given["w_ih"]) + product(1, entering, given["w_hh"]) + given["b"]
+        a_i, *a_f, a_g, a_o = a.chunk(3 if options.get("coupled") else 4, 1)
+        i = torch.sigmoid(a_i + p_i * c)
+        f = torch.sigmoid(a_f[0] + p_f * c) if a_f else 1 - i
+        c = f * c + i * torch.tanh(a_g)
+        c = c.clamp(-limit, limit) if limit else c
+        seen = normal(c, *given["ln_cell"]) if "ln_cell" in given else c
+        c = seen if options.get("norm_state") else c
+        h = torch.sigmoid(a_o + p_o * c) * torch.tanh(seen)
+        return (F.linear(h, given["w_hr"]) if "w_hr" in given else h), c
+
+    def gru(x: Any, h: Any) -> Any:
+        entering = h if mask is None else h * torch.tensor(mask)
+        x_r, x_z, x_n = (product(0, x, given["w_ih"]) + given["b"]).chunk(3, 1)
+        h_r, h_z, h_n = product(1, entering, given["w_hh"]).chunk(3, 1)
+        r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+        if "b_hn" in given:
+            n = torch.tanh(x_n + r * (h_n + given["b_hn"]))
+        else:
+            n = torch.tanh(x_n + F.linear(r * entering, given["w_hh"].chunk(3)[2]))
+        return (1 - z) * n + z * h
+
+    def rnn(x: Any, h: Any) -> Any:
+        entering = h if mask is None else h * torch.tensor(mask)
+        a = product(0, x, given["w_ih"]) + product(1, entering, given["w_hh"]) + given["b"]
+        return torch.tanh(a) if options["nonlinearity"] == "tanh" else torch.relu(a)
+
+    h, c, steps = given["h0"], given.get("c0"), []
+    for x in given["x"]:
+        if c is not None:
+            h, c = lstm(x, h, c)
+        else:
+            h = (gru if case.kernel == "gru" else rnn)(x, h)
+        steps.append(h)
+    outputs = {"y": torch.stack(steps), "h_last": h} | ({} if c is None else {"c_last": c})
+    return _finish(outputs, upstream, given)
 
 
 def _linear(case: Case, inputs: Named, upstream: Named) -> Named:

@@ -79,8 +79,13 @@ class ModelConfig(_Section):
     weight_drop: float = Field(default=0.0, ge=0.0, lt=1.0)
     zoneout: float = Field(default=0.0, ge=0.0, lt=1.0)
     zoneout_cell: float = Field(default=0.0, ge=0.0, lt=1.0)
+    layer_norm: bool = False
+    layer_norm_state: bool = False
     peephole: bool = False
+    coupled_gates: bool = False
+    projection: int = Field(default=0, ge=0)
     cell_clip: float = Field(default=0.0, ge=0.0)
+    reset_before: bool = False
     residual: bool = False
     tied: bool = False
     head_bias: bool = True

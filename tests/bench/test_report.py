@@ -9,17 +9,22 @@ from pathlib import Path
 import pytest
 
 from bench import machine, memory, ours, page, report
-from bench.catalogue import FAMILIES, Recurrent, Softmax
+from bench.bars import bars, ratio, shares
+from bench.catalogue import FAMILIES, LOOP, Recurrent, Softmax
 from bench.measure import check_agreement, contenders, result_of
 from bench.memory import Memory
 from bench.record import Record
 from bench.work import Work
 
 FUSED = "torch (linear_cross_entropy)"
+ONNX = "ONNX Runtime"
 
 
 def made_up(peer: bool = True) -> Record:
-    """All cases with 1 and 2 threads; pynlm 2 times faster with one, 3 times with two."""
+    """All cases with 1 and 2 threads; pynlm 2 times faster with one, 3 times with two.
+
+    Forward only, ONNX Runtime is as fast as pynlm, and slower where there is one row.
+    """
     record = Record("some-machine", 2, {"CPU": "Some CPU"})
     record.peaks = {n: {"best": n * 1e11, "median": n * 9e10, "bursts": 5.0} for n in (1, 2)}
     for n in (1, 2):
@@ -31,6 +36,9 @@ def made_up(peer: bool = True) -> Record:
             if isinstance(case, Recurrent) and case.variant:
                 slower = 1.4 if case.H == 650 else 1.1
                 seconds[ours.PLAIN] = [s / slower for s in seconds[ours.NAME]]
+            if peer and isinstance(case, Recurrent) and not case.train:
+                slower = 1.2 if case.B == 1 else 1.0
+                seconds[ONNX] = [s * slower for s in seconds[ours.NAME]]
             if peer and not isinstance(case, Recurrent):
                 seconds[FUSED] = [s * 9 for s in seconds[ours.NAME]]
             record.results.append(result_of(case, n, seconds))
@@ -44,6 +52,7 @@ def test_summaries() -> None:
     assert found["LSTM training", 1].mean == pytest.approx(2)
     assert found["softmax training", 2].least == pytest.approx(3)
     assert found["GRU forward only", 2].shares == pytest.approx((0.5, 0.5))
+    assert found["GRU forward only", 2].mean == pytest.approx(1.2 ** (1 / 9))
     assert found["LM training step", 1].cases == len(FAMILIES["train"])
     # a plain cell beside a variant is ours, no peer
     assert found["LSTM zoneout", 2].mean == pytest.approx(3)
@@ -56,6 +65,39 @@ def test_variants_beside_the_plain_cell() -> None:
     assert found["GRU weight drop", 1].plain == pytest.approx((1.1**3 * 1.4) ** 0.25)
     assert found["GRU weight drop", 2].loop == pytest.approx(3)
     assert all(v.loop is None for v in made_up(peer=False).variants())
+
+
+def test_bars() -> None:
+    record = made_up()
+    found = {(bar.work, bar.threads): bar for bar in bars(record)}
+    training = found["LSTM training", 2]
+    assert training.mean == pytest.approx(3) and training.aimed and training.met
+    assert found["LSTM training", 1].goal.mean == 1.25
+    # only told, not aimed at
+    assert not found["GRU training", 1].aimed
+    # against ONNX Runtime, not against torch, which is far slower here
+    forward = found["RNN forward only", 2]
+    assert forward.mean == pytest.approx(1.2 ** (1 / 9)) and forward.least == pytest.approx(1)
+    assert forward.goal.against == ONNX and not forward.met
+    assert found["RNN scoring", 2].met
+    narrow = found["GRU zoneout, H ≤ 128", 2]
+    assert (narrow.cases, narrow.goal.mean, narrow.met) == (1, 5.0, False)
+    assert found["GRU zoneout", 2].cases == 4
+    assert not bars(made_up(peer=False))
+
+
+def test_bars_for_shares_of_the_peak() -> None:
+    found = [s for s in shares(made_up()) if s.threads == 2]
+    assert [s.cases for s in found] == [1, 7]
+    assert [s.least for s in found] == pytest.approx([0.5, 0.5])
+    assert not any(s.met for s in found)
+
+
+def test_ratio_to_one_peer() -> None:
+    seconds = {ours.NAME: [1.0], "torch": [4.0], "torch (functional_call)": [2.0], ONNX: [1.5]}
+    result = result_of(Softmax(2, 3, 4), 1, seconds)
+    assert (result.peer, result.libraries) == (ONNX, ["torch", ONNX])
+    assert [ratio(result, whom) for whom in ("torch", LOOP, ONNX, "JAX")] == [2, 4, 1.5, None]
 
 
 def test_goals_hold_for_the_right_threads() -> None:
@@ -77,15 +119,30 @@ def test_record_survives_its_file(tmp_path: Path) -> None:
     assert Record.load(tmp_path / "record.json") == record
 
 
+def test_record_of_an_earlier_version() -> None:
+    values = made_up().results[0].to_dict()
+    del values["against"]
+    assert type(made_up().results[0]).from_dict(values).against == pytest.approx({"torch": 2})
+
+
 def test_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = made_up()
     record.save(tmp_path / "some-machine.json")
     report.main(["--render", str(tmp_path / "some-machine.json")])
     text = (tmp_path / "some-machine.md").read_text(encoding="utf-8")
     assert text.startswith("# Some CPU\n")
-    assert "| LSTM training | 2 threads | 9 | 3.00× | 3.00× | 1.8×, 1.05× | 50 % to 50 % |" in text
-    assert "| GRU ragged training | 2 threads | 3 | 3.00× | 3.00× | 4× | 50 % to 50 % |" in text
-    assert "| RNN zoneout | 2 threads | 4 | 1.17× | 1.40× | 3.00× |" in text
+    assert "| LSTM training | 2 threads | 9 | 3.00× | 3.00× | 50 % to 50 % |" in text
+    for line in (
+        "LSTM training | 2 threads | torch | 9 | 3.00× | 1.8× | 3.00× | 1.05× | yes",
+        "RNN training | 1 thread | torch | 9 | 2.00× |  | 2.00× |  | ",
+        "GRU ragged training | 2 threads | torch | 3 | 3.00× | 4× | 3.00× |  | **no**",
+        "RNN forward only | 2 threads | ONNX Runtime | 9 | 1.02× | 1.05× | 1.00× | 0.95× | **no**",
+        "RNN zoneout, H ≤ 128 | 2 threads | torch's loop | 1 | 3.00× | 5× | 3.00× |  | **no**",
+        "LSTM training, B ≥ 32, H ≥ 512 | 2 threads | 1 | 50 % | 75 % | **no**",
+        "RNN zoneout | 2 threads | 4 | 1.17× | 1.40× | yes | 3.00×",
+        "case | 1 thread: pynlm | torch | ONNX Runtime | ratio | share of peak | peer's",
+    ):
+        assert f"| {line} |" in text or f"| {line} " in text, line
     assert "**3.00×** (3.00–3.00, goal 2×)" in text
     assert "| zaremba-small | pynlm | 1.0 | +0.0 | +2.0 | 4.0 |" in text
     assert "takes up to 99 GiB" in text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import ours
-from bench.catalogue import GATES, VARIANTS, Recurrent
+from bench.catalogue import GATES, VARIANTS, Recurrent, cells_of
 from bench.measure import check_agreement, compare, contenders
 from bench.peers import available
 from bench.timing import Budget
@@ -22,7 +22,7 @@ from bench.peers import torch_variants
 CASES = [
     Recurrent(cell, 9, 5, 6, 7, variant=variant, p=p)
     for variant, p in VARIANTS.items()
-    for cell in (("lstm",) if variant == "peephole" else GATES)
+    for cell in cells_of(variant)
 ]
 CHANCE = [case for case in CASES if case.p]
 

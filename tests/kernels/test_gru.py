@@ -170,8 +170,14 @@ def test_error_messages() -> None:
     assert message(w_ih=np.zeros((44, 7))) == (
         "ValueError: gru_forward: w_ih must be float64 [3H=33, I=7], got float64 [44, 7]"
     )
-    assert message(b_hn=None) == (
-        "TypeError: gru_forward: b_hn must be float64 [H=11], got NoneType"
+    assert message(b_hn=0.5) == "TypeError: gru_forward: b_hn must be float64 [H=11], got float 0.5"
+    ln = np.ones((2, 33))
+    assert message(ln_gates=ln) == (
+        "ValueError: gru_forward: norm must be an array, because ln_gates is one"
+    )
+    assert message(ln_gates=ln, b_hn=None) == (
+        "ValueError: gru_forward: ln_gates must be None without b_hn: layer norm is not defined "
+        "for the GRU that resets before the product"
     )
     assert message(gates=None) == (
         "ValueError: gru_forward: gates and hn must be given together, got gates=None"

@@ -13,7 +13,15 @@ import pytest
 
 from pynlm import kernels
 from pynlm.kernels import Variant
-from pynlm.testing import arguments, assert_close, assert_same_bits, find_case
+from pynlm.testing import (
+    CASES,
+    arguments,
+    assert_close,
+    assert_same_bits,
+    check_against_torch,
+    find_case,
+)
+from pynlm.testing.cases import Case
 from pynlm.testing.tolerances import kernel_tolerance
 
 CELLS = {"lstm": "primes", "gru": "primes", "rnn": "primes-tanh"}
@@ -23,6 +31,24 @@ def forward(cell: str, given: dict[str, Any]) -> dict[str, Any]:
     made = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in given.items()}
     getattr(kernels, f"{cell}_forward")(**made)
     return made
+
+
+def looped() -> list[Case]:
+    """Variants that torch's users can write: all but zoneout."""
+    return [
+        case
+        for cell in CELLS
+        for case in CASES[cell]
+        if not case.is_plain and "primes" in case.name and "zoneout" not in case.name
+        if "everything" not in case.name
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", looped(), ids=lambda case: f"{case.kernel}-{case.name}")
+def test_agrees_with_a_loop_in_torch(case: Case, dtype: str) -> None:
+    pytest.importorskip("torch")
+    check_against_torch(case.kernel, case, dtype)
 
 
 @pytest.mark.parametrize("cell", CELLS)

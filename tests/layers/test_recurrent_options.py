@@ -16,18 +16,30 @@ from pynlm.models import RecurrentLMConfig
 from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import CLOSED_FORM
 
-T, B, I, H = 5, 4, 3, 2
+T, B, I, H = 5, 4, 3, 5
 CELLS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-EVERY = {"recurrent_dropout": 0.4, "weight_drop": 0.3, "zoneout": 0.25}
-LSTM_TOO = {"zoneout_cell": 0.2, "peephole": True, "cell_clip": 0.7}
+DRAWN = {"recurrent_dropout": 0.4, "weight_drop": 0.3, "zoneout": 0.25}
+EVERY: dict[str, Any] = {**DRAWN, "layer_norm": True}
+LSTM_TOO: dict[str, Any] = {
+    "zoneout_cell": 0.2,
+    "peephole": True,
+    "cell_clip": 0.7,
+    "coupled_gates": True,
+    "projection": 7,
+}
+GRU_TOO = {"reset_before": True}
 RAGGED = [3, 0, 5, 4]
 
 
 def choices(cell: str) -> list[dict[str, Any]]:
     """Each option, each pair of them, and all."""
-    have = {**EVERY, **(LSTM_TOO if cell == "lstm" else {})}
+    have = {**EVERY, **{"lstm": LSTM_TOO, "gru": GRU_TOO}.get(cell, {})}
+    together = [have, {name: have[name] for name in have if name != "layer_norm"}]
+    if cell == "lstm":
+        together = [have, {**have, "layer_norm_state": True}]
     pairs = [{one: have[one], two: have[two]} for one, two in combinations(have, 2)]
-    return [*({name: value} for name, value in have.items()), *pairs, have]
+    found = [*({name: value} for name, value in have.items()), *pairs, *together]
+    return [c for c in found if not ("layer_norm" in c and "reset_before" in c)]
 
 
 ALL = [
@@ -41,7 +53,7 @@ def make(cell: str, options: RecurrentOptions, index: int = 0) -> tuple[Recurren
     parameters = Parameters(CELLS[cell].specs("r", I, H, options=options), np.float64, Pool())
     rng = np.random.default_rng(0)
     for p in parameters.values():
-        p.data[...] = rng.standard_normal(p.data.shape)
+        p.data[...] = 0.5 * rng.standard_normal(p.data.shape)
     return CELLS[cell](parameters, "r", options=options, index=index), parameters
 
 
@@ -49,9 +61,9 @@ def inputs(layer: Recurrent) -> dict[str, Any]:
     rng = np.random.default_rng(1)
 
     def states() -> tuple[np.ndarray, ...]:
-        return tuple(rng.standard_normal((B, H)) for _ in range(layer.states))
+        return tuple(rng.standard_normal((B, size)) for size in layer.state_sizes)
 
-    x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, H))
+    x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, layer.output_size))
     return {"x": x, "dy": dy, "state": states(), "dstate": states()}
 
 
@@ -80,7 +92,7 @@ def test_a_row_does_not_see_how_long_others_are(cell: str, options: RecurrentOpt
 
 @pytest.mark.parametrize(("cell", "options"), ALL)
 def test_draws_change_with_seed_step_and_layer_only(cell: str, options: RecurrentOptions) -> None:
-    drawn = any(getattr(options, name) for name in (*EVERY, "zoneout_cell"))
+    drawn = any(getattr(options, name) for name in (*DRAWN, "zoneout_cell"))
     first, _ = make(cell, options)
     a = inputs(first)
     (y, _), _ = first(a["x"], a["state"], Context(train=True, seed=3, step=1))
@@ -141,19 +153,41 @@ def test_weight_drop_is_the_plain_layer_with_dropped_weights(cell: str) -> None:
     assert_same_bits(y, expected, what="y")
 
 
-@pytest.mark.parametrize("cell", ["gru", "rnn"])
-@pytest.mark.parametrize("name", LSTM_TOO)
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    [
+        *((cell, name) for cell in ("gru", "rnn") for name in LSTM_TOO),
+        *(("lstm", name) for name in GRU_TOO),
+        *(("rnn", name) for name in GRU_TOO),
+    ],
+)
 def test_undefined_pairs_are_named(cell: str, name: str) -> None:
-    options = RecurrentOptions(**{name: LSTM_TOO[name]})
-    with pytest.raises(ValueError, match=f"{cell.upper()}: {name} is not defined for this cell"):
-        CELLS[cell].specs("r", I, H, options=options)
-    model = {"gru": "gru", "rnn": "rnn_tanh"}[cell]
-    with pytest.raises(ValueError, match=f"{name} is not defined for cell '{model}'"):
-        RecurrentLMConfig(10, 4, (4,), cell=model, **{name: LSTM_TOO[name]})
+    chosen = {name: (LSTM_TOO | GRU_TOO)[name]}
+    own = "LSTM" if name in LSTM_TOO else "GRU"
+    found = f"{cell.upper()}: {name} is not defined for this cell, only for {own}"
+    with pytest.raises(ValueError, match=found):
+        CELLS[cell].specs("r", I, H, options=RecurrentOptions(**chosen))
+    model = {"gru": "gru", "rnn": "rnn_tanh", "lstm": "lstm"}[cell]
+    found = f"{name} is not defined for cell '{model}', only for '{own.lower()}'"
+    with pytest.raises(ValueError, match=found):
+        RecurrentLMConfig(10, 4, (4,), cell=model, **chosen)
+
+
+def test_options_that_contradict_each_other_are_named() -> None:
+    with pytest.raises(ValueError, match="layer_norm and reset_before are not defined together"):
+        RecurrentOptions(layer_norm=True, reset_before=True)
+    with pytest.raises(ValueError, match="layer_norm_state must be False without layer_norm"):
+        RecurrentOptions(layer_norm_state=True)
+    with pytest.raises(ValueError, match="projection must be 0 or more, got -1"):
+        RecurrentOptions(projection=-1)
+    with pytest.raises(ValueError, match="forget_bias must be 0 for coupled gates"):
+        RecurrentLMConfig(10, 4, (4,), coupled_gates=True, forget_bias=1.0)
+    with pytest.raises(ValueError, match="projection must be embedding_size=4 when tied, got 3"):
+        RecurrentLMConfig(10, 4, (4,), projection=3, tied=True)
 
 
 def test_ranges() -> None:
-    for name in (*EVERY, "zoneout_cell"):
+    for name in (*DRAWN, "zoneout_cell"):
         with pytest.raises(ValueError, match=rf"RecurrentOptions: {name} must be in \[0, 1\)"):
             RecurrentOptions(**{name: 1.0})
     with pytest.raises(ValueError, match="cell_clip must be 0 or more, got -1"):
