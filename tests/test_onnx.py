@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -35,22 +34,14 @@ LAYERS: list[tuple[str, RecurrentOptions, dict[str, str]]] = [
     ("LSTM", RecurrentOptions(), {}),
     ("LSTM", RecurrentOptions(**PEEPHOLES), {}),
     ("LSTM", RecurrentOptions(weight_drop=0.5, recurrent_dropout=0.5), {}),
+    ("LSTM", RecurrentOptions(coupled_gates=True), {}),
+    ("LSTM", RecurrentOptions(coupled_gates=True, **PEEPHOLES), {}),
     ("GRU", RecurrentOptions(), {}),
+    ("GRU", RecurrentOptions(reset_before=True), {}),
     ("RNN", RecurrentOptions(), {}),
     ("RNN", RecurrentOptions(), {"nonlinearity": "relu"}),
 ]
 DIRECTIONS = ["forward", "reverse", "bidirectional"]
-# Settings of nodes whose weights can be converted before the layers know them: none once they do.
-HAVE = {field.name for field in fields(RecurrentOptions)}
-UNKNOWN = [
-    pytest.param(op, attributes, id=option)
-    for op, option, attributes in (
-        ("GRU", "reset_before", {"linear_before_reset": 0}),
-        ("LSTM", "coupled_gates", {"input_forget": 1}),
-    )
-    if option not in HAVE
-]
-
 directions = pytest.mark.parametrize("direction", DIRECTIONS)
 
 
@@ -314,17 +305,15 @@ def test_three_directions() -> None:
         weights_from_onnx("RNN", **node_inputs("RNN", 3))
 
 
-@pytest.mark.parametrize(("op", "attributes"), UNKNOWN)
-def test_settings_that_the_layers_do_not_know(op: str, attributes: dict[str, int]) -> None:
-    """Never a layer that computes something else."""
-    (setting,) = attributes
-    with pytest.raises(NotImplementedError, match=f"from_onnx: {setting}=. of {op} is not impl"):
-        from_onnx(op, **node_inputs(op, 1), **attributes)
-
-
 @pytest.mark.parametrize(
     "option",
-    [{"zoneout": 0.1}, {"zoneout_cell": 0.1}, {"cell_clip": 1.0}],
+    [
+        {"zoneout": 0.1},
+        {"zoneout_cell": 0.1},
+        {"cell_clip": 1.0},
+        {"layer_norm": True},
+        {"projection": 3},
+    ],
     ids=lambda option: next(iter(option)),
 )
 @directions

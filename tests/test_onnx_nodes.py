@@ -1,19 +1,14 @@
-"""Agreement with the onnx package: all its cases of LSTM, GRU and RNN, and its own evaluator.
-
-Cases that pynlm cannot run are listed in `NOT_YET`, with the reason.
-"""
+"""Agreement with the onnx package: all its cases of LSTM, GRU and RNN, and its own evaluator."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pynlm.layers import RecurrentOptions
-from pynlm.onnx import from_onnx, run, weights_from_onnx
+from pynlm.onnx import from_onnx, run
 from pynlm.testing import assert_close
 from pynlm.testing.tolerances import onnx_tolerance
 
@@ -34,21 +29,6 @@ with warnings.catch_warnings():
 T, B, I, H = 5, 4, 3, 2
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-
-RESET_BEFORE = "reset before the product (linear_before_reset=0) is not in the kernels yet"
-MISSING = "reset_before" not in {field.name for field in fields(RecurrentOptions)}
-NOT_YET = {
-    "test_gru_batchwise": RESET_BEFORE,
-    "test_gru_bidirectional": RESET_BEFORE,
-    "test_gru_defaults": RESET_BEFORE,
-    "test_gru_reverse": RESET_BEFORE,
-    "test_gru_seq_length": RESET_BEFORE,
-    "test_gru_with_initial_bias": RESET_BEFORE,
-}
-
-
-def xfail(reason: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(MISSING, raises=NotImplementedError, reason=reason, strict=True)
 
 
 def attributes_of(node: Any) -> dict[str, Any]:
@@ -76,13 +56,7 @@ def test_cases_are_there() -> None:
     assert covered == {(op, direction.encode()) for op in GATES for direction in DIRECTIONS}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=xfail(NOT_YET[name]) if name in NOT_YET else ())
-        for name in sorted(CASES)
-    ],
-)
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_case(name: str) -> None:
     case = CASES[name]
     (node,) = case.model.graph.node
@@ -127,7 +101,7 @@ def evaluate(op: str, given: dict[str, np.ndarray], attributes: dict[str, Any]) 
 NODES = [
     ("LSTM", {}),
     ("GRU", {"linear_before_reset": 1}),
-    pytest.param("GRU", {"linear_before_reset": 0}, marks=xfail(RESET_BEFORE)),
+    ("GRU", {"linear_before_reset": 0}),
     ("RNN", {}),
 ]
 
@@ -146,9 +120,7 @@ def test_agrees_with_the_evaluator(
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize(
-    ("op", "attributes"), [("LSTM", {}), ("GRU", {"linear_before_reset": 1}), ("RNN", {})]
-)
+@pytest.mark.parametrize(("op", "attributes"), NODES)
 def test_ragged_rows_agree_with_the_evaluator(
     op: str, attributes: dict[str, Any], direction: str
 ) -> None:
@@ -166,25 +138,6 @@ def test_ragged_rows_agree_with_the_evaluator(
             assert_close(
                 found[place][:, b], want[:, 0], onnx_tolerance("float64"), what=place, terms=T
             )
-
-
-def test_weights_of_reset_before_agree_with_the_evaluator() -> None:
-    """The weights are right whether or not a kernel takes them."""
-    given = random_node("GRU", "forward", "float64")
-    (w,) = weights_from_onnx("GRU", *(given[name] for name in "WRB"))
-    assert "b_hn" not in w
-
-    def sigmoid(x: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-x))
-
-    h = given["initial_h"][0]
-    for x in given["X"]:
-        r, z, n = np.split(x @ w["w_ih"].T + w["b"], 3, axis=1)
-        u_r, u_z, u_n = np.split(w["w_hh"], 3)
-        r, z = sigmoid(r + h @ u_r.T), sigmoid(z + h @ u_z.T)
-        h = (1 - z) * np.tanh(n + (r * h) @ u_n.T) + z * h
-    _, Y_h = evaluate("GRU", given, {"linear_before_reset": 0})
-    assert_close(h, Y_h[0], onnx_tolerance("float64"), what="Y_h", terms=T)
 
 
 def test_the_recipe_of_the_documentation() -> None:

@@ -33,13 +33,8 @@ _DIRECTIONS: dict[str, tuple[str, ...]] = {
     "bidirectional": ("forward", "reverse"),
 }
 _ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
-# Options of a layer that are attributes of a node.
-_OPTIONS = {
-    "coupled_gates": "input_forget=1 of LSTM",
-    "reset_before": "linear_before_reset=0 of GRU",
-}
-# These and what scoring does not know of; other options have no counterpart.
-_EXPORTED = {"recurrent_dropout", "weight_drop", "peephole", *_OPTIONS}
+# Options that a node's attributes and inputs say, and what scoring does not know of.
+_EXPORTED = {"recurrent_dropout", "weight_drop", "peephole", "coupled_gates", "reset_before"}
 
 
 class OnnxNode(NamedTuple):
@@ -137,12 +132,11 @@ def from_onnx(
             f"{func}: activation_alpha and activation_beta belong to activations that are not "
             "implemented"
         )
-    chosen = {
-        "peephole": P is not None,
-        "coupled_gates": bool(input_forget),
-        "reset_before": op == "GRU" and not linear_before_reset,
-    }
-    options = _options(func, {name: True for name, on in chosen.items() if on})
+    options = RecurrentOptions(
+        peephole=P is not None,
+        coupled_gates=bool(input_forget),
+        reset_before=op == "GRU" and not linear_before_reset,
+    )
     cell = _CELLS[op]
     specs = [s for way in ways for s in cell.specs(way, input_size, size, options=options)]
     parameters = Parameters(specs, each[0]["w_ih"].dtype)
@@ -208,7 +202,7 @@ def to_onnx(layer: Layer) -> OnnxNode:
     attributes: dict[str, Any] = {"direction": direction, "hidden_size": layers[0].hidden_size}
     if op == "GRU":
         attributes["linear_before_reset"] = int("b_hn" in weights[0])
-    if op == "LSTM" and weights[0]["w_hh"].shape[0] == 3 * layers[0].hidden_size:
+    if layers[0].options.coupled_gates:
         attributes["input_forget"] = 1
     if op == "RNN":
         attributes["activations"] = [one.nonlinearity.title() for one in layers]  # type: ignore[attr-defined]
@@ -323,20 +317,6 @@ def _settings(
     return [{} for _ in range(ways)]
 
 
-def _options(func: str, chosen: dict[str, bool]) -> RecurrentOptions:
-    have = {field.name for field in fields(RecurrentOptions)}
-    for name in chosen:
-        if name not in have:
-            raise NotImplementedError(
-                f"{func}: {_OPTIONS[name]} is not implemented (weights_from_onnx converts its "
-                "weights)"
-            )
-    return RecurrentOptions(**chosen)
-
-
 def _weights(layer: Recurrent) -> dict[str, Array]:
     found = {"w_ih": layer.w_ih, "w_hh": layer.w_hh, "b": layer.b, **layer.extra}
-    peephole = getattr(layer, "peephole", None)
-    if peephole is not None:
-        found["peephole"] = peephole
     return {name: parameter.data for name, parameter in found.items()}
