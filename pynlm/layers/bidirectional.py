@@ -49,7 +49,7 @@ class Reversed:
         self.states = layer.states
         self.input_size = layer.input_size
         self.hidden_size = layer.hidden_size
-        self.output_size = layer.initial_state(0)[0].shape[1]
+        self.output_size = layer.output_size
 
     def initial_state(self, batch: int) -> State:
         """Zeros [B, H], one array a state."""
@@ -156,10 +156,10 @@ class Bidirectional:
         if forward_layer.dtype != backward_layer.dtype:
             dtypes = " and ".join(str(layer.dtype) for layer in layers)
             raise TypeError(f"{self.name}: layers must have one dtype, got {dtypes}")
-        sizes = [(layer.input_size, layer.hidden_size) for layer in layers]
+        sizes = [(layer.input_size, *layer.state_sizes) for layer in layers]
         if sizes[0] != sizes[1]:
             raise ValueError(
-                f"{self.name}: layers must have the same sizes (I, H), "
+                f"{self.name}: layers must have the same sizes of input and states, "
                 f"got {sizes[0]} and {sizes[1]}"
             )
         draws = any(getattr(layer.options, name) for layer in layers for name in PROBABILITIES)

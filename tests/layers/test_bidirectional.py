@@ -62,9 +62,9 @@ def inputs(layer: Bidirectional | Reversed, seed: int = 1) -> dict[str, Any]:
 
     return {
         "x": draw(T, B, I),
-        "state": tuple(draw(B, H) for _ in range(layer.states)),
+        "state": tuple(draw(*s.shape) for s in layer.initial_state(B)),
         "dy": draw(T, B, layer.output_size),
-        "dstate": tuple(draw(B, H) for _ in range(layer.states)),
+        "dstate": tuple(draw(*s.shape) for s in layer.initial_state(B)),
     }
 
 
@@ -98,6 +98,17 @@ def test_finite_differences_of_variants(
     options = RecurrentOptions(**(RANDOM if name == "all" else {name: RANDOM[name]}))
     layer, parameters = make(cell, merge, options, first=2)
     ctx = Context(train=True, seed=3, step=5, time0=11)
+    check_gradients(layer, parameters, inputs(layer), RAGGED, train=ctx, loss_in=ctx)
+
+
+@merges
+def test_finite_differences_of_states_of_two_sizes(
+    merge: str, check_gradients: Callable[..., None]
+) -> None:
+    """With a projection h is [B, P] and c [B, H]."""
+    layer, parameters = make("lstm", merge, RecurrentOptions(projection=3, zoneout=0.25))
+    assert layer.output_size == (6 if merge == "concat" else 3)
+    ctx = Context(train=True, seed=3)
     check_gradients(layer, parameters, inputs(layer), RAGGED, train=ctx, loss_in=ctx)
 
 
@@ -360,8 +371,16 @@ def test_construction_errors() -> None:
     for other, error, message in (
         (layer(GRU), TypeError, r"\(LSTM r, GRU r\): layers must be of one kind"),
         (layer(dtype=np.float32), TypeError, name + "layers must have one dtype, got float64 and "),
-        (layer(sizes=(I, 7)), ValueError, name + r".*same sizes \(I, H\), got \(3, 2\) and \(3, 7"),
-        (layer(sizes=(7, H)), ValueError, name + r".*same sizes \(I, H\), got \(3, 2\) and \(7, 2"),
+        (
+            layer(sizes=(I, 7)),
+            ValueError,
+            name + ".*the same sizes .*, got .3, 2, 2. and .3, 7, 7.",
+        ),
+        (
+            layer(sizes=(7, H)),
+            ValueError,
+            name + ".*the same sizes .*, got .3, 2, 2. and .7, 2, 2.",
+        ),
         (layer(zoneout=0.1), ValueError, name + ".*must differ in index, got 0 twice"),
         (layer(weight_drop=0.1), ValueError, name + ".*must differ in index, got 0 twice"),
         (None, TypeError, "Bidirectional: layers must be recurrent layers, got NoneType"),
