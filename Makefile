@@ -12,7 +12,7 @@ sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick recipes parity isa asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick recipes parity isa fuzz asan tsan neon lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,6 +65,10 @@ parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 30
 isa: $(VENV)/.test-tools  ## kernel tests at every instruction-set level of this machine
 	@for isa in $$($(bin)/python -c 'from pynlm._kernels import available_isas as a; print(*a())'); do \
 	  echo "PYNLM_ISA=$$isa"; PYNLM_ISA=$$isa $(bin)/pytest -q tests/kernels $(ARGS) || exit 1; done
+
+EXAMPLES ?= 1000
+fuzz: $(VENV)/.test-tools  ## kernels and layers on random shapes and faulty arguments (EXAMPLES=1000 a test)
+	PYNLM_FUZZ=$(EXAMPLES) $(bin)/pytest -q tests/*/test_random_*.py $(ARGS)
 
 # A sanitised build lives in an environment of its own under build/, which borrows the packages of
 # $(VENV) through a .pth file (but not its editable pynlm: .pth files there are not followed).

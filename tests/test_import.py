@@ -14,6 +14,7 @@ HEAVY = {
     "cupy",
     "jax",
     "matplotlib",
+    "onnx",
     "pooch",
     "pydantic",
     "rich",
@@ -41,7 +42,7 @@ def test_import_loads_nothing_heavy() -> None:
 
 
 def test_models_need_only_numpy_and_the_kernels() -> None:
-    loaded = modules_after("import pynlm; pynlm.LanguageModel; import pynlm.models")
+    loaded = modules_after("import pynlm; pynlm.LanguageModel; import pynlm.models, pynlm.onnx")
     assert not loaded & HEAVY
 
 

@@ -128,7 +128,7 @@ LEVELS = [
     {"arrays"},
     {"kernels", "reference"},
     {"layers", "heads"},
-    {"models"},
+    {"models", "onnx"},
     {"text", "train", "evaluate", "recipes", "language_model"},
     {"cli"},
 ]
@@ -168,4 +168,4 @@ def test_files_are_one_thing_each(pattern: str) -> None:
     files = [path for folder in folders for path in folder.rglob(pattern)]
     long = [str(path) for path in files if len(path.read_bytes().splitlines()) > 500]
     assert long == []
-    assert not (REPOSITORY / "tests/torch").exists()
+    assert not any((REPOSITORY / "tests" / name).exists() for name in ("torch", "onnx"))

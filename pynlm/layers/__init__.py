@@ -4,6 +4,7 @@
 lengths=None)`. `dx = backprop(dy)` adds into the gradients and may be called once.
 """
 
+from pynlm.layers.bidirectional import Bidirectional, Reversed
 from pynlm.layers.context import SCORING, Context, Site
 from pynlm.layers.dropout import Dropout
 from pynlm.layers.embedding import Embedding
@@ -21,6 +22,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SCORING",
+    "Bidirectional",
     "Block",
     "Claim",
     "Context",
@@ -33,6 +35,7 @@ __all__ = [
     "Pool",
     "Recurrent",
     "RecurrentOptions",
+    "Reversed",
     "Site",
     "Spec",
     "State",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import describe
 from pynlm.layers.pool import Pool
 
 Array = npt.NDArray[Any]
@@ -50,6 +51,23 @@ def as_floats(x: object, dtype: np.dtype[Any]) -> Array:
     if type(x) is np.ndarray:
         return x if x.flags.c_contiguous else np.ascontiguousarray(x)
     return np.ascontiguousarray(x, None if isinstance(x, np.ndarray) else dtype)
+
+
+def as_exact_floats(x: object, dtype: np.dtype[Any], *, func: str, name: str) -> Array:
+    """`as_floats`, with an error that names what is not numbers or of another dtype.
+
+    Raises
+    ------
+    TypeError
+        Naming the function and the argument.
+    """
+    try:
+        a = as_floats(x, dtype)
+    except (TypeError, ValueError):  # NumPy's, of words, ragged lists and the like
+        a = None
+    if a is None or a.dtype != dtype:
+        raise TypeError(f"{func}: {name} must be {dtype}, got {describe(x)}")
+    return a
 
 
 class RowOrder:

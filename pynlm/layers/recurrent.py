@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
-from pynlm.layers.convert import IntArray, RowOrder, as_floats, row_order
+from pynlm.layers.convert import IntArray, RowOrder, as_exact_floats, row_order
 from pynlm.layers.parameters import Parameter, Spec
 from pynlm.layers.variant import Drawn, RecurrentOptions, draw, drop_weights
 
@@ -155,23 +155,13 @@ class Recurrent(ABC):
         TypeError, ValueError
             Wrong kinds, shapes or lengths.
         """
-        x = as_floats(x, self.dtype)
+        x = as_exact_floats(x, self.dtype, func=self.name, name="x")
         if x.ndim != 3 or x.shape[2] != self.input_size:
             raise ValueError(
                 f"{self.name}: x must be [T, B, I={self.input_size}], got {list(x.shape)}"
             )
         time, batch, _ = x.shape
-        if len(state) != self.states:
-            raise ValueError(
-                f"{self.name}: state must have {self.states} array(s) [B, H], got {len(state)}"
-            )
-        start = tuple(as_floats(s, self.dtype) for s in state)
-        for s, size in zip(start, self.state_sizes, strict=True):
-            if s.shape != (batch, size):
-                raise ValueError(
-                    f"{self.name}: arrays of state must be [B={batch}, H={size}], "
-                    f"got {list(s.shape)}"
-                )
+        start = check_states(self, self.name, "state", state, batch)
         lengths, order = row_order(lengths, time, batch, func=self.name)
         if order is not None:
             x = order.sort(x, self.pool)
@@ -258,6 +248,40 @@ class Recurrent(ABC):
         """Fill `dx` and `dstart`, add to the parameters' gradients."""
 
 
+class HasStates(Protocol):
+    """What `check_states` asks of a layer."""
+
+    dtype: np.dtype[Any]
+
+    def initial_state(self, batch: int) -> State:
+        """Zeros."""
+
+
+def check_states(
+    layer: HasStates, func: str, name: str, given: Sequence[Array], batch: int
+) -> State:
+    """A layer's state, or a gradient of it, as the kernels take it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not the arrays of `layer.initial_state(batch)`, naming the function and the argument.
+    """
+    want = layer.initial_state(0)
+    if len(given) != len(want):
+        raise ValueError(f"{func}: {name} must have {len(want)} array(s) [B, H], got {len(given)}")
+    arrays = tuple(
+        as_exact_floats(s, layer.dtype, func=func, name=f"arrays of {name}") for s in given
+    )
+    for s, zeros in zip(arrays, want, strict=True):
+        size = zeros.shape[1]
+        if s.shape != (batch, size):
+            raise ValueError(
+                f"{func}: arrays of {name} must be [B={batch}, H={size}], got {list(s.shape)}"
+            )
+    return arrays
+
+
 class RecurrentBackprop(Once):
     """`dx = backprop(dy, dstate=None)`: adds into the layer's gradients; may be called once.
 
@@ -285,19 +309,14 @@ class RecurrentBackprop(Once):
             [T, B, I].
         """
         layer, order, y, x, start, saved, lengths, ctx, drawn = self._take()
-        dy = as_floats(dy, layer.dtype)
+        dy = as_exact_floats(dy, layer.dtype, func=self._name, name="dy")
         if dy.shape != y.shape:
             raise ValueError(
                 f"{self._name}: dy must be [T, B, H] = {list(y.shape)}, got {list(dy.shape)}"
             )
         dlast: State | None = None
         if dstate is not None:
-            if len(dstate) != layer.states:
-                raise ValueError(
-                    f"{self._name}: dstate must have {layer.states} array(s) [B, H], "
-                    f"got {len(dstate)}"
-                )
-            dlast = tuple(as_floats(d, layer.dtype) for d in dstate)
+            dlast = check_states(layer, self._name, "dstate", dstate, x.shape[1])
         ordered: RowOrder | None = order
         if ordered is not None:
             dy = ordered.sort(dy, layer.pool)

@@ -208,7 +208,14 @@ def test_lists_and_layouts_are_converted(score: Context) -> None:
     [
         ({"x": np.ones((T, B))}, ValueError, r"LSTM r: x must be \[T, B, I=3\], got \[5, 4\]"),
         ({"x": np.ones((T, B, 7))}, ValueError, r"x must be \[T, B, I=3\], got \[5, 4, 7\]"),
-        ({"x": np.ones((T, B, I), np.float32)}, TypeError, "must be float"),
+        (
+            {"x": np.ones((T, B, I), np.float32)},
+            TypeError,
+            r"LSTM r: x must be float64, got float32 \[5, 4, 3\]",
+        ),
+        ({"x": "words"}, TypeError, "LSTM r: x must be float64, got str 'words'"),
+        ({"x": np.ones((T, B, I), object)}, TypeError, "LSTM r: x must be float64, got object"),
+        ({"state": [[[1.0], [2.0, 3.0]]] * 2}, TypeError, "arrays of state must be float64, got l"),
         ({"state": ()}, ValueError, r"state must have 2 array\(s\) \[B, H\], got 0"),
         ({"state": (np.ones((B, 7)),) * 2}, ValueError, r"arrays of state must be \[B=4, H=2\]"),
         ({"lengths": [1, 2]}, ValueError, r"lengths must be int32 \[B=4\], got \[2\]"),
@@ -232,8 +239,13 @@ def test_backward_errors(train: Context) -> None:
     for args, message in (
         ((a["dy"][1:],), r"dy must be \[T, B, H\] = \[5, 4, 2\], got \[4, 4, 2\]"),
         ((a["dy"], a["dstate"][:1]), r"dstate must have 2 array\(s\) \[B, H\], got 1"),
+        (
+            (a["dy"], [np.ones((B + 1, H))] * 2),
+            r"arrays of dstate must be \[B=4, H=2\], got \[5, 2\]",
+        ),
     ):
-        _, backprop = layer(a["x"], a["state"], train)
+        # Rows that must be sorted: nothing may be picked from arrays that do not fit.
+        _, backprop = layer(a["x"], a["state"], train, LENGTHS["unsorted"])
         assert backprop is not None
         with pytest.raises(ValueError, match=message):
             backprop(*args)

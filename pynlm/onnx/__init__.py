@@ -1,0 +1,25 @@
+"""Recurrent operators of ONNX as pynlm layers, and back; needs NumPy only.
+
+`from_onnx` makes a layer of an LSTM, GRU or RNN node, `to_onnx` says what such a node needs to
+compute what a layer computes, and `run` computes a layer on the operator's own inputs.
+`weights_from_onnx` and `weights_to_onnx` convert the arrays alone.
+
+Neither reads nor writes files: the `onnx` package does that. A node of a model becomes a layer by::
+
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    W, R, B = (arrays[name] for name in node.input[1:4])
+    layer = pynlm.onnx.from_onnx(node.op_type, W, R, B, **attributes)
+"""
+
+from pynlm.onnx.layers import OnnxNode, from_onnx, run, to_onnx
+from pynlm.onnx.weights import weights_from_onnx, weights_to_onnx
+
+__all__ = [
+    "OnnxNode",
+    "from_onnx",
+    "run",
+    "to_onnx",
+    "weights_from_onnx",
+    "weights_to_onnx",
+]
