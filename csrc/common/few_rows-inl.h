@@ -119,10 +119,11 @@ inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, T (
         }
 }
 
-// Columns [0, n), n <= kLanes, of a w^T, with w [n, depth] in rows `ldw` apart, to `to` for the rows
-// that begin at a[0..R).
+// The to.n columns of a w^T, with rows of w `ldw` apart, to `to` for the rows that begin at
+// a[0..R).
 template <class T, int R>
-void dot_column(int64_t depth, const T* const* a, const T* w, int64_t ldw, const TileColumn<T>& to) {
+void dot_column(int64_t depth, const T* const* a, const T* w, int64_t ldw,
+                const TileColumn<T>& to) {
     T found[R][kLanes<T>] = {};
     int64_t j = 0;
     for (; j + 4 <= to.n; j += 4) {
@@ -147,8 +148,6 @@ void dot_column(int64_t depth, const T* const* a, const T* w, int64_t ldw, const
     }
 }
 
-constexpr int kMostDotRows = 4;
-
 // For up to kMostDotRows rows of a, `lda` apart.
 template <class T>
 inline void dot_rows(int64_t rows, int64_t depth, const T* a, int64_t lda, const T* w, int64_t ldw,
@@ -161,5 +160,44 @@ inline void dot_rows(int64_t rows, int64_t depth, const T* a, int64_t lda, const
         case 3: return dot_column<T, 3>(depth, starts, w, ldw, to);
         case 4: return dot_column<T, 4>(depth, starts, w, ldw, to);
         default: return;
+    }
+}
+
+// gemm() where A has up to kMostDotRows rows and both factors stand along their depth.
+template <class T>
+void dot_product(const GemmArgs<T>& g) {
+    auto body = [&](int tid, int size) {
+        const Range mine = share(g.N, kLanes<T>, tid, size);
+        for (int64_t j = mine.begin; j < mine.end; j += kLanes<T>) {
+            const int64_t n = mine.end - j < kLanes<T> ? mine.end - j : kLanes<T>;
+            const T* const w = g.b.p + j * g.b.ld;
+            TileColumn<T> to{g.c + j, g.ldc, n, g.accumulate, nullptr};
+            if (g.bias != nullptr) to.start = g.bias + j;
+            if (g.a.at == nullptr && g.c_at == nullptr) {
+                dot_rows(g.M, g.K, g.a.p, g.a.ld, w, g.b.ld, to);
+                continue;
+            }
+            for (int64_t m = 0; m < g.M; ++m) {
+                const int64_t from = g.a.at != nullptr ? g.a.at[m] : m;
+                to.p = g.c + j + (g.c_at != nullptr ? g.c_at[m] : m) * g.ldc;
+                dot_rows(int64_t(1), g.K, g.a.p + from * g.a.ld, g.a.ld, w, g.b.ld, to);
+            }
+        }
+    };
+    parallel(threads_for(2.0 * double(g.M) * double(g.N) * double(g.K)), body);
+}
+
+// All gates of vectors of units: w [kGates * units, depth], rows of `a` depth apart; otherwise as
+// run_vectors.
+template <class T, int kGates, class Column, class Finish>
+inline void dot_vectors(int64_t rows, Range vectors, int64_t units, int64_t depth, const T* a,
+                        const T* w, const Column& column, const Finish& finish) {
+    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
+        const int64_t unit = v * kLanes<T>;
+        const int64_t n = units - unit < kLanes<T> ? units - unit : kLanes<T>;
+        for (int g = 0; g < kGates; ++g)
+            dot_rows(rows, depth, a, depth, w + (g * units + unit) * depth, depth,
+                     column(0, g, unit, n));
+        finish(unit, n);
     }
 }

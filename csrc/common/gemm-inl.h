@@ -324,9 +324,15 @@ private:
     }
 };
 
+constexpr int kMostDotRows = 4;
+template <class T>
+void dot_product(const GemmArgs<T>& g);  // few_rows-inl.h
+
 template <class T>
 void gemm(const GemmArgs<T>& g) {
     if (g.M == 0 || g.N == 0) return;
+    const bool along_depth = !g.a.k_major && !g.b.k_major;
+    if (g.M <= kMostDotRows && along_depth && g.a_sum == nullptr && g.K > 0) return dot_product(g);
     if (g.K > 0) return Product<T>(g).run();
     for (int64_t m = 0; m < g.M && !g.accumulate; ++m) {
         T* const c = g.c + (g.c_at != nullptr ? g.c_at[m] : m) * g.ldc;

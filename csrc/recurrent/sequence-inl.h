@@ -239,6 +239,15 @@ inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vector
     }
 }
 
+// Whether a forward pass reads weights as they stand: for few rows and steps packing would cost
+// more than it saves.
+template <class T>
+inline bool takes_dots(const Sequence<T>& s, const Split& split) {
+    constexpr int64_t kMostSteps = 4;
+    const int64_t steps = s.lengths != nullptr && s.batch > 0 ? s.lengths[0] : s.steps;
+    return steps <= kMostSteps && s.batch <= kMostDotRows && !split.by_rows;
+}
+
 // A member's rows among the active ones, where equations on whole rows are computed.
 inline Range own_rows(const Share& own, int64_t begin, int64_t end) {
     if (own.by_rows) return {begin, end};
@@ -259,11 +268,12 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                   bool pack_weights) {
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch;
+    const bool dots = takes_dots(s, split);
     auto body = [&](int tid, int size) {
         const Share own = share_of(s, H, split, tid, size);
         const Share out = share_of(s, P, split, tid, size);
         // own panels depend on the size of the team, which another caller's work may have changed
-        if (!own.by_rows || pack_weights) {
+        if (!dots && (!own.by_rows || pack_weights)) {
             const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
             pack_forward(panels, H, P, w_hh, G, own.vectors, of, all);
             if constexpr (Cell::kGeneral) {
@@ -276,7 +286,7 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
         const Range units = units_of<T>(own.vectors, H), kept = units_of<T>(out.vectors, P);
         const int64_t begin = own.rows.begin;
         int64_t end = s.active_end(t0, begin, own.rows.end);
-        if (end > begin && kept.end > kept.begin)
+        if (!dots && end > begin && kept.end > kept.begin)
             pack_state(states, row_blocks(end - begin), begin, h_start, P, kept.begin, kept.end,
                        kept.begin, P);
         if (!own.by_rows || pack_weights) team_barrier(size);
@@ -285,17 +295,19 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
             T* const next = states + ((t - t0 + 1) & 1) * B * P;
             const RowBlocks blocks = row_blocks(end - begin);
             const Range rows{begin, end};
-            if (end > begin)
-                run_vectors<T, G>(
-                    blocks, begin, own.vectors, H, P, now, panels,
-                    [&](int64_t row, int64_t gate, int64_t unit, int64_t n) {
-                        return cell.column(t, row, gate, unit, n);
-                    },
-                    [&](int64_t unit, int64_t n) {
-                        if constexpr (Cell::kGeneral)
-                            if (cell.whole_rows) return;
-                        cell.finish(t, rows, unit, n);
-                    });
+            const auto column = [&](int64_t row, int64_t gate, int64_t unit, int64_t n) {
+                return cell.column(t, row, gate, unit, n);
+            };
+            const auto finish = [&](int64_t unit, int64_t n) {
+                if constexpr (Cell::kGeneral)
+                    if (cell.whole_rows) return;
+                cell.finish(t, rows, unit, n);
+            };
+            if (end > begin && dots)
+                dot_vectors<T, G>(end, own.vectors, H, P, t > t0 ? h_in + (t - 1) * B * P : h_start,
+                                  w_hh, column, finish);
+            else if (end > begin)
+                run_vectors<T, G>(blocks, begin, own.vectors, H, P, now, panels, column, finish);
             if constexpr (Cell::kGeneral) {
                 if (cell.whole_rows) {
                     if (!own.by_rows) team_barrier(size);
@@ -304,25 +316,29 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                     if (!own.by_rows) team_barrier(size);
                 }
                 if (const Second<T>& second = cell.second; second.w != nullptr) {
-                    if (end > begin && units.end > units.begin)
+                    if (!dots && end > begin && units.end > units.begin)
                         pack_state(second.packed, blocks, begin, cell.operand(t), H, units.begin,
                                    units.end, units.begin, second.depth);
                     if (!own.by_rows) team_barrier(size);
-                    if (end > begin)
-                        run_vectors<T, 1>(
-                            blocks, begin, out.vectors, P, second.depth, second.packed,
-                            second.panels,
-                            [&](int64_t row, int64_t, int64_t unit, int64_t n) {
-                                return cell.second_column(t, row, unit, n);
-                            },
-                            [&](int64_t unit, int64_t n) { cell.finish_second(t, rows, unit, n); });
+                    const auto column_2 = [&](int64_t row, int64_t, int64_t unit, int64_t n) {
+                        return cell.second_column(t, row, unit, n);
+                    };
+                    const auto finish_2 = [&](int64_t unit, int64_t n) {
+                        cell.finish_second(t, rows, unit, n);
+                    };
+                    if (end > begin && dots)
+                        dot_vectors<T, 1>(end, out.vectors, P, second.depth, cell.operand(t),
+                                          second.w, column_2, finish_2);
+                    else if (end > begin)
+                        run_vectors<T, 1>(blocks, begin, out.vectors, P, second.depth,
+                                          second.packed, second.panels, column_2, finish_2);
                 }
             }
             for (int64_t r = end; r < own.rows.end; ++r)
                 for (int64_t u = kept.begin; u < kept.end; ++u) y[(t * B + r) * P + u] = T(0);
             if (t + 1 == t1) break;
             end = s.active_end(t + 1, begin, end);
-            if (end > begin && kept.end > kept.begin)
+            if (!dots && end > begin && kept.end > kept.begin)
                 pack_state(next, row_blocks(end - begin), begin, h_in + t * B * P, P, kept.begin,
                            kept.end, kept.begin, P);
             if (!own.by_rows) team_barrier(size);
