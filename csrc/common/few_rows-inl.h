@@ -93,9 +93,9 @@ inline int64_t run_few_rows(int64_t rows, int64_t n, int64_t depth, const T* a, 
 // Products of few rows with weights that are used so seldom that packing them would cost more: dot
 // products along the rows of w, as they stand in memory.
 
-// Sums over k of a[r][k] w[j][k] for R rows of a and four of w, as out[r][j].
+// Lane by lane sums over k of a[r][k] w[j][k] for R rows of a and four of w, as out[r][j].
 template <class T, int R>
-inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, T (*out)[4]) {
+inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, Vec<T> (*out)[4]) {
     constexpr int64_t L = kLanes<T>;
     Vec<T> sum[R][4] = {};
     int64_t k = 0;
@@ -106,7 +106,7 @@ inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, T (
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
             const Vec<T> wv = load(w + j * ldw + k);
-            __builtin_prefetch(w + j * ldw + k + 4 * ldw, 0, 3);
+            __builtin_prefetch(w + j * ldw + k + 4 * ldw, 0, 3);  // the next four rows
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) sum[r][j] += row[r] * wv;
         }
@@ -115,7 +115,7 @@ inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, T (
         for (int r = 0; r < R; ++r) {
             if (k < depth)
                 sum[r][j] += load_n(a[r] + k, depth - k) * load_n(w + j * ldw + k, depth - k);
-            out[r][j] = sum_lanes<T>(sum[r][j]);
+            out[r][j] = sum[r][j];
         }
 }
 
@@ -124,22 +124,20 @@ inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, T (
 template <class T, int R>
 void dot_column(int64_t depth, const T* const* a, const T* w, int64_t ldw,
                 const TileColumn<T>& to) {
-    T found[R][kLanes<T>] = {};
-    int64_t j = 0;
-    for (; j + 4 <= to.n; j += 4) {
-        T part[R][4];
-        dot_4<T, R>(depth, a, w + j * ldw, ldw, part);
+    constexpr int64_t L = kLanes<T>;
+    T lanes[R][L * L] = {}, turned[L * L];  // [column][lane], and the other way
+    for (int64_t j = 0; j < to.n; j += j + 4 <= to.n ? 4 : 1) {
+        const bool four = j + 4 <= to.n;
+        Vec<T> part[R][4];
+        dot_4<T, R>(depth, a, w + j * ldw, four ? ldw : 0, part);  // or the same row four times
         for (int r = 0; r < R; ++r)
-            for (int i = 0; i < 4; ++i) found[r][j + i] = part[r][i];
-    }
-    for (; j < to.n; ++j) {
-        T part[R][4];
-        dot_4<T, R>(depth, a, w + j * ldw, 0, part);  // the same row four times
-        for (int r = 0; r < R; ++r) found[r][j] = part[r][0];
+            for (int i = 0; i < (four ? 4 : 1); ++i) store(lanes[r] + (j + i) * L, part[r][i]);
     }
     for (int r = 0; r < R; ++r) {
+        pack_transposed(turned, L, L, lanes[r], L, L, L);
+        Vec<T> sum{};
+        for (int64_t l = 0; l < L; ++l) sum += load(turned + l * L);
         T* const out = to.p + r * to.ld;
-        Vec<T> sum = load(found[r]);
         if (to.accumulate)
             sum += load_n(out, to.n);
         else if (to.start != nullptr)
