@@ -105,8 +105,8 @@ void bind_recurrent(py::module_& module) {
            O c0, O w_ih, O w_hh, O b, O peephole, O w_hr, O ln_gates, O ln_cell, O mask_h,
            O lengths, O variant) {
             const char* const f = "lstm_forward";
-            if (gates.is_none() != c.is_none())
-                throw py::value_error("lstm_forward: gates and c must both be arrays or both None");
+            if (c.is_none() && !gates.is_none())
+                throw py::value_error("lstm_forward: c must be an array, because gates is one");
             run(f, "x", x, [&]<class T>(Call<T>& call) {
                 const Shapes shapes = lstm_shapes(variant, w_hr);
                 const bool saves = !gates.is_none();

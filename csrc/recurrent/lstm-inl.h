@@ -24,12 +24,12 @@ struct LstmForwardCell {
             lstm_cell<VecFn<T>>(i, f, g, o, c, h);
             store_n(state, c, n);
             store_n(a.y + (t * a.B + r) * H + unit, h, n);
-            if (a.c != nullptr) {
+            if (a.c != nullptr) store_n(a.c + (t * a.B + r) * H + unit, c, n);
+            if (a.gates != nullptr) {
                 store_n(p, i, n);
                 store_n(p + H, f, n);
                 store_n(p + 2 * H, g, n);
                 store_n(p + 3 * H, o, n);
-                store_n(a.c + (t * a.B + r) * H + unit, c, n);
             }
         }
     }

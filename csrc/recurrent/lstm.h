@@ -62,8 +62,8 @@ struct LstmForwardArgs {
     T* y;
     T* h_last;
     T* c_last;
-    T* gates;  // saved, may be null with c
-    T* c;
+    T* gates;  // saved, may be null
+    T* c;      // may be null without gates
     const T* x;
     const T* h0;
     const T* c0;

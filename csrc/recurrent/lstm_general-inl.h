@@ -68,7 +68,7 @@ struct LstmGeneralForwardCell : GeneralCell<T> {
             if (G == 4) f = load_n(p + H, n);
             lstm_state<Fn, G == 3>(i, f, g, c, p_i, p_f, general.clip);
             lstm_output<Fn>(o, h, c, c, p_o);
-            if (a.c != nullptr) {
+            if (a.gates != nullptr) {
                 keep_state(p, i, f, g, n);
                 store_n(p + General::kOutput * H, o, n);
             }

@@ -53,9 +53,11 @@ def lstm_forward(
         h_t of every step; 0 beyond a row's length.
     h_last : [B, P], c_last : [B, H], output
         State after each row's own last step; h0, c0 where the length is 0.
-    gates : [T, B, 4H], c : [T, B, H], output, both or neither
-        Saved for `lstm_backward`: i, f, g, o after their nonlinearities, and the cell states.
-        Unspecified beyond a row's length. None: forward only.
+    gates : [T, B, 4H], output
+        Saved for `lstm_backward`, with c: i, f, g, o after their nonlinearities. Unspecified
+        beyond a row's length. None: forward only.
+    c : [T, B, H], output
+        c_t of every step. Unspecified beyond a row's length.
     m : [T, B, H], output, with `w_hr` where `gates` is saved
         o * tanh(c'), before the projection; 0 beyond a row's length.
     norm : [2, T, B, 4H], norm_c : [T, B, H], rstd : [3, T, B], output
@@ -120,9 +122,12 @@ def lstm_forward(
     check(y, f"T B {p}", d, func=f, name="y", out=True)
     check(h_last, f"B {p}", d, func=f, name="h_last", out=True)
     check(c_last, "B H", d, func=f, name="c_last", out=True)
-    saves = check_together(func=f, gates=gates, c=c)
+    saves = gates is not None
+    if saves and c is None:
+        raise ValueError(f"{f}: c must be an array, because gates is one")
     if saves:
         check(gates, f"T B {gh}", d, func=f, name="gates", out=True)
+    if c is not None:
         check(c, "T B H", d, func=f, name="c", out=True)
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=True, width=p)

@@ -42,7 +42,13 @@ class GRU(Recurrent):
         return found if options.reset_before else {"b_hn": (hidden_size,), **found}
 
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+        self,
+        x: Array,
+        state: State,
+        lengths: IntArray | None,
+        ctx: Context,
+        drawn: Drawn,
+        cells: bool,
     ) -> tuple[Array, State, Saved]:
         time, batch, _ = x.shape
         size = self.hidden_size

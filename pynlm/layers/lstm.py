@@ -49,7 +49,13 @@ class LSTM(Recurrent):
         return found
 
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+        self,
+        x: Array,
+        state: State,
+        lengths: IntArray | None,
+        ctx: Context,
+        drawn: Drawn,
+        cells: bool,
     ) -> tuple[Array, State, Saved]:
         time, batch, _ = x.shape
         size = self.hidden_size
@@ -57,9 +63,10 @@ class LSTM(Recurrent):
         h_last, c_last = last = self._new_state(batch)
         y = self.pool.lease((time, batch, self.output_size), self.dtype)
         saved: Saved = {"h_in": self._h_in(x, drawn), **self._norms(x, ctx)}
+        if ctx.train or cells:
+            saved["c"] = self.pool.lease((time, batch, size), self.dtype)
         if ctx.train:
             saved["gates"] = self.pool.lease((time, batch, self.gates * size), self.dtype)
-            saved["c"] = self.pool.lease((time, batch, size), self.dtype)
             if self.options.projection:
                 saved["m"] = self.pool.lease((time, batch, size), self.dtype)
             if self.options.layer_norm:

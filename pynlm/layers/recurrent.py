@@ -126,6 +126,7 @@ class Recurrent(ABC):
         ctx: Context,
         lengths: object = None,
         rows: npt.NDArray[np.intp] | None = None,
+        cells: Array | None = None,
     ) -> tuple[tuple[Array, State], RecurrentBackprop | None]:
         """Run over a batch of sequences.
 
@@ -142,6 +143,9 @@ class Recurrent(ABC):
         rows
             Of a batch that the caller has sorted: the original number of each row, so that random
             choices are those of the original rows.
+        cells
+            Of an LSTM: [T, B, H], which becomes the cell state after every step, zero beyond each
+            row's length.
 
         Returns
         -------
@@ -162,13 +166,21 @@ class Recurrent(ABC):
             )
         time, batch, _ = x.shape
         start = check_states(self, self.name, "state", state, batch)
+        if cells is not None:
+            self._check_cells(cells, time, batch)
         lengths, order = row_order(lengths, time, batch, func=self.name)
         if order is not None:
             x = order.sort(x, self.pool)
             start = order.sort_state(start)
             rows = order.rows if rows is None else rows[order.rows]
         drawn = draw(self.options, self.w_hh.data, batch, rows, self.index, ctx, self.pool)
-        y, last, saved = self._forward(x, start, lengths, ctx, drawn)
+        y, last, saved = self._forward(x, start, lengths, ctx, drawn, cells is not None)
+        if cells is not None:
+            c: Array = saved["c"]
+            np.copyto(cells, c if order is None else order.restore(c, self.pool))
+            if lengths is not None:
+                steps = lengths if order is None else order.restore_state((lengths,))[0]
+                cells[np.arange(time)[:, None] >= steps] = 0
         backprop = None
         if ctx.train:
             backprop = RecurrentBackprop(
@@ -178,6 +190,16 @@ class Recurrent(ABC):
             y = order.restore(y, self.pool)
             last = order.restore_state(last)
         return (y, last), backprop
+
+    def _check_cells(self, cells: Array, time: int, batch: int) -> None:
+        if self.states < 2:
+            raise ValueError(f"{self.name}: cells must be None: only an LSTM has cell states")
+        wanted = (time, batch, self.hidden_size)
+        got = [cells.dtype, *cells.shape] if isinstance(cells, np.ndarray) else type(cells).__name__
+        if got != [self.dtype, *wanted]:
+            raise ValueError(
+                f"{self.name}: cells must be {self.dtype} [T, B, H] = {list(wanted)}, got {got}"
+            )
 
     def _new_state(self, batch: int) -> State:
         # Not leases: callers may keep thousands of states (beams), which would burden the pool.
@@ -226,9 +248,18 @@ class Recurrent(ABC):
 
     @abstractmethod
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+        self,
+        x: Array,
+        state: State,
+        lengths: IntArray | None,
+        ctx: Context,
+        drawn: Drawn,
+        cells: bool,
     ) -> tuple[Array, State, Saved]:
-        """y, last state, arrays saved for `_backward`; rows sorted by length."""
+        """y, last state, arrays saved for `_backward`; rows sorted by length.
+
+        With `cells` the saved arrays have `c` in any case.
+        """
 
     @abstractmethod
     def _backward(

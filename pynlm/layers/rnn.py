@@ -65,7 +65,13 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
 
     def _forward(
-        self, x: Array, state: State, lengths: IntArray | None, ctx: Context, drawn: Drawn
+        self,
+        x: Array,
+        state: State,
+        lengths: IntArray | None,
+        ctx: Context,
+        drawn: Drawn,
+        cells: bool,
     ) -> tuple[Array, State, Saved]:
         time, batch, _ = x.shape
         last = self._new_state(batch)

@@ -171,6 +171,8 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         case("lengths-one", 5, 3, 7, 11, lengths=[1, 1, 1]),
         case("lengths-zero", 5, 3, 7, 11, lengths=[0, 0, 0]),
         case("threads", 6, 20, 64, 128),
+        *(case(f"threads-{B}-rows", 6, B, 31, 137) for B in (1, 2, 3, 4)),
+        *(case(f"threads-{B}-rows-{T}-steps", T, B, 31, 137) for T, B in ((1, 1), (1, 4), (4, 3))),
         case("threads-ragged", 6, 24, 64, 130, lengths=[6] * 10 + [3] * 10 + [1] * 3 + [0]),
         # sums over more rows than a block's depth; weights wider than they are high
         case("threads-ragged-long", 60, 20, 19, 37, lengths=[*range(57, 0, -3), 0]),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pynlm import kernels
+from pynlm.kernels import Variant
 from pynlm.testing import (
     CASES,
     DTYPES,
@@ -24,6 +25,7 @@ from pynlm.testing import (
     find_case,
     gradient_cases,
 )
+from pynlm.testing.arguments import beyond
 from pynlm.testing.tolerances import CLOSED_FORM, kernel_tolerance
 
 FUNCTIONS = ["lstm_forward", "lstm_backward"]
@@ -183,11 +185,18 @@ def test_error_messages() -> None:
     assert message(x=[1, 2]) == (
         "TypeError: lstm_forward: x must be float32 or float64 [T, B, I], got list"
     )
-    assert message(gates=None) == (
-        "ValueError: lstm_forward: gates and c must be given together, got gates=None"
+    assert message(c=None) == ("ValueError: lstm_forward: c must be an array, because gates is one")
+    assert message(norm=np.zeros(3)) == (
+        "ValueError: lstm_forward: norm must be None, because ln_gates is None or nothing is saved"
     )
-    assert message(c=None) == (
-        "ValueError: lstm_forward: gates and c must be given together, got c=None"
+    assert message(w_hr=np.ones((5, 11), np.float32)) == (
+        "ValueError: lstm_forward: h0 must be float32 [B=3, P=5], got float32 [3, 11]"
+    )
+    assert message(variant=Variant(coupled=True)) == (
+        "ValueError: lstm_forward: w_ih must be float32 [3H=33, I=7], got float32 [44, 7]"
+    )
+    assert message(ln_gates=np.ones((2, 44), np.float32)) == (
+        "ValueError: lstm_forward: ln_gates and ln_cell must be given together, got ln_cell=None"
     )
     assert message(x=np.zeros((5, 3, 0), np.float32)) == (
         "ValueError: lstm_forward: x must be float32 [T=5, B=3, I>0], got float32 [5, 3, 0]"
@@ -210,3 +219,16 @@ def test_error_messages() -> None:
     assert message(backend="gpu") == (
         'ValueError: lstm_forward: backend must be "cpu" or "reference", got \'gpu\''
     )
+
+
+@pytest.mark.parametrize("name", ["primes", "ragged", "everything-ragged"])
+def test_cell_states_without_a_backward_pass(name: str) -> None:
+    given = arguments("lstm_forward", find_case("lstm", name), "float32")
+    kernels.lstm_forward(**given)
+    saved = given["c"].copy()
+    for what in ("gates", "m", "norm", "norm_c", "rstd"):
+        given[what] = None
+    given["c"] = np.full_like(saved, np.nan)
+    kernels.lstm_forward(**given)
+    taking_part = ~beyond(find_case("lstm", name))
+    assert_same_bits(given["c"][taking_part], saved[taking_part], what="c")

@@ -8,8 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, Pool, Recurrent
-from pynlm.testing import assert_close
+from pynlm.layers import (
+    GRU,
+    LSTM,
+    RNN,
+    Context,
+    Parameters,
+    Pool,
+    Recurrent,
+    RecurrentOptions,
+)
+from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import CLOSED_FORM
 
 T, B, I, H = 5, 4, 3, 2
@@ -252,3 +261,36 @@ def test_backward_errors(train: Context) -> None:
     assert all(p.state == "unset" for p in parameters.values())
     with pytest.raises(ValueError, match="nonlinearity must be tanh or relu, got 'elu'"):
         RNN(parameters, "r", nonlinearity="elu")
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("lengths", [None, [2, 0, 4, 3]])
+def test_all_cell_states(train: bool, lengths: list[int] | None) -> None:
+    options = RecurrentOptions(projection=3, peephole=True)
+    layer = LSTM(Parameters(LSTM.specs("l", 5, 7, options=options), np.float64), "l", options)
+    rng = np.random.default_rng(0)
+    for p in (*layer.extra.values(), layer.w_ih, layer.w_hh, layer.b):
+        p.data[...] = rng.standard_normal(p.data.shape)
+    x, state = rng.standard_normal((4, 4, 5)), layer.initial_state(4)
+    cells = np.full((4, 4, 7), np.nan)
+    ctx = Context(train=train)
+    (_, (_, last)), _ = layer(x, state, ctx, lengths, cells=cells)
+    for row in range(4):
+        n = 4 if lengths is None else lengths[row]
+        for t in range(n):
+            (_, (_, c)), _ = layer(x[: t + 1], state, ctx)
+            assert_close(cells[t, row], c[row], CLOSED_FORM, what=f"c of row {row}, step {t}")
+        assert not cells[n:, row].any()
+        if n:
+            assert_same_bits(last[row], cells[n - 1, row], what="c_last")
+
+
+def test_cell_states_where_there_are_none() -> None:
+    layer = GRU(Parameters(GRU.specs("g", 5, 7)), "g")
+    x, state = np.ones((4, 2, 5), np.float32), layer.initial_state(2)
+    with pytest.raises(ValueError, match="GRU g: cells must be None: only an LSTM has cell states"):
+        layer(x, state, Context(train=False), cells=np.empty((4, 2, 7), np.float32))
+    lstm = LSTM(Parameters(LSTM.specs("l", 5, 7)), "l")
+    wanted = r"LSTM l: cells must be float32 \[T, B, H\] = \[4, 2, 7\]"
+    with pytest.raises(ValueError, match=wanted):
+        lstm(x, lstm.initial_state(2), Context(train=False), cells=np.empty((4, 2, 7)))
