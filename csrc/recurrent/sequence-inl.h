@@ -96,6 +96,12 @@ struct Share {
     bool by_rows;
     int tid, size;
 };
+
+// Vectors in a panel of recurrent weights.
+template <class T>
+inline int panel_vecs(const Sequence<T>& s, const Split& split) {
+    return s.batch <= kFewRows && !split.by_rows ? kFewVecs : kTileVecs;
+}
 template <class T>
 inline Share share_of(const Sequence<T>& s, int64_t units, const Split& split, int tid, int size) {
     const int64_t vectors = (units + kLanes<T> - 1) / kLanes<T>;
@@ -154,17 +160,17 @@ inline void pack_state(T* out, const RowBlocks& blocks, int64_t first_row, const
     }
 }
 
-// Panels of w [gates * units, depth] for h w^T: vector j of the panels holds gate j % gates of unit
-// vector j / gates.
+// Panels of w [gates * units, depth] for h w^T, `wide` vectors each: vector j of the panels holds
+// gate j % gates of unit vector j / gates.
 template <class T>
-inline void pack_forward(T* out, int64_t units, int64_t depth, const T* w, int gates, Range vectors,
-                         int tid, int size) {
+inline void pack_forward(T* out, int64_t units, int64_t depth, const T* w, int gates, int wide,
+                         Range vectors, int tid, int size) {
     constexpr int64_t L = kLanes<T>;
     const int64_t first = vectors.begin * gates, last = vectors.end * gates;
-    const Range mine = share((last - first + 1) / 2, 1, tid, size);
+    const Range mine = share((last - first + wide - 1) / wide, 1, tid, size);
     for (int64_t p = mine.begin; p < mine.end; ++p) {
-        const int64_t j0 = first + 2 * p;
-        const int64_t vecs = last - j0 < 2 ? 1 : 2;
+        const int64_t j0 = first + wide * p;
+        const int64_t vecs = last - j0 < wide ? last - j0 : wide;
         for (int64_t v = 0; v < vecs; ++v) {
             const int64_t unit = (j0 + v) / gates, gate = (j0 + v) % gates;
             pack_transposed(out + j0 * depth * L + v * L, vecs * L, L,
@@ -174,15 +180,15 @@ inline void pack_forward(T* out, int64_t units, int64_t depth, const T* w, int g
     }
 }
 
-// Panels of w [depth, columns] for d w.
+// Panels of w [depth, columns] for d w, `wide` vectors each.
 template <class T>
-inline void pack_backward(T* out, int64_t columns, int64_t depth, const T* w, Range vectors,
-                          int tid, int size) {
+inline void pack_backward(T* out, int64_t columns, int64_t depth, const T* w, int wide,
+                          Range vectors, int tid, int size) {
     constexpr int64_t L = kLanes<T>;
-    const Range mine = share((vectors.end - vectors.begin + 1) / 2, 1, tid, size);
+    const Range mine = share((vectors.end - vectors.begin + wide - 1) / wide, 1, tid, size);
     for (int64_t p = mine.begin; p < mine.end; ++p) {
-        const int64_t v0 = vectors.begin + 2 * p;
-        const int64_t width = vectors.end - v0 < 2 ? L : 2 * L;
+        const int64_t v0 = vectors.begin + wide * p;
+        const int64_t width = (vectors.end - v0 < wide ? vectors.end - v0 : wide) * L;
         const int64_t left = columns - v0 * L;
         pack_straight(out + v0 * depth * L, width, width, w + v0 * L, columns,
                       left < width ? left : width, depth);
@@ -213,28 +219,26 @@ inline void run_panel(const RowBlocks& blocks, int64_t first_row, int vecs, int6
     }
 }
 
-// Panels of vectors of units, kGates of each, over all row blocks; finish(unit, n) follows when a
-// vector's gates are complete.
+// Panels of vectors of units, kGates of each, `wide` vectors in a panel, over all row blocks;
+// finish(unit, n) follows when a vector's gates are complete.
 template <class T, int kGates, class Column, class Finish>
-inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vectors, int64_t units,
-                        int64_t depth, const T* a, const T* panels, const Column& column,
-                        const Finish& finish) {
+inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vectors, int wide,
+                        int64_t units, int64_t depth, const T* a, const T* panels,
+                        const Column& column, const Finish& finish) {
     constexpr int64_t L = kLanes<T>;
     const int64_t last = vectors.end * kGates;
-    int64_t unit = vectors.begin, j = vectors.begin * kGates;
-    const auto to = [&](int64_t vector, int64_t row) {
-        const int64_t u = vector / kGates;
-        return column(row, vector % kGates, u * L, units_in<T>(units, u));
-    };
-    if (blocks.blocks == 1 && blocks.count(0) <= kFewRows)
-        j += 2 * run_few_rows(blocks.count(0), (last - j) / 2, depth, a + first_row * depth,
-                              panels + j * depth * L,
-                              [&, j](int64_t v) { return to(j + v, first_row); });
-    for (; (unit + 1) * kGates <= j; ++unit) finish(unit * L, units_in<T>(units, unit));
-    for (; j < last; j += 2) {
-        const int vecs = last - j < 2 ? 1 : 2;
-        run_panel(blocks, first_row, vecs, depth, a, panels + j * depth * L,
-                  [&](int v, int64_t row) { return to(j + v, row); });
+    int64_t unit = vectors.begin;
+    for (int64_t j = vectors.begin * kGates; j < last; j += wide) {
+        const int vecs = int(last - j < wide ? last - j : wide);
+        const auto to = [&](int v, int64_t row) {
+            const int64_t u = (j + v) / kGates;
+            return column(row, (j + v) % kGates, u * L, units_in<T>(units, u));
+        };
+        if (wide > kTileVecs)
+            run_few(blocks.rows, vecs, depth, a + first_row * depth, panels + j * depth * L,
+                    [&](int v) { return to(v, first_row); });
+        else
+            run_panel(blocks, first_row, vecs, depth, a, panels + j * depth * L, to);
         for (; (unit + 1) * kGates <= j + vecs; ++unit) finish(unit * L, units_in<T>(units, unit));
     }
 }
@@ -269,17 +273,18 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch;
     const bool dots = takes_dots(s, split);
+    const int wide = panel_vecs(s, split);
     auto body = [&](int tid, int size) {
         const Share own = share_of(s, H, split, tid, size);
         const Share out = share_of(s, P, split, tid, size);
         // own panels depend on the size of the team, which another caller's work may have changed
         if (!dots && (!own.by_rows || pack_weights)) {
             const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
-            pack_forward(panels, H, P, w_hh, G, own.vectors, of, all);
+            pack_forward(panels, H, P, w_hh, G, wide, own.vectors, of, all);
             if constexpr (Cell::kGeneral) {
                 const Second<T>& second = cell.second;
                 if (second.w != nullptr)
-                    pack_forward(second.panels, second.columns, second.depth, second.w, 1,
+                    pack_forward(second.panels, second.columns, second.depth, second.w, 1, wide,
                                  out.vectors, of, all);
             }
         }
@@ -307,7 +312,8 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                 dot_vectors<T, G>(end, own.vectors, H, P, t > t0 ? h_in + (t - 1) * B * P : h_start,
                                   w_hh, column, finish);
             else if (end > begin)
-                run_vectors<T, G>(blocks, begin, own.vectors, H, P, now, panels, column, finish);
+                run_vectors<T, G>(blocks, begin, own.vectors, wide, H, P, now, panels, column,
+                                  finish);
             if constexpr (Cell::kGeneral) {
                 if (cell.whole_rows) {
                     if (!own.by_rows) team_barrier(size);
@@ -330,7 +336,7 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                         dot_vectors<T, 1>(end, out.vectors, P, second.depth, cell.operand(t),
                                           second.w, column_2, finish_2);
                     else if (end > begin)
-                        run_vectors<T, 1>(blocks, begin, out.vectors, P, second.depth,
+                        run_vectors<T, 1>(blocks, begin, out.vectors, wide, P, second.depth,
                                           second.packed, second.panels, column_2, finish_2);
                 }
             }
@@ -370,15 +376,16 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
     constexpr int64_t L = kLanes<T>;
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch, depth = G * H;
+    const int wide = panel_vecs(s, split);
     auto body = [&](int tid, int size) {
         const Share own = share_of(s, H, split, tid, size);
         const Share out = share_of(s, P, split, tid, size);
         const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
-        pack_backward(panels, P, depth, w_hh, out.vectors, of, all);
+        pack_backward(panels, P, depth, w_hh, wide, out.vectors, of, all);
         if constexpr (Cell::kGeneral) {
             const Second<T>& second = cell.second;
             if (second.w != nullptr)
-                pack_backward(second.panels, H, second.depth, second.w, own.vectors, of, all);
+                pack_backward(second.panels, H, second.depth, second.w, wide, own.vectors, of, all);
         }
         if (own.by_rows) team_barrier(size);
         const Range units = units_of<T>(own.vectors, H), kept = units_of<T>(out.vectors, P);
@@ -399,7 +406,7 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
                     if (!own.by_rows) team_barrier(size);
                     if (end > begin)
                         run_vectors<T, 1>(
-                            blocks, begin, own.vectors, H, second.depth, second.packed,
+                            blocks, begin, own.vectors, wide, H, second.depth, second.packed,
                             second.panels,
                             [&](int64_t row, int64_t, int64_t unit, int64_t n) {
                                 return cell.second_column(t, row, unit, n);
@@ -428,7 +435,7 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
             if (!own.by_rows) team_barrier(size);
             if (end > begin)
                 run_vectors<T, 1>(
-                    blocks, begin, out.vectors, P, depth, now, panels,
+                    blocks, begin, out.vectors, wide, P, depth, now, panels,
                     [&](int64_t row, int64_t, int64_t unit, int64_t n) {
                         return TileColumn<T>{rec + row * P + unit, P, n, Cell::kDirect, nullptr};
                     },
