@@ -70,7 +70,7 @@ def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
 
 
 def _of_variant(case: Recurrent, rng: np.random.Generator, bound: float) -> dict[str, Array]:
-    """Weights that only a variant has: gains near 1, the rest as all weights."""
+    """Weights that only a variant has: gains near 1 or ½, the rest as all weights."""
     H, gates = case.H, case.gates * case.H
     if case.variant == "peephole":
         return {"peephole": _uniform(rng, bound, 3 * H)}
@@ -79,7 +79,8 @@ def _of_variant(case: Recurrent, rng: np.random.Generator, bound: float) -> dict
     if not case.variant.startswith("layer norm"):
         return {}
     # Of the products of input and state; their biases are one with the cell's.
-    found = {"ln_gates": 1 + _uniform(rng, bound, 2, gates)}
+    # Below 1, at which a hundred steps would enlarge rounding beyond any comparison.
+    found = {"ln_gates": np.float32(0.5) + _uniform(rng, bound, 2, gates)}
     if case.cell == "lstm":
         gain_and_bias = 1 + _uniform(rng, bound, H), _uniform(rng, bound, H)
         found["ln_cell"] = np.stack(gain_and_bias)
