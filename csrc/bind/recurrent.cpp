@@ -45,6 +45,7 @@ void read_variant(Call<T>& call, RecurrentVariant<T>& v, const Shapes& shapes, c
             "else None");
     if (variant.is_none()) return;
     v.zoneout_h = variant.attr("zoneout_h").cast<double>();
+    v.clip_h = variant.attr("clip_h").cast<double>();
     v.sample = variant.attr("sample").cast<bool>();
     v.seed = variant.attr("seed").cast<std::uint32_t>();
     v.step = variant.attr("step").cast<std::uint32_t>();

@@ -236,6 +236,7 @@ struct GruGeneralBackwardCell : GruBackwardCell<T>, GeneralCell<T> {
             const int64_t at = row * a.H + unit;
             Vec<T> dh = load_n(a.dy + t * a.B * a.H + at, count) + state.at(row, unit, count);
             const Vec<T> direct = zoneout.past(t, row, unit, dh);
+            dh = unclip(a.variant, a.y + t * a.B * a.H + at, count, dh);
             store_n(state.direct + at, direct + this->step_back(t, row, unit, count, dh), count);
         }
     }
@@ -270,6 +271,7 @@ struct GruBeforeBackwardCell : GeneralCell<T> {
             Vec<T> z = load_n(p + a.H, count), n = load_n(p + 2 * a.H, count);
             Vec<T> dh = load_n(a.dy + t * a.B * a.H + at, count) + state.at(row, unit, count);
             const Vec<T> direct = zoneout.past(t, row, unit, dh);
+            dh = unclip(a.variant, a.y + t * a.B * a.H + at, count, dh);
             gru_update_backward<VecFn<T>>(z, n, dh, load_n(h_prev + at, count));
             store_n(p + a.H, z, count);
             store_n(p + 2 * a.H, n, count);

@@ -317,7 +317,7 @@ private:
     Vec<T> new_state(int64_t t, int64_t r, int64_t unit, int64_t n) const {
         Vec<T> dh = load_n(a.dy + (t * a.B + r) * P + unit, n) + state.at(r, unit, n);
         store_n(state.direct + r * P + unit, general.zoneout_h.past(t, r, unit, dh), n);
-        return dh;
+        return unclip(a.variant, a.y + (t * a.B + r) * P + unit, n, dh);
     }
     Vec<T> output(int64_t t, int64_t r, int64_t unit, int64_t n) const {
         return dm != nullptr ? load_n(dm + r * a.H + unit, n) : new_state(t, r, unit, n);

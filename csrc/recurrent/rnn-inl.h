@@ -135,6 +135,7 @@ struct RnnGeneralBackwardCell : RnnBackwardCell<T, kRelu>, GeneralCell<T> {
             const Vec<T> h = load_n(a.y + step + at, n);
             // where a unit kept its state, h is no activation, and its gradient is 0
             const Vec<T> direct = zoneout.past(t, r, unit, dh);
+            dh = unclip(a.variant, a.y + step + at, n, dh);
             store_n(a.dpre + step + at, rnn_cell_backward<VecFn<T>, kRelu>(h, dh), n);
             store_n(state.direct + at, direct, n);
         }

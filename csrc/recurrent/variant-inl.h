@@ -115,14 +115,26 @@ inline StateGradient<T> general_gradient(const RecurrentVariant<T>& v, T* dh0, i
     return {v.mask_h, rec, dh0, H};
 }
 
-// What follows the plain cell's own finish(): zoneout, and the state as it enters w_hh.
+// The gradient dh of the new state before clipping, from that after it; y [.., H] is the state,
+// whose fresh units (others have no gradient) lie on the bound if they were beyond it.
+template <class T>
+inline Vec<T> unclip(const RecurrentVariant<T>& v, const T* y, int64_t n, Vec<T> dh) {
+    if (v.clip_h <= 0) return dh;
+    const Vec<T> bound = splat(T(v.clip_h)), h = load_n(y, n);
+    dh = h >= bound ? Vec<T>{} : dh;
+    return h <= -bound ? Vec<T>{} : dh;
+}
+
+// What follows the plain cell's own finish(): clipping, zoneout, and the state as it enters w_hh.
 template <class T>
 inline void finish_general(const RecurrentVariant<T>& v, const Zoneout<T>& zoneout, int64_t t,
                            Range rows, int64_t unit, int64_t n, const T* h_prev, T* h, int64_t B,
                            int64_t H) {
+    const T bound = v.clip_h > 0 ? T(v.clip_h) : std::numeric_limits<T>::infinity();
     for (int64_t r = rows.begin; r < rows.end; ++r) {
         const int64_t at = r * H + unit;
-        const Vec<T> y = zoneout.mix(t, r, unit, load_n(h_prev + at, n), load_n(h + at, n));
+        const Vec<T> fresh = VecFn<T>::clamp(load_n(h + at, n), splat(bound));
+        const Vec<T> y = zoneout.mix(t, r, unit, load_n(h_prev + at, n), fresh);
         store_n(h + at, y, n);
         if (v.mask_h != nullptr) store_n(v.h_in + t * B * H + at, y * load_n(v.mask_h + at, n), n);
     }

@@ -5,6 +5,7 @@
 //             Zoneout: the new state s' becomes s_t = d s_{t-1} + (1 - d) s', where d is 1 with the
 //             given probability if `sample`, drawn for each step, row and unit, and the probability
 //             itself if not (Krueger et al., arXiv:1606.01305, eq. 5-7).
+//             State clipping: s' is first held to [-clip_h, clip_h], clip_h > 0 (for h alone).
 //             Layer norm: the pre-activations are n_x + n_h + b, where n_x = ln_gates[0] N(w_ih
 //             x_t), n_h = ln_gates[1] N(w_hh h_{t-1}) and N(v) = (v - mean(v)) / sqrt(var(v) +
 //             1e-5) over all gates of a row (Ba, Kiros & Hinton, arXiv:1607.06450, eq. 20-21 with
@@ -24,7 +25,7 @@ template <class T>
 struct RecurrentVariant {
     const T* mask_h = nullptr;
     T* h_in = nullptr;  // forward: written; backward: read
-    double zoneout_h = 0;
+    double zoneout_h = 0, clip_h = 0;
     bool sample = false;
     std::uint32_t seed = 0, step = 0, layer = 0;
     std::int64_t time0 = 0;
@@ -34,7 +35,9 @@ struct RecurrentVariant {
     T* rstd = nullptr;
     T* dln_gates = nullptr;  // backward
 
-    bool any() const { return mask_h != nullptr || zoneout_h > 0 || ln_gates != nullptr; }
+    bool any() const {
+        return mask_h != nullptr || zoneout_h > 0 || clip_h > 0 || ln_gates != nullptr;
+    }
 };
 
 }  // namespace nlm

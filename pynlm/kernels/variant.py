@@ -18,11 +18,11 @@ from pynlm.arrays import (
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Settings of one call of a recurrent kernel: zoneout, and more for the LSTM.
+    """Settings of one call of a recurrent kernel: zoneout, clipping, and more for the LSTM.
 
     With h' and c' the new states of the plain cell::
 
-        c' = min(max(f * c_{t-1} + i * g, -clip_c), clip_c)
+        c' = min(max(f * c_{t-1} + i * g, -clip_c), clip_c);  h' likewise
         h_t = d * h_{t-1} + (1 - d) * h';  c_t likewise
 
     The LSTM's h' = o * tanh(c') sees c' before zoneout, as in Krueger et al.
@@ -31,6 +31,8 @@ class Variant:
     ----------
     zoneout_h, zoneout_c : float
         Probability in [0, 1) that a unit keeps its state. zoneout_c: LSTM only.
+    clip_h : float
+        Bound of the new state's magnitude (after projection, before zoneout); 0: none.
     clip_c : float
         Bound of the cell state; 0: none. LSTM only.
     coupled : bool
@@ -54,6 +56,7 @@ class Variant:
 
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
+    clip_h: float = 0.0
     clip_c: float = 0.0
     coupled: bool = False
     norm_state: bool = False
@@ -101,7 +104,11 @@ def check_variant(
 
     number("zoneout_h", high=1.0, high_open=True)
     number("zoneout_c", high=1.0, high_open=True)
+    number("clip_h")
     number("clip_c")
+    mixes = variant.zoneout_h > 0 and not variant.sample
+    if variant.clip_h > 0 and mixes and func.endswith("_backward"):
+        raise ValueError(f"{func}: variant.sample must be True: y does not say what was clipped")
     cell = func.partition("_")[0]
     for name in ("zoneout_c", "clip_c", "coupled", "norm_state"):
         if cell != "lstm" and getattr(variant, name) != 0:

@@ -42,6 +42,7 @@ class RecurrentOptions:
     coupled_gates      yes          Greff et al., arXiv:1503.04069 (CIFG)
     projection         yes          Sak, Senior & Beaufays, arXiv:1402.1128 (LSTMP)
     cell_clip          yes          the same
+    state_clip         yes  yes yes the same (there of the projected state)
     reset_before           yes      Cho et al., arXiv:1406.1078v3
     ================== ==== === === ============================================================
 
@@ -73,6 +74,8 @@ class RecurrentOptions:
         The reset gate multiplies the state before the product with `w_hh`, not after.
     cell_clip
         Bound of the cell state's magnitude; 0: none.
+    state_clip
+        Bound of h's magnitude, after projection and before zoneout; 0: none.
 
     Raises
     ------
@@ -100,6 +103,7 @@ class RecurrentOptions:
     coupled_gates: bool = False
     projection: int = 0
     cell_clip: float = 0.0
+    state_clip: float = 0.0
     reset_before: bool = False
 
     def __post_init__(self) -> None:
@@ -107,8 +111,10 @@ class RecurrentOptions:
             p = getattr(self, name)
             if not 0.0 <= p < 1.0:
                 raise ValueError(f"RecurrentOptions: {name} must be in [0, 1), got {p}")
-        if not 0.0 <= self.cell_clip < np.inf:
-            raise ValueError(f"RecurrentOptions: cell_clip must be 0 or more, got {self.cell_clip}")
+        for name in ("cell_clip", "state_clip"):
+            bound = getattr(self, name)
+            if not 0.0 <= bound < np.inf:
+                raise ValueError(f"RecurrentOptions: {name} must be 0 or more, got {bound}")
         if self.projection < 0:
             raise ValueError(
                 f"RecurrentOptions: projection must be 0 or more, got {self.projection}"
@@ -160,13 +166,14 @@ def draw(
         )  # fmt: skip
         mask_h = mask_h[0] if rows is None else mask_h[0][rows]
     variant = None
-    settings = ("zoneout", "zoneout_cell", "cell_clip", "coupled_gates", "layer_norm_state")
-    if any(getattr(options, name) for name in settings):
+    clips = options.cell_clip or options.state_clip
+    forms = options.coupled_gates or options.layer_norm_state
+    if options.zoneout or options.zoneout_cell or clips or forms:
         variant = Variant(
-            zoneout_h=options.zoneout, zoneout_c=options.zoneout_cell, clip_c=options.cell_clip,
-            coupled=options.coupled_gates, norm_state=options.layer_norm_state, sample=ctx.train,
-            seed=ctx.seed, step=ctx.step, layer=layer, time0=ctx.time0,
-            rows=None if rows is None else rows.astype(INT32),
+            zoneout_h=options.zoneout, zoneout_c=options.zoneout_cell,
+            clip_h=options.state_clip, clip_c=options.cell_clip, coupled=options.coupled_gates,
+            norm_state=options.layer_norm_state, sample=ctx.train, seed=ctx.seed, step=ctx.step,
+            layer=layer, time0=ctx.time0, rows=None if rows is None else rows.astype(INT32),
         )  # fmt: skip
     return Drawn(w_hh, mask_h, variant)
 

@@ -31,7 +31,7 @@ class RecurrentLMConfig:
         One dropout mask for all time steps of a call.
     recurrent_dropout, weight_drop, zoneout, zoneout_cell, layer_norm, layer_norm_state
         Variants of the recurrent layers, see `pynlm.layers.RecurrentOptions`.
-    peephole, coupled_gates, projection, cell_clip, reset_before
+    peephole, coupled_gates, projection, cell_clip, state_clip, reset_before
         Variants of the recurrent layers, see `pynlm.layers.RecurrentOptions`.
     residual
         Each recurrent layer but the first adds its input to its output, where both are as wide (He
@@ -79,6 +79,7 @@ class RecurrentLMConfig:
     coupled_gates: bool = False
     projection: int = 0
     cell_clip: float = 0.0
+    state_clip: float = 0.0
     reset_before: bool = False
     residual: bool = False
     tied: bool = False

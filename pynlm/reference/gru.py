@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .variant import StepNorm, enters, keeps_h, mix, parts
+from .variant import StepNorm, clip_h, enters, keeps_h, mix, parts, unclip_h
 
 if TYPE_CHECKING:
     from pynlm.kernels.variant import Variant
@@ -68,7 +68,7 @@ def gru_forward(
             hn_t = from_h[:, 2 * H :] + b_hn
             n = np.tanh(from_x[:, 2 * H :] + r * hn_t)
         d = keeps_h(variant, t, m, h)
-        y[t, :m] = mix(d, h, (1 - z) * n + z * h)
+        y[t, :m] = mix(d, h, clip_h(variant, (1 - z) * n + z * h))
         h_last[:m] = y[t, :m]
         if h_in is not None:
             h_in[t, :m] = enters(mask_h, y[t, :m])
@@ -120,6 +120,7 @@ def gru_backward(
         h_prev = (y[t - 1] if t > 0 else h0)[:m]
 
         kept, dh_t = parts(keeps_h(variant, t, m, h_prev), dh[:m] + dy[t, :m])
+        dh_t = unclip_h(variant, y[t, :m], dh_t)
         da_z = dh_t * (h_prev - n) * z * (1 - z)
         da_n = dh_t * (1 - z) * (1 - n**2)
         h = enters(mask_h, h_prev)

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from .variant import (
     StepNorm,
+    clip_h,
     enters,
     keeps_c,
     keeps_h,
@@ -37,6 +38,7 @@ from .variant import (
     normalise,
     normalise_backward,
     parts,
+    unclip_h,
 )
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def lstm_forward(
             m[t, :n] = out
         h_new = out if w_hr is None else out @ w_hr.T
         d_h, d_c = keeps_h(variant, t, n, h_prev), keeps_c(variant, t, n, c_prev)
-        h_t = mix(d_h, h_prev, h_new)
+        h_t = mix(d_h, h_prev, clip_h(variant, h_new))
         c_t = mix(d_c, c_prev, c_new)
         y[t, :n] = h_last[:n] = h_t
         c_last[:n] = c_t
@@ -180,6 +182,7 @@ def lstm_backward(
 
         dh_t = dh[:n] + dy[t, :n]
         dh_kept, dh_new = parts(d_h, dh_t)
+        dh_new = unclip_h(variant, y[t, :n], dh_new)
         dc_kept, dc_new = parts(d_c, dc[:n])
         dm = dh_new
         if w_hr is not None and dw_hr is not None and m is not None:

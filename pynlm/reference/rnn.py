@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .variant import StepNorm, enters, keeps_h, mix, parts
+from .variant import StepNorm, clip_h, enters, keeps_h, mix, parts, unclip_h
 
 if TYPE_CHECKING:
     from pynlm.kernels.variant import Variant
@@ -51,7 +51,8 @@ def rnn_forward(
         from_x = norms.forward(0, t, x[t, :n] @ w_ih.T)
         a = from_x + norms.forward(1, t, enters(mask_h, h) @ w_hh.T) + b
         d = keeps_h(variant, t, n, h)
-        y[t, :n] = mix(d, h, np.tanh(a) if nonlinearity == "tanh" else np.maximum(a, 0))
+        new = np.tanh(a) if nonlinearity == "tanh" else np.maximum(a, 0)
+        y[t, :n] = mix(d, h, clip_h(variant, new))
         h_last[:n] = y[t, :n]
         if h_in is not None:
             h_in[t, :n] = enters(mask_h, y[t, :n])
@@ -97,6 +98,7 @@ def rnn_backward(
         n = _rows_at(t, lengths, B)
         h_prev = (y[t - 1] if t > 0 else h0)[:n]
         kept, dh_t = parts(keeps_h(variant, t, n, h_prev), dh[:n] + dy[t, :n])
+        dh_t = unclip_h(variant, y[t, :n], dh_t)
         h_t = y[t, :n]  # f(a), but where zoneout kept the state, and dh_t is 0
         da = dh_t * (1 - h_t**2) if nonlinearity == "tanh" else np.where(h_t > 0, dh_t, 0)
         d_x, d_h = (norms.backward(k, t, da, dln_gates) for k in (0, 1))

@@ -34,6 +34,18 @@ def keeps_c(variant: Variant | None, t: int, n: int, like: Array) -> Array | flo
     return 0.0 if variant is None else _keeps(variant, variant.zoneout_c, ZONEOUT_C, t, n, like)
 
 
+def clip_h(variant: Variant | None, h: Array) -> Array:
+    """The new state, held to its bound."""
+    bound = 0.0 if variant is None else variant.clip_h
+    return np.clip(h, -bound, bound) if bound > 0 else h
+
+
+def unclip_h(variant: Variant | None, y: Array, dh: Array) -> Array:
+    """Gradient of the new state before clipping; on the bound y was clipped (or dh is 0)."""
+    bound = 0.0 if variant is None else variant.clip_h
+    return np.where(np.abs(y) >= bound, 0, dh) if bound > 0 else dh
+
+
 def mix(d: Array | float, previous: Array, fresh: Array) -> Array:
     """d * previous + (1 - d) * fresh."""
     return fresh if isinstance(d, float) and d == 0 else d * previous + (1 - d) * fresh

@@ -117,7 +117,16 @@ def _recurrent(case: Case, gates: int, cell_state: bool) -> tuple[Arguments, Arg
 
 
 def _variant(case: Case) -> Variant | None:
-    names = ("zoneout_h", "zoneout_c", "clip_c", "sample", "time0", "coupled", "norm_state")
+    names = (
+        "zoneout_h",
+        "zoneout_c",
+        "clip_h",
+        "clip_c",
+        "sample",
+        "time0",
+        "coupled",
+        "norm_state",
+    )
     chosen = {name: case.options[name] for name in names if name in case.options}
     if not chosen:
         return None

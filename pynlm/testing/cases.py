@@ -24,7 +24,7 @@ DTYPES = ["float32", "float64"]
 
 VARIANT_OPTIONS = {
     *("mask_h", "peephole", "zoneout_h", "zoneout_c", "clip_c"),
-    *("layer_norm", "norm_state", "coupled", "projection", "reset_before"),
+    *("clip_h", "layer_norm", "norm_state", "coupled", "projection", "reset_before"),
 }
 
 
@@ -82,12 +82,19 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         dims = {"T": T, "B": B, "I": I, "H": H}
         return Case(kernel, name + suffix, dims, {**options, **more})
 
-    everything = {"mask_h": True, "zoneout_h": 0.4, "sample": True, "layer_norm": True}
+    everything = {
+        "mask_h": True,
+        "zoneout_h": 0.4,
+        "sample": True,
+        "layer_norm": True,
+        "clip_h": 0.7,
+    }
     variants: dict[str, dict[str, Any]] = {
         "zoneout": {"zoneout_h": 0.3, "sample": True},
         "zoneout-expected": {"zoneout_h": 0.3},
         "recurrent-dropout": {"mask_h": True},
         "layer-norm": {"layer_norm": True},
+        "clip-h": {"clip_h": 0.3},
     }
     if kernel == "lstm":
         everything |= {"zoneout_c": 0.2, "clip_c": 0.9, "peephole": True, "projection": 13}
@@ -182,7 +189,10 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
 
 def _defined(options: Mapping[str, Any]) -> bool:
     """Whether a cell has these variants together."""
-    return not (options.get("reset_before") and options.get("layer_norm"))
+    # an expected zoneout hides what was clipped from the backward pass
+    mixes = options.get("zoneout_h") and not options.get("sample")
+    before = options.get("reset_before") and options.get("layer_norm")
+    return not (before or (mixes and options.get("clip_h")))
 
 
 def _linear() -> list[Case]:

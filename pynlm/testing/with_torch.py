@@ -98,7 +98,7 @@ def _looped(case: Case, inputs: Named, upstream: Named) -> Named:
     F = torch.nn.functional
     given, options = _tensors(inputs), case.options
     mask = arguments(f"{case.kernel}_forward", case, inputs["x"].dtype).get("mask_h")
-    limit = options.get("clip_c", 0.0)
+    limit, bound = options.get("clip_c", 0.0), options.get("clip_h", 0.0)
     peepholes = (
         iter(given["peephole"].chunk(2 if options.get("coupled") else 3))
         if ("peephole" in given)
@@ -126,7 +126,8 @@ def _looped(case: Case, inputs: Named, upstream: Named) -> Named:
         seen = normal(c, *given["ln_cell"]) if "ln_cell" in given else c
         c = seen if options.get("norm_state") else c
         h = torch.sigmoid(a_o + p_o * c) * torch.tanh(seen)
-        return (F.linear(h, given["w_hr"]) if "w_hr" in given else h), c
+        h = F.linear(h, given["w_hr"]) if "w_hr" in given else h
+        return h, c
 
     def gru(x: Any, h: Any) -> Any:
         entering = h if mask is None else h * torch.tensor(mask)
@@ -150,6 +151,7 @@ def _looped(case: Case, inputs: Named, upstream: Named) -> Named:
             h, c = lstm(x, h, c)
         else:
             h = (gru if case.kernel == "gru" else rnn)(x, h)
+        h = h.clamp(-bound, bound) if bound else h
         steps.append(h)
     outputs = {"y": torch.stack(steps), "h_last": h} | ({} if c is None else {"c_last": c})
     return _finish(outputs, upstream, given)

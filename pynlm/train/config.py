@@ -85,6 +85,7 @@ class ModelConfig(_Section):
     coupled_gates: bool = False
     projection: int = Field(default=0, ge=0)
     cell_clip: float = Field(default=0.0, ge=0.0)
+    state_clip: float = Field(default=0.0, ge=0.0)
     reset_before: bool = False
     residual: bool = False
     tied: bool = False

@@ -19,7 +19,7 @@ from pynlm.testing.tolerances import CLOSED_FORM
 T, B, I, H = 5, 4, 3, 5
 CELLS: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 DRAWN = {"recurrent_dropout": 0.4, "weight_drop": 0.3, "zoneout": 0.25}
-EVERY: dict[str, Any] = {**DRAWN, "layer_norm": True}
+EVERY: dict[str, Any] = {**DRAWN, "layer_norm": True, "state_clip": 0.5}
 LSTM_TOO: dict[str, Any] = {
     "zoneout_cell": 0.2,
     "peephole": True,
