@@ -30,6 +30,7 @@ namespace {
 #include "common/gemm-inl.h"
 #include "common/few_rows-inl.h"
 #include "common/peak-inl.h"
+#include "recurrent/panels-inl.h"
 #include "recurrent/sequence-inl.h"
 #include "recurrent/variant-inl.h"
 #include "recurrent/layer_norm-inl.h"

@@ -87,14 +87,14 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         "zoneout_h": 0.4,
         "sample": True,
         "layer_norm": True,
-        "clip_h": 0.7,
+        "clip_h": 0.6875,
     }
     variants: dict[str, dict[str, Any]] = {
         "zoneout": {"zoneout_h": 0.3, "sample": True},
         "zoneout-expected": {"zoneout_h": 0.3},
         "recurrent-dropout": {"mask_h": True},
         "layer-norm": {"layer_norm": True},
-        "clip-h": {"clip_h": 0.3},
+        "clip-h": {"clip_h": 0.3125},
     }
     if kernel == "lstm":
         everything |= {"zoneout_c": 0.2, "clip_c": 0.9, "peephole": True, "projection": 13}
