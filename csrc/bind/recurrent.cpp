@@ -28,20 +28,22 @@ struct Shapes {
 
 // Fields of pynlm.kernels.Variant, whose ranges are checked there; and the arrays that go with it.
 template <class T>
-void read_variant(Call<T>& call, RecurrentVariant<T>& v, const Shapes& shapes, const O& h_in,
-                  const O& mask_h, const O& ln_gates, const O& norm, const O& rstd, bool saves,
-                  const O& variant, const char* rstd_shape = "2 T B") {
+void read_variant(Call<T>& call, const char* function, RecurrentVariant<T>& v, const Shapes& shapes,
+                  const O& h_in, const O& mask_h, const O& ln_gates, const O& norm, const O& rstd,
+                  bool saves, const O& variant, const char* rstd_shape = "2 T B") {
     v.h_in = call.out("h_in", h_in, shapes.states().c_str(), optional);
     v.mask_h = call.in("mask_h", mask_h, shapes.row().c_str(), optional);
     if (h_in.is_none() != mask_h.is_none())
-        throw py::value_error("recurrent kernel: h_in and mask_h must both be arrays or both None");
+        throw py::value_error(std::string(function) +
+                              ": h_in and mask_h must both be arrays or both None");
     v.ln_gates = call.in("ln_gates", ln_gates, ("2 " + shapes.gates).c_str(), optional);
     v.norm = call.out("norm", norm, ("2 T B " + shapes.gates).c_str(), optional);
     v.rstd = call.out("rstd", rstd, rstd_shape, optional);
     const bool wanted = saves && v.ln_gates != nullptr;
     if (norm.is_none() == wanted || rstd.is_none() == wanted)
         throw py::value_error(
-            "recurrent kernel: norm and rstd must be arrays if ln_gates is one and the pass saves, "
+            std::string(function) +
+            ": norm and rstd must be arrays if ln_gates is one and the pass saves, "
             "else None");
     if (variant.is_none()) return;
     v.zoneout_h = variant.attr("zoneout_h").cast<double>();
@@ -82,7 +84,10 @@ void read_lstm_variant(Call<T>& call, const char* function, LstmVariant<T>& v, c
                        const O& mask_h, const O& variant, bool saves) {
     v.w_hr = call.in("w_hr", w_hr, "P H", optional);
     if (v.w_hr != nullptr) v.P = call.dim('P');
-    read_variant(call, v, shapes, h_in, mask_h, ln_gates, norm, rstd, saves, variant, "3 T B");
+    if (v.w_hr != nullptr && v.P == 0)
+        throw py::value_error(std::string(function) + ": w_hr must have a row or more");
+    read_variant(call, function, v, shapes, h_in, mask_h, ln_gates, norm, rstd, saves, variant,
+                 "3 T B");
     v.coupled = shapes.gates == "3H";
     v.peephole = call.in("peephole", peephole, v.coupled ? "2H" : "3H", optional);
     v.ln_cell = call.in("ln_cell", ln_cell, "2 H", optional);
@@ -214,8 +219,8 @@ void bind_recurrent(py::module_& module) {
                 a.b = call.in("b", b, "3H");
                 a.b_hn = call.in("b_hn", b_hn, "H", optional);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
-                read_variant(call, a.variant, {"3H"}, h_in, mask_h, ln_gates, norm, rstd,
-                             a.gates != nullptr, variant);
+                read_variant(call, "gru_forward", a.variant, {"3H"}, h_in, mask_h, ln_gates, norm,
+                             rstd, a.gates != nullptr, variant);
                 no_norm_before("gru_forward", b_hn, ln_gates);
                 call.launch(kernels<T>().gru_forward, a);
             });
@@ -250,8 +255,8 @@ void bind_recurrent(py::module_& module) {
                 a.dy = call.in("dy", dy, "T B H");
                 a.dh_last = call.in("dh_last", dh_last, "B H", optional);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
-                read_variant(call, a.variant, {"3H"}, h_in, mask_h, ln_gates, norm, rstd, true,
-                             variant);
+                read_variant(call, "gru_backward", a.variant, {"3H"}, h_in, mask_h, ln_gates, norm,
+                             rstd, true, variant);
                 a.variant.dln_gates = call.out("dln_gates", dln_gates, "2 3H", optional);
                 same("gru_backward", "dln_gates", dln_gates, "ln_gates", !ln_gates.is_none());
                 no_norm_before("gru_backward", db_hn, ln_gates);
@@ -282,8 +287,8 @@ void bind_recurrent(py::module_& module) {
                 a.relu = is_relu("rnn_forward", nonlinearity);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
                 // without norms to save the pass may still be one for a backward pass
-                read_variant(call, a.variant, {"H"}, h_in, mask_h, ln_gates, norm, rstd,
-                             !norm.is_none(), variant);
+                read_variant(call, "rnn_forward", a.variant, {"H"}, h_in, mask_h, ln_gates, norm,
+                             rstd, !norm.is_none(), variant);
                 call.launch(kernels<T>().rnn_forward, a);
             });
         },
@@ -316,8 +321,8 @@ void bind_recurrent(py::module_& module) {
                 a.dh_last = call.in("dh_last", dh_last, "B H", optional);
                 a.relu = is_relu("rnn_backward", nonlinearity);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
-                read_variant(call, a.variant, {"H"}, h_in, mask_h, ln_gates, norm, rstd, true,
-                             variant);
+                read_variant(call, "rnn_backward", a.variant, {"H"}, h_in, mask_h, ln_gates, norm,
+                             rstd, true, variant);
                 a.variant.dln_gates = call.out("dln_gates", dln_gates, "2 H", optional);
                 same("rnn_backward", "dln_gates", dln_gates, "ln_gates", !ln_gates.is_none());
                 call.launch(kernels<T>().rnn_backward, a);

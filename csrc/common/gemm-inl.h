@@ -4,7 +4,8 @@
 // A tile is R rows by NV vectors of C held in registers. Operand A is packed as row blocks
 // [depth][R], operand B as column panels [depth][NV * kLanes], zero beyond the last column. Each
 // element of C is one chain of fused multiply-adds over its depth, whatever R, NV and the number
-// of threads, so results depend on none of them.
+// of threads, so results depend on none of them. (A product of up to four rows may be taken as dot
+// products, few_rows-inl.h: as independent of threads, but rounded otherwise.)
 
 // A panel block [depth][width] should stay in the first-level cache while row blocks pass over it;
 // a shorter depth would read and write C more often. 352 floats were the best of 256 to 448.
@@ -153,6 +154,7 @@ struct GemmArgs {
     const T* bias = nullptr;
     T* a_sum = nullptr;
     const int64_t* c_at = nullptr;
+    bool part = false;  // of more rows than M, with which it must agree in every bit
 };
 
 // The larger operand is divided among the members: each packs a piece of its own just before it
@@ -332,7 +334,8 @@ template <class T>
 void gemm(const GemmArgs<T>& g) {
     if (g.M == 0 || g.N == 0) return;
     const bool along_depth = !g.a.k_major && !g.b.k_major;
-    if (g.M <= kMostDotRows && along_depth && g.a_sum == nullptr && g.K > 0) return dot_product(g);
+    const bool few = g.M <= kMostDotRows && !g.part;
+    if (few && along_depth && g.a_sum == nullptr && g.K > 0) return dot_product(g);
     if (g.K > 0) return Product<T>(g).run();
     for (int64_t m = 0; m < g.M && !g.accumulate; ++m) {
         T* const c = g.c + (g.c_at != nullptr ? g.c_at[m] : m) * g.ldc;

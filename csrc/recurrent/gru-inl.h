@@ -156,7 +156,8 @@ void gru_forward(const GruForwardArgs<T>& a) {
                          .c = gates,
                          .ldc = 3 * H,
                          .bias = v.ln_gates != nullptr ? nullptr : a.b,
-                         .c_at = rows.at});
+                         .c_at = rows.at,
+                         .part = s.many_rows()});
         if (v.ln_gates != nullptr)
             normalise_inputs(s, t, end, gates, v.norm, v.rstd, v.ln_gates, a.b, 3 * H);
         const T* const h_start = t == 0 ? input.h0 : input.y + (t - 1) * a.B * H;

@@ -58,7 +58,8 @@ void lstm_forward(const LstmForwardArgs<T>& a) {
                          .c = gates,
                          .ldc = 4 * a.H,
                          .bias = a.b,
-                         .c_at = rows.at});
+                         .c_at = rows.at,
+                         .part = s.many_rows()});
         forward_loop(LstmForwardCell<T>{a, gates, t}, s, t, end, a.w_hh,
                      t == 0 ? a.h0 : a.y + (t - 1) * a.B * a.H, static_cast<const T*>(a.y), a.y,
                      split, panels, states, t == 0);

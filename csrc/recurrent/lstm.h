@@ -11,7 +11,7 @@
 // Aliasing    none, but gates of the backward call, which the gradients replace.
 // Saved       gates (after activation) and c, with projection m, with layer norm norm, norm_c and
 // rstd;
-//             all null for a forward pass that saves nothing.
+//             all null for a forward pass that saves nothing, but c, which may be asked for alone.
 // Lengths     int32 [B], not increasing, in [0, T], or null. Row r takes part in steps
 //             0..lengths[r]-1: y is 0 beyond, h_last and c_last are its states after its last step
 //             (h0, c0 if it has none), x and dy beyond are not read, the gradients of gates and
@@ -26,7 +26,8 @@
 //             tanh(n_c); with norm_state the new cell state itself is n_c, and so o's peephole;
 //             zoneout of c and h, recurrent dropout, layer norm of the products: variant.h.
 // Numerics    sums over I, H and T*B in T, each one chain of fused multiply-adds cut every few
-//             hundred terms; db over runs of 16 rows.
+//             hundred terms, or (up to four rows) as many chains as a vector has lanes; db over
+//             runs of 16 rows.
 // Threading   any number of threads gives the same bits.
 #pragma once
 

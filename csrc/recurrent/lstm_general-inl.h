@@ -190,7 +190,8 @@ void lstm_general_forward(const LstmForwardArgs<T>& a, const Sequence<T>& s) {
                          .c = gates,
                          .ldc = columns,
                          .bias = v.ln_gates != nullptr ? nullptr : a.b,
-                         .c_at = rows.at});
+                         .c_at = rows.at,
+                         .part = s.many_rows()});
         if (v.ln_gates != nullptr)
             normalise_inputs(s, t, end, gates, v.norm, v.rstd, v.ln_gates, a.b, columns);
         const LstmGeneralForwardCell<T, G> cell{

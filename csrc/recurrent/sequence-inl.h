@@ -16,6 +16,14 @@ struct Sequence {
 
     bool takes_part(int64_t t, int64_t row) const { return lengths == nullptr || t < lengths[row]; }
 
+    // Whether a pass has more rows than products take as few (gemm-inl.h), whatever pieces it is
+    // computed in.
+    bool many_rows() const {
+        int64_t rows = lengths == nullptr ? steps * batch : 0;
+        for (int64_t r = 0; lengths != nullptr && r < batch; ++r) rows += lengths[r];
+        return rows > kMostDotRows;
+    }
+
     int64_t width() const { return projected > 0 ? projected : hidden; }
 
     // Rows of [begin, end) that take part in step t: a prefix, because rows are sorted.

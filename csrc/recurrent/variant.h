@@ -11,7 +11,7 @@
 //             1e-5) over all gates of a row (Ba, Kiros & Hinton, arXiv:1607.06450, eq. 20-21 with
 //             one bias).
 // Shapes      mask_h [B,H]  h_in [T,B,H]  rows [B]  ln_gates [2,GH]  norm [2,T,B,GH]  rstd [2,T,B]
-//             (G gates, H width of the state)
+//             (G gates; with projection mask_h and h_in are P wide; an LSTM's rstd is [3,T,B])
 // Saved       h_in = y mask_h, given if and only if mask_h is. norm: N(w_ih x), N(w_hh h), and rstd
 //             their 1 / sqrt(var + 1e-5); null for a forward pass that saves nothing.
 // Random      numbers of unit u, row rows[r] (or r), time time0 + t (philox.h).

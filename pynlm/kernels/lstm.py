@@ -132,6 +132,7 @@ def lstm_forward(
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=True, width=p)
     _check_saved(d, f, gh, m, norm, norm_c, rstd, w_hr, ln_gates, ln_cell, saves=saves)
+    _check_norm_state(f, variant, ln_cell)
     function(f, backend)(
         y=y,
         h_last=h_last,
@@ -277,6 +278,7 @@ def lstm_backward(
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=False, width=p)
     _check_saved(d, f, gh, m, norm, norm_c, rstd, w_hr, ln_gates, ln_cell, saves=True)
+    _check_norm_state(f, variant, ln_cell)
     for name, gradient, other, weights, shape in (
         ("dpeephole", dpeephole, "peephole", peephole, "2H" if gh == "3H" else "3H"),
         ("dw_hr", dw_hr, "w_hr", w_hr, "P H"),
@@ -368,3 +370,8 @@ def _check_saved(
     saved = ln_gates if saves else None
     if check_goes_with(f, saved, "ln_gates", "nothing is saved", norm_c=norm_c):
         check(norm_c, "T B H", d, func=f, name="norm_c", out=True)
+
+
+def _check_norm_state(f: str, variant: Variant | None, ln_cell: Array | None) -> None:
+    if variant is not None and variant.norm_state and ln_cell is None:
+        raise ValueError(f"{f}: variant.norm_state must be False without ln_cell")

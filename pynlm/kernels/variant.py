@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pynlm.arrays import (
     INT32,
     UINT32_MAX,
@@ -102,6 +104,10 @@ def check_variant(
         value = getattr(variant, name)
         check_integer(value, func=func, name=f"variant.{name}", low=0, high=high)
 
+    for name in ("sample", "coupled", "norm_state"):
+        if not isinstance(getattr(variant, name), (bool, np.bool_)):
+            value = getattr(variant, name)
+            raise TypeError(f"{func}: variant.{name} must be True or False, got {value!r}")
     number("zoneout_h", high=1.0, high_open=True)
     number("zoneout_c", high=1.0, high_open=True)
     number("clip_h")

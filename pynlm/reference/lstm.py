@@ -112,8 +112,9 @@ def lstm_forward(
         c_last[:n] = c_t
         if h_in is not None:
             h_in[t, :n] = enters(mask_h, h_t)
-        if gates is not None and c is not None:
+        if gates is not None:
             gates[t, :n] = np.concatenate([i, g, o] if coupled else [i, f, g, o], axis=1)
+        if c is not None:
             c[t, :n] = c_t
 
 

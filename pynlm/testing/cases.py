@@ -153,7 +153,7 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
             and "+" not in name
         ),
         *(
-            case(f"{name}-threads-by-units", 4, 3, 5, 257, **more)
+            case(f"{name}-threads-dots", 4, 3, 5, 257, **more)
             for name, more in variants.items()
             if name.startswith(("everything", "projection", "reset-before")) and "+" not in name
         ),
@@ -177,6 +177,13 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         case("lengths-full", 5, 3, 7, 11, lengths=[5, 5, 5]),
         case("lengths-one", 5, 3, 7, 11, lengths=[1, 1, 1]),
         case("lengths-zero", 5, 3, 7, 11, lengths=[0, 0, 0]),
+        # too few rows to be divided, and units enough for two members
+        *(
+            case(f"{name}-threads-by-units{suffix}", 6, 7, 5, 257, **_wider(more), **lengths)
+            for name, more in {**variants, "plain": {}}.items()
+            for suffix, lengths in {"": {}, "-ragged": {"lengths": [6, 6, 5, 3, 2, 1, 0]}}.items()
+            if "+" not in name
+        ),
         case("threads", 6, 20, 64, 128),
         *(case(f"threads-{B}-rows", 6, B, 31, 137) for B in (1, 2, 3, 4)),
         *(case(f"threads-{B}-rows-{T}-steps", T, B, 31, 137) for T, B in ((1, 1), (1, 4), (4, 3))),
@@ -185,6 +192,11 @@ def _recurrent(kernel: str, **options: Any) -> list[Case]:
         case("threads-ragged-long", 60, 20, 19, 37, lengths=[*range(57, 0, -3), 0]),
         case("threads-ragged-wide", 25, 33, 150, 7, lengths=sorted([25, 24, 9] * 11)[::-1]),
     ]
+
+
+def _wider(options: Mapping[str, Any]) -> dict[str, Any]:
+    """With a projection that is work enough for two threads."""
+    return {**options, **({"projection": 67} if "projection" in options else {})}
 
 
 def _defined(options: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pynlm import kernels
+from pynlm.testing.arguments import arguments, beyond
 from pynlm.testing.cases import Case
 from pynlm.testing.checks import check_against_reference
 
@@ -50,7 +51,7 @@ def outputs(
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("variant", [False, True], ids=["plain", "variant"])
-@pytest.mark.parametrize(("T", "B"), [(1100, 2), (2500, 1), (80, 37)])
+@pytest.mark.parametrize(("T", "B"), [(1100, 2), (2500, 1), (1027, 1), (80, 37)])
 def test_pieces_change_no_bit(cell: str, T: int, B: int, variant: bool) -> None:
     for ragged in (False, True):
         whole, pieces = (
@@ -67,3 +68,39 @@ def test_products_deeper_than_a_block(cell: str, dtype: Any) -> None:
     case = Case(cell, "deep", {"T": 3, "B": 17, "I": 11, "H": 301})
     check_against_reference(f"{cell}_forward", case, dtype)
     check_against_reference(f"{cell}_backward", case, dtype)
+
+
+LONG = {
+    "lstm": [
+        {"layer_norm": True},
+        {"layer_norm": True, "norm_state": True, "projection": 23},
+        {"projection": 23, "mask_h": True, "zoneout_h": 0.3, "sample": True},
+        {"coupled": True, "peephole": True, "clip_c": 0.5},
+    ],
+    "gru": [{"layer_norm": True}, {"reset_before": True}, {"reset_before": True, "mask_h": True}],
+}
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"), [(cell, options) for cell, found in LONG.items() for options in found]
+)
+@pytest.mark.parametrize(("T", "B"), [(1027, 1), (530, 3)])
+def test_pieces_of_variants_change_no_bit(
+    cell: str, options: dict[str, Any], T: int, B: int
+) -> None:
+    for lengths in ({}, {"lengths": [T, *[T - 515] * (B - 1)]}):
+        case = Case(cell, "pieces", {"T": T, "B": B, "I": 5, "H": 19}, {**options, **lengths})
+        whole = arguments(f"{cell}_forward", case, "float32")
+        pieces = {name: x.copy() if isinstance(x, np.ndarray) else x for name, x in whole.items()}
+        for name in ("gates", "hn", "m", "norm", "norm_c", "rstd"):
+            if name in pieces:
+                pieces[name] = None
+        for given in (whole, pieces):
+            getattr(kernels, f"{cell}_forward")(**given)
+        taking_part = ~beyond(case)
+        for name in ("y", "h_last", "c_last", "c"):
+            if name in whole:
+                a, b = whole[name], pieces[name]
+                if name == "c":
+                    a, b = a[taking_part], b[taking_part]
+                np.testing.assert_array_equal(a, b, err_msg=name)

@@ -192,6 +192,12 @@ def test_error_messages() -> None:
     assert message(w_hr=np.ones((5, 11), np.float32)) == (
         "ValueError: lstm_forward: h0 must be float32 [B=3, P=5], got float32 [3, 11]"
     )
+    assert message(variant=Variant(norm_state=True)) == (
+        "ValueError: lstm_forward: variant.norm_state must be False without ln_cell"
+    )
+    assert message(variant=Variant(sample="no")) == (  # type: ignore[arg-type]
+        "TypeError: lstm_forward: variant.sample must be True or False, got 'no'"
+    )
     assert message(variant=Variant(coupled=True)) == (
         "ValueError: lstm_forward: w_ih must be float32 [3H=33, I=7], got float32 [44, 7]"
     )
@@ -221,14 +227,15 @@ def test_error_messages() -> None:
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["primes", "ragged", "everything-ragged"])
-def test_cell_states_without_a_backward_pass(name: str) -> None:
+def test_cell_states_without_a_backward_pass(name: str, backend: str) -> None:
     given = arguments("lstm_forward", find_case("lstm", name), "float32")
-    kernels.lstm_forward(**given)
+    kernels.lstm_forward(**given, backend=backend)
     saved = given["c"].copy()
     for what in ("gates", "m", "norm", "norm_c", "rstd"):
         given[what] = None
     given["c"] = np.full_like(saved, np.nan)
-    kernels.lstm_forward(**given)
+    kernels.lstm_forward(**given, backend=backend)
     taking_part = ~beyond(find_case("lstm", name))
     assert_same_bits(given["c"][taking_part], saved[taking_part], what="c")

@@ -164,3 +164,16 @@ def test_cases_cover_the_edges(kernel: str) -> None:
 
 def _prime(n: int) -> bool:
     return n > 1 and all(n % k for k in range(2, n))
+
+
+def test_cases_by_units_are_what_they_are_named_for() -> None:
+    """Two members share the units: few rows for each to have some, work enough for a barrier."""
+    for kernel, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
+        cases = [case for case in CASES[kernel] if "by-units" in case.name]
+        assert len(cases) > 10
+        for case in cases:
+            T, B, H = (case.dims[name] for name in "TBH")
+            assert B < 2 * 8 and B > 4 and T > 4  # csrc/recurrent/sequence-inl.h: split_of, dots
+            blocks = 3 if case.options.get("coupled") else gates
+            step = 2 * B * case.options.get("projection", H) * blocks * H
+            assert step >= 2 * 100e3, case
