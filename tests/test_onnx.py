@@ -384,3 +384,10 @@ def test_imported_layers_train() -> None:
     assert layer.forward_layer.w_ih.state == layer.backward_layer.w_ih.state == "dense"
     (scored, _), _ = layer(x, layer.initial_state(B), Context(train=False))
     assert_close(scored, y, CLOSED_FORM, what="y")
+
+
+@pytest.mark.parametrize("word", ["Relu", b"Relu"])
+def test_activations_are_a_list(word: str | bytes) -> None:
+    message = "from_onnx: activations must be names in a list, got (str 'Relu'|bytes) alone"
+    with pytest.raises(TypeError, match=message):
+        from_onnx("RNN", **node_inputs("RNN", 1), activations=word)  # type: ignore[arg-type]

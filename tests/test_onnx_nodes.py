@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 
+import pynlm.onnx
 from pynlm.onnx import from_onnx, run
 from pynlm.testing import assert_close
 from pynlm.testing.tolerances import onnx_tolerance
@@ -163,3 +165,32 @@ def test_the_recipe_of_the_documentation() -> None:
     expected = ReferenceEvaluator(model).run(None, {"X": given["X"]})
     for got, want in zip(found, expected, strict=True):
         assert_close(got, want, onnx_tolerance("float32"), what="outputs", terms=T)
+
+
+def example() -> str:
+    """The code in the package's docstring."""
+    assert pynlm.onnx.__doc__ is not None
+    after = pynlm.onnx.__doc__.split("::\n\n")[1]
+    return inspect.cleandoc("\n" + after.split("\n\n")[0])
+
+
+@pytest.mark.parametrize(
+    ("op", "left_out"), [("LSTM", ""), ("LSTM", "B"), ("LSTM", "P"), ("GRU", "B"), ("RNN", "B")]
+)
+def test_example_reads_nodes_that_leave_inputs_out(op: str, left_out: str) -> None:
+    given = random_node(op, "forward", "float64")
+    given.pop(left_out, None)
+    order = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+    names = [f"the_{name}" if name in given else "" for name in order]
+    if left_out == "B" and op != "LSTM":
+        names = names[:3]
+    while not names[-1]:
+        names.pop()
+    node = helper.make_node(op, names, ["Y"], hidden_size=H)
+    weights = [onnx.numpy_helper.from_array(given[n], f"the_{n}") for n in "WRBP" if n in given]
+    graph = helper.make_graph([node], "g", [], [], weights)
+    names_of = {"onnx": onnx, "pynlm": pynlm, "model": helper.make_model(graph), "node": node}
+    exec(example(), names_of)
+    want = from_onnx(op, **{n: given.get(n) for n in "WRBP"}, hidden_size=H)
+    for mine, theirs in zip(run(names_of["layer"], given["X"]), run(want, given["X"]), strict=True):
+        assert_close(mine, theirs, onnx_tolerance("float64"), what=op, terms=T)

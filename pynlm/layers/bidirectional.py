@@ -12,7 +12,7 @@ from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_exact_floats, row_order, take
 from pynlm.layers.pool import Pool
-from pynlm.layers.recurrent import Array, Recurrent, State, check_states
+from pynlm.layers.recurrent import Array, Recurrent, State, check_cells, check_states
 from pynlm.layers.variant import PROBABILITIES
 
 MERGES = ("concat", "sum")
@@ -23,13 +23,19 @@ class Reversed:
 
     Each row begins at its own last step and ends at its first, so padding is never read before the
     sequence. y[t] has seen x[t] and all that follows it; the new state is the one after step 0.
-    Arguments, results and errors are otherwise those of `Recurrent`. Random choices go by the steps
-    in the order in which they are run: a row's do not depend on how long others are.
+    Arguments, results and errors are otherwise those of `Recurrent`; cells[t] becomes the cell
+    state that belongs to y[t]. Random choices go by the steps in the order in which they are run:
+    a row's do not depend on how long others are.
 
     Parameters
     ----------
     layer
         Holds the parameters and options. It can be called by itself too, and then runs forward.
+
+    Raises
+    ------
+    TypeError
+        Not an LSTM, GRU or RNN: a layer that runs backward already is none.
 
     Examples
     --------
@@ -42,6 +48,8 @@ class Reversed:
     """
 
     def __init__(self, layer: Recurrent) -> None:
+        if not isinstance(layer, Recurrent):
+            raise TypeError(f"Reversed: layer must be a recurrent layer, got {describe(layer)}")
         self.layer = layer
         self.name = f"Reversed {layer.name}"
         self.pool = layer.pool
@@ -62,17 +70,25 @@ class Reversed:
         ctx: Context,
         lengths: object = None,
         rows: npt.NDArray[np.intp] | None = None,
+        cells: Array | None = None,
     ) -> tuple[tuple[Array, State], ReversedBackprop | None]:
         """As `Recurrent`, from each row's last step to its first."""
         x = _input(self.name, x, self)
         lengths, order = row_order(lengths, *x.shape[:2], func=self.name)
         state = check_states(self, self.name, "state", state, x.shape[1])
+        turned = None
+        if cells is not None:
+            check_cells(self.layer, self.name, "cells", cells, *x.shape[:2])
+            turned = self.pool.lease(cells.shape, cells.dtype)
         if order is not None:
             x, state = order.sort(x, self.pool), order.sort_state(state)
             rows = order.rows if rows is None else rows[order.rows]
         turn = _Turn(x.shape[0], x.shape[1], lengths)
-        (y, last), inner = self.layer(turn(x, self.pool), state, ctx, lengths, rows)
+        (y, last), inner = self.layer(turn(x, self.pool), state, ctx, lengths, rows, turned)
         y = turn(y, self.pool)
+        if cells is not None and turned is not None:
+            c = turn(turned, self.pool)
+            np.copyto(cells, c if order is None else order.restore(c, self.pool))
         if order is not None:
             y, last = order.restore(y, self.pool), order.restore_state(last)
         backprop = None
@@ -190,6 +206,7 @@ class Bidirectional:
         ctx: Context,
         lengths: object = None,
         rows: npt.NDArray[np.intp] | None = None,
+        cells: tuple[Array, Array] | None = None,
     ) -> tuple[tuple[Array, State], BidirectionalBackprop | None]:
         """Run both layers over a batch of sequences.
 
@@ -202,6 +219,10 @@ class Bidirectional:
             run begins at each row's last step.
         ctx, lengths, rows
             As for `Recurrent`.
+        cells
+            Of LSTMs: two arrays [T, B, H], however outputs are merged. They become the cell states
+            of the forward and of the backward layer at every step, those that belong to y[t] at
+            [t]; zero beyond each row's length.
 
         Returns
         -------
@@ -214,17 +235,26 @@ class Bidirectional:
         Raises
         ------
         TypeError, ValueError
-            Wrong kinds, shapes or lengths.
+            Wrong kinds, shapes or lengths; one array twice for `cells`.
         """
         x = _input(self.name, x, self)
         lengths, order = row_order(lengths, *x.shape[:2], func=self.name)
         state = check_states(self, self.name, "state", state, x.shape[1])
+        wanted: tuple[Array, Array] | None = None
+        if cells is not None:
+            wanted = self._check_cells(cells, *x.shape[:2])
+            if order is not None:
+                wanted = self.pool.like(cells[0]), self.pool.like(cells[1])
+        c_there, c_back = wanted or (None, None)
         if order is not None:
             x, state = order.sort(x, self.pool), order.sort_state(state)
             rows = order.rows if rows is None else rows[order.rows]
         half = self.forward_layer.states
-        (there, ends), forward = self.forward_layer(x, state[:half], ctx, lengths, rows)
-        (back, begins), backward = self._reversed(x, state[half:], ctx, lengths, rows)
+        (there, ends), forward = self.forward_layer(x, state[:half], ctx, lengths, rows, c_there)
+        (back, begins), backward = self._reversed(x, state[half:], ctx, lengths, rows, c_back)
+        if cells is not None and wanted is not None and order is not None:
+            for c, found in zip(cells, wanted, strict=True):
+                np.copyto(c, order.restore(found, self.pool))
         y = self.pool.lease((*x.shape[:2], self.output_size), x.dtype)
         if self.merge == "sum":
             np.add(there, back, out=y)
@@ -238,6 +268,20 @@ class Bidirectional:
         if ctx.train:
             backprop = BidirectionalBackprop(self.name, self, order, forward, backward, y.shape)
         return (y, last), backprop
+
+    def _check_cells(self, cells: object, time: int, batch: int) -> tuple[Array, Array]:
+        if not isinstance(cells, (tuple, list)) or len(cells) != 2:
+            raise TypeError(
+                f"{self.name}: cells must be two arrays [T, B, H], one a direction, "
+                f"got {describe(cells)}"
+            )
+        for i, (layer, c) in enumerate(
+            zip((self.forward_layer, self.backward_layer), cells, strict=True)
+        ):
+            check_cells(layer, self.name, f"cells[{i}]", c, time, batch)
+        if cells[0] is cells[1]:
+            raise ValueError(f"{self.name}: cells must be two arrays, got one twice")
+        return cells[0], cells[1]
 
 
 class BidirectionalBackprop(Once):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import describe
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, RowOrder, as_exact_floats, row_order
@@ -167,7 +168,7 @@ class Recurrent(ABC):
         time, batch, _ = x.shape
         start = check_states(self, self.name, "state", state, batch)
         if cells is not None:
-            self._check_cells(cells, time, batch)
+            check_cells(self, self.name, "cells", cells, time, batch)
         lengths, order = row_order(lengths, time, batch, func=self.name)
         if order is not None:
             x = order.sort(x, self.pool)
@@ -190,16 +191,6 @@ class Recurrent(ABC):
             y = order.restore(y, self.pool)
             last = order.restore_state(last)
         return (y, last), backprop
-
-    def _check_cells(self, cells: Array, time: int, batch: int) -> None:
-        if self.states < 2:
-            raise ValueError(f"{self.name}: cells must be None: only an LSTM has cell states")
-        wanted = (time, batch, self.hidden_size)
-        got = [cells.dtype, *cells.shape] if isinstance(cells, np.ndarray) else type(cells).__name__
-        if got != [self.dtype, *wanted]:
-            raise ValueError(
-                f"{self.name}: cells must be {self.dtype} [T, B, H] = {list(wanted)}, got {got}"
-            )
 
     def _new_state(self, batch: int) -> State:
         # Not leases: callers may keep thousands of states (beams), which would burden the pool.
@@ -311,6 +302,28 @@ def check_states(
                 f"{func}: arrays of {name} must be [B={batch}, H={size}], got {list(s.shape)}"
             )
     return arrays
+
+
+def check_cells(
+    layer: Recurrent, func: str, name: str, cells: object, time: int, batch: int
+) -> None:
+    """Raise, naming the function and the argument, unless `layer` can write its cell states there.
+
+    Raises
+    ------
+    ValueError
+        A layer without cell states; another kind, dtype or shape; read-only.
+    """
+    if layer.states < 2:
+        raise ValueError(f"{func}: {name} must be None: only an LSTM has cell states")
+    wanted = (time, batch, layer.hidden_size)
+    got = [cells.dtype, *cells.shape] if isinstance(cells, np.ndarray) else type(cells).__name__
+    if got != [layer.dtype, *wanted]:
+        raise ValueError(
+            f"{func}: {name} must be {layer.dtype} [T, B, H] = {list(wanted)}, got {got}"
+        )
+    if not cells.flags.writeable:  # type: ignore[attr-defined]
+        raise ValueError(f"{func}: {name} must be writeable, got a read-only {describe(cells)}")
 
 
 class RecurrentBackprop(Once):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import INT32
+from pynlm.arrays import INT32, describe
 from pynlm.kernels import Variant
 from pynlm.kernels.dropout import dropout
 from pynlm.layers.context import Context, Site
@@ -17,6 +18,7 @@ from pynlm.layers.pool import Pool
 Array = npt.NDArray[Any]
 
 PROBABILITIES = ("recurrent_dropout", "weight_drop", "zoneout", "zoneout_cell")
+SWITCHES = ("layer_norm", "layer_norm_state", "peephole", "coupled_gates", "reset_before")
 ONLY = {
     **dict.fromkeys(("zoneout_cell", "peephole", "cell_clip", "coupled_gates"), "LSTM"),
     **dict.fromkeys(("projection", "layer_norm_state"), "LSTM"),
@@ -79,6 +81,8 @@ class RecurrentOptions:
 
     Raises
     ------
+    TypeError
+        `projection` no integer, a switch no bool, another option no number.
     ValueError
         A value outside its range.
 
@@ -107,6 +111,15 @@ class RecurrentOptions:
     reset_before: bool = False
 
     def __post_init__(self) -> None:
+        for name in SWITCHES:
+            value = getattr(self, name)
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"RecurrentOptions: {name} must be a bool, got {describe(value)}")
+        for name in (*PROBABILITIES, "cell_clip", "state_clip"):
+            value = getattr(self, name)
+            # True would be 1: taken for a switch, an option would become a bound.
+            if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+                raise TypeError(f"RecurrentOptions: {name} must be a number, got {describe(value)}")
         for name in PROBABILITIES:
             p = getattr(self, name)
             if not 0.0 <= p < 1.0:
@@ -115,10 +128,13 @@ class RecurrentOptions:
             bound = getattr(self, name)
             if not 0.0 <= bound < np.inf:
                 raise ValueError(f"RecurrentOptions: {name} must be 0 or more, got {bound}")
-        if self.projection < 0:
-            raise ValueError(
-                f"RecurrentOptions: projection must be 0 or more, got {self.projection}"
+        width = self.projection
+        if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
+            raise TypeError(
+                f"RecurrentOptions: projection must be an integer, got {describe(width)}"
             )
+        if width < 0:
+            raise ValueError(f"RecurrentOptions: projection must be 0 or more, got {width}")
         if self.layer_norm_state and not self.layer_norm:
             raise ValueError("RecurrentOptions: layer_norm_state must be False without layer_norm")
         if self.layer_norm and self.reset_before:

@@ -8,8 +8,14 @@ Neither reads nor writes files: the `onnx` package does that. A node of a model 
 
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    W, R, B = (arrays[name] for name in node.input[1:4])
-    layer = pynlm.onnx.from_onnx(node.op_type, W, R, B, **attributes)
+    places = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+    # A node ends early, or has an empty name, where an input is left out.
+    given = {place: name for place, name in zip(places, node.input) if name}
+    weights = {place: arrays[given[place]] for place in "WRBP" if place in given}
+    layer = pynlm.onnx.from_onnx(node.op_type, **weights, **attributes)
+
+What else is in `given` goes to `run`: X, sequence_lens, initial_h and initial_c, as a rule inputs
+of the model (a constant one is in `arrays`), and `layout`, if it is among the attributes.
 """
 
 from pynlm.onnx.layers import OnnxNode, from_onnx, run, to_onnx

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pynlm.arrays import Array
+from pynlm.arrays import Array, describe
 from pynlm.layers import (
     GRU,
     LSTM,
@@ -302,6 +302,10 @@ def _settings(
     """Arguments of the layers, one a direction, that the activations stand for."""
     if activations is None:
         return [{} for _ in range(ways)]
+    if isinstance(activations, (str, bytes)):  # which would be taken letter by letter
+        raise TypeError(
+            f"from_onnx: activations must be names in a list, got {describe(activations)} alone"
+        )
     names = [_text(name) for name in activations]
     each = len(_ACTIVATIONS.get(op, ("",)))
     # RNN's default has two entries whatever the direction, and files repeat it.

@@ -392,6 +392,77 @@ def test_construction_errors() -> None:
     Bidirectional(layer(), layer(zoneout=0.1, index=1))
 
 
+@pytest.mark.parametrize("wrong", ["Reversed", "Bidirectional", None])
+def test_reversed_construction_errors(wrong: str | None) -> None:
+    both, _ = make("gru")
+    other: Any = {"Reversed": Reversed(both.forward_layer), "Bidirectional": both}.get(wrong or "")
+    name = wrong or "NoneType"
+    with pytest.raises(TypeError, match=f"Reversed: layer must be a recurrent layer, got {name}"):
+        Reversed(other)
+    if other is not None:
+        with pytest.raises(TypeError, match=f"layers must be recurrent layers, got {name}"):
+            Bidirectional(both.forward_layer, other)
+
+
+@merges
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_all_cell_states(merge: str, training: bool, lengths: list[int] | None) -> None:
+    """Those of each layer alone on each row alone, at their own times."""
+    options = RecurrentOptions(projection=3, peephole=True)
+    layer, _ = make("lstm", merge, options)
+    a, ctx = inputs(layer), Context(train=training)
+    there, back, alone = (np.full((T, B, H), np.nan) for _ in range(3))
+    (y, last), _ = layer(a["x"], a["state"], ctx, lengths, cells=(there, back))
+    y, plain = y.copy(), layer(a["x"], a["state"], ctx, lengths)[0][0]
+    assert_same_bits(y, plain, what="y")
+    Reversed(layer.backward_layer)(a["x"], a["state"][2:], ctx, lengths, cells=alone)
+    assert_same_bits(alone, back, what="cells of Reversed")
+    for b, n in enumerate([T] * B if lengths is None else lengths):
+        x, start = a["x"][:n, b : b + 1], [s[b : b + 1] for s in a["state"]]
+        want = np.empty((n, 1, H))
+        layer.forward_layer(x, start[:2], ctx, cells=want)
+        assert_close(there[:n, b], want[:, 0], CLOSED_FORM, what=f"forward, row {b}")
+        layer.backward_layer(x[::-1], start[2:], ctx, cells=want)
+        assert_close(back[:n, b], want[::-1, 0], CLOSED_FORM, what=f"backward, row {b}")
+        assert not there[n:, b].any() and not back[n:, b].any()
+        if n:
+            assert_same_bits(last[1][b], there[n - 1, b], what="c_last, forward")
+            assert_same_bits(last[3][b], back[0, b], what="c_last, backward")
+
+
+def test_cell_states_in_two_halves_of_an_array(train: Context) -> None:
+    layer, _ = make("lstm")
+    a, whole = inputs(layer), np.empty((T, B, 2 * H))
+    apart = np.empty((T, B, H)), np.empty((T, B, H))
+    layer(a["x"], a["state"], train, RAGGED, cells=(whole[..., :H], whole[..., H:]))
+    layer(a["x"], a["state"], train, RAGGED, cells=apart)
+    assert_same_bits(whole, np.concatenate(apart, axis=2), what="cells")
+
+
+def test_cell_state_errors(score: Context) -> None:
+    both, gru = make("lstm")[0], make("gru")[0]
+    good, fixed = np.empty((T, B, H)), np.empty((T, B, H))
+    fixed.flags.writeable = False
+    wanted = r"must be float64 \[T, B, H\] = \[5, 4, 2\], got "
+    for layer, cells, error, message in (
+        (both, good, TypeError, r"cells must be two arrays .*, got float64 \[5, 4, 2\]"),
+        (both, (good,), TypeError, "cells must be two arrays .*, got tuple"),
+        (both, (good, good[1:]), ValueError, r"cells\[1\] " + wanted),
+        (both, (None, good), ValueError, r"cells\[0\] " + wanted + "NoneType"),
+        (both, (good, fixed), ValueError, r"cells\[1\] must be writeable, got a read-only"),
+        (both, (good, good), ValueError, "cells must be two arrays, got one twice"),
+        (gru, (good, good.copy()), ValueError, r"cells\[0\] must be None: only an LSTM"),
+        (Reversed(both.backward_layer), good[1:], ValueError, "cells " + wanted),
+        (Reversed(both.backward_layer), fixed, ValueError, "cells must be writeable, got a read-"),
+        (Reversed(gru.backward_layer), good, ValueError, "cells must be None: only an LSTM"),
+    ):
+        x, state = np.ones((T, B, I)), layer.initial_state(B)
+        name = r"(Bidirectional \(.*\)|Reversed \w+ back): "
+        with pytest.raises(error, match=name + message):
+            layer(x, state, score, RAGGED, cells=cells)  # type: ignore[arg-type]
+
+
 def test_language_models_do_not_offer_it() -> None:
     """It would see the token that it predicts."""
     from pynlm.models import RecurrentLMConfig

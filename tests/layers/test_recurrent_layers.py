@@ -294,3 +294,13 @@ def test_cell_states_where_there_are_none() -> None:
     wanted = r"LSTM l: cells must be float32 \[T, B, H\] = \[4, 2, 7\]"
     with pytest.raises(ValueError, match=wanted):
         lstm(x, lstm.initial_state(2), Context(train=False), cells=np.empty((4, 2, 7)))
+
+
+def test_cell_states_into_a_read_only_array() -> None:
+    """Named before anything is computed."""
+    layer = LSTM(Parameters(LSTM.specs("l", 5, 7)), "l")
+    x, cells = np.ones((4, 2, 5), np.float32), np.zeros((4, 2, 7), np.float32)
+    cells.flags.writeable = False
+    message = r"LSTM l: cells must be writeable, got a read-only float32 \[4, 2, 7\]"
+    with pytest.raises(ValueError, match=message):
+        layer(x, layer.initial_state(2), Context(train=False), cells=cells)

@@ -192,3 +192,34 @@ def test_ranges() -> None:
             RecurrentOptions(**{name: 1.0})
     with pytest.raises(ValueError, match="cell_clip must be 0 or more, got -1"):
         RecurrentOptions(cell_clip=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("projection", 2.5, "projection must be an integer, got float 2.5"),
+        ("projection", True, "projection must be an integer, got bool True"),
+        ("projection", "3", "projection must be an integer, got str '3'"),
+        ("layer_norm", "no", "layer_norm must be a bool, got str 'no'"),
+        ("layer_norm_state", None, "layer_norm_state must be a bool, got NoneType"),
+        ("peephole", 1, "peephole must be a bool, got int 1"),
+        ("coupled_gates", 0, "coupled_gates must be a bool, got int 0"),
+        ("reset_before", 0.0, "reset_before must be a bool, got float 0.0"),
+        ("zoneout", "0.1", "zoneout must be a number, got str '0.1'"),
+        ("weight_drop", False, "weight_drop must be a number, got bool False"),
+        ("cell_clip", None, "cell_clip must be a number, got NoneType"),
+        ("state_clip", True, "state_clip must be a number, got bool True"),
+    ],
+)
+def test_types_of_options(name: str, value: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=f"RecurrentOptions: {message}"):
+        RecurrentOptions(**{name: value})
+
+
+def test_numpy_numbers_are_options() -> None:
+    options = RecurrentOptions(
+        projection=np.int64(3),  # type: ignore[arg-type]
+        zoneout=np.float32(0.5),  # type: ignore[arg-type]
+        peephole=np.bool_(True),  # type: ignore[arg-type]
+    )
+    assert options == RecurrentOptions(projection=3, zoneout=0.5, peephole=True)
