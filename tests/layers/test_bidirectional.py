@@ -431,12 +431,12 @@ def test_all_cell_states(merge: str, training: bool, lengths: list[int] | None) 
             assert_same_bits(last[3][b], back[0, b], what="c_last, backward")
 
 
-def test_cell_states_in_two_halves_of_an_array(train: Context) -> None:
+def test_cell_states_in_two_halves_of_an_array(score: Context) -> None:
     layer, _ = make("lstm")
     a, whole = inputs(layer), np.empty((T, B, 2 * H))
     apart = np.empty((T, B, H)), np.empty((T, B, H))
-    layer(a["x"], a["state"], train, RAGGED, cells=(whole[..., :H], whole[..., H:]))
-    layer(a["x"], a["state"], train, RAGGED, cells=apart)
+    layer(a["x"], a["state"], score, RAGGED, cells=(whole[..., :H], whole[..., H:]))
+    layer(a["x"], a["state"], score, RAGGED, cells=apart)
     assert_same_bits(whole, np.concatenate(apart, axis=2), what="cells")
 
 
