@@ -141,14 +141,14 @@ def spoil_an_element(
     if not names:
         return None
     name = draw(st.sampled_from(names))
-    places = np.ones(given[name].shape, bool)
+    usable = np.ones(given[name].shape, bool)
     if given[name].ndim == 3:
-        # What stands beyond a row's length has no effect, but must be finite in x.
-        places[beyond(case)] = False
+        # What stands beyond a row's length has no effect.
+        usable[beyond(case)] = False
     elif name in ("h0", "c0") and case.dims["T"]:
         # The same of the initial state of a row without steps.
-        places[beyond(case)[0]] = False
-    found = np.argwhere(places)
+        usable[beyond(case)[0]] = False
+    found = np.argwhere(usable)
     if not len(found):
         return None
     place = tuple(int(i) for i in found[draw(st.integers(0, len(found) - 1))])
