@@ -65,8 +65,7 @@ inline void run_few(int64_t rows, int vecs, int64_t depth, const T* a, const T* 
 #endif
         default: return;
     }
-    const int64_t cuts = (depth + kMaxDepth<T> - 1) / kMaxDepth<T>;
-    const int64_t cut = (depth + cuts - 1) / cuts;
+    const int64_t cut = depth_cut<T>(depth);
     for (int64_t k = 0; k < depth; k += cut) {
         TileColumn<T> to[kFewVecs];
         for (int v = 0; v < vecs; ++v) {

@@ -18,6 +18,13 @@ template <class T>
 constexpr int64_t kMaxDepth = kPanelBytes / (kPanelWidth<T> * int64_t(sizeof(T)));
 constexpr int64_t kRowBytesInL2 = 384 << 10;
 
+// Length of the equal cuts of a depth in which a panel's part stays in the first-level cache.
+template <class T>
+constexpr int64_t depth_cut(int64_t depth) {
+    const int64_t cuts = (depth + kMaxDepth<T> - 1) / kMaxDepth<T>;
+    return (depth + cuts - 1) / cuts;
+}
+
 // Where one vector column of a tile goes: row r at p + r * ld, n <= kLanes elements. The sum
 // starts from start[0:n] (a bias) or zero, and is added to what stands there if accumulate.
 template <class T>

@@ -71,8 +71,7 @@ inline void pack_backward(T* out, int64_t columns, int64_t depth, const T* w, in
 template <class T, class Column>
 inline void run_panel(const RowBlocks& blocks, int64_t first_row, int vecs, int64_t depth,
                       const T* a, const T* panel, const Column& column) {
-    const int64_t cuts = (depth + kMaxDepth<T> - 1) / kMaxDepth<T>;
-    const int64_t cut = (depth + cuts - 1) / cuts;
+    const int64_t cut = depth_cut<T>(depth);
     for (int64_t k = 0; k < depth; k += cut) {
         const int64_t kc = depth - k < cut ? depth - k : cut;
         for (int64_t i = 0; i < blocks.blocks; ++i) {

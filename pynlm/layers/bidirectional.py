@@ -12,7 +12,7 @@ from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_exact_floats, row_order, take
 from pynlm.layers.pool import Pool
-from pynlm.layers.recurrent import Array, Recurrent, State, check_cells, check_states
+from pynlm.layers.recurrent import Array, Recurrent, State, check_cells, check_input, check_states
 from pynlm.layers.variant import PROBABILITIES
 
 MERGES = ("concat", "sum")
@@ -73,7 +73,7 @@ class Reversed:
         cells: Array | None = None,
     ) -> tuple[tuple[Array, State], ReversedBackprop | None]:
         """As `Recurrent`, from each row's last step to its first."""
-        x = _input(self.name, x, self)
+        x = check_input(self, self.name, x)
         lengths, order = row_order(lengths, *x.shape[:2], func=self.name)
         state = check_states(self, self.name, "state", state, x.shape[1])
         turned = None
@@ -237,7 +237,7 @@ class Bidirectional:
         TypeError, ValueError
             Wrong kinds, shapes or lengths; one array twice for `cells`.
         """
-        x = _input(self.name, x, self)
+        x = check_input(self, self.name, x)
         lengths, order = row_order(lengths, *x.shape[:2], func=self.name)
         state = check_states(self, self.name, "state", state, x.shape[1])
         wanted: tuple[Array, Array] | None = None
@@ -345,14 +345,6 @@ class _Turn:
     def __call__(self, x: Array, pool: Pool) -> Array:
         """A leased copy of `x`, reversed."""
         return take(x.reshape(-1, x.shape[2]), self._from, pool).reshape(x.shape)
-
-
-def _input(func: str, x: object, layer: Reversed | Bidirectional) -> Array:
-    """`x` as the layers take it, [T, B, I] of their dtype."""
-    a = as_exact_floats(x, layer.dtype, func=func, name="x")
-    if a.ndim != 3 or a.shape[2] != layer.input_size:
-        raise ValueError(f"{func}: x must be [T, B, I={layer.input_size}], got {list(a.shape)}")
-    return a
 
 
 def _upstream(

@@ -160,11 +160,7 @@ class Recurrent(ABC):
         TypeError, ValueError
             Wrong kinds, shapes or lengths.
         """
-        x = as_exact_floats(x, self.dtype, func=self.name, name="x")
-        if x.ndim != 3 or x.shape[2] != self.input_size:
-            raise ValueError(
-                f"{self.name}: x must be [T, B, I={self.input_size}], got {list(x.shape)}"
-            )
+        x = check_input(self, self.name, x)
         time, batch, _ = x.shape
         start = check_states(self, self.name, "state", state, batch)
         if cells is not None:
@@ -271,12 +267,21 @@ class Recurrent(ABC):
 
 
 class HasStates(Protocol):
-    """What `check_states` asks of a layer."""
+    """What `check_input` and `check_states` ask of a layer."""
 
     dtype: np.dtype[Any]
+    input_size: int
 
     def initial_state(self, batch: int) -> State:
         """Zeros."""
+
+
+def check_input(layer: HasStates, func: str, x: object) -> Array:
+    """`x` as the layer takes it, [T, B, I] of its dtype; TypeError or ValueError otherwise."""
+    a = as_exact_floats(x, layer.dtype, func=func, name="x")
+    if a.ndim != 3 or a.shape[2] != layer.input_size:
+        raise ValueError(f"{func}: x must be [T, B, I={layer.input_size}], got {list(a.shape)}")
+    return a
 
 
 def check_states(
