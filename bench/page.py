@@ -14,8 +14,10 @@ from bench.record import Record
 _SHAPES = {
     "recurrent": "Cases are T,B,I,H (steps, batch, input, hidden), ×2 for two layers.",
     "scoring": (
-        "One row, as contiguous text is scored: cases are T,B,I,H (steps, batch, input, hidden), "
-        "×2 for two layers. A case of one step is what `generate` and beams do."
+        "Contiguous text is scored as one row: cases are T,B,I,H (steps, batch, input, hidden), "
+        "×2 for two layers. A case of one step is what `generate` and beams do. In all that is "
+        "forward only pynlm's weights are packed beforehand (`kernels.pack`), as a session of "
+        "ONNX Runtime packs its own; torch has no such thing for these modules."
     ),
     "ragged": (
         "Cases are T,B,I,H (steps, batch, input, hidden); rows end at lengths evenly spread from T "
