@@ -64,7 +64,7 @@ _METHOD = """\
   number of threads.
 - ONNX Runtime runs one node a layer, weights packed when the session is made, input and output
   bound. JAX runs a jitted `lax.scan` after one product of the input for all steps, gradients by
-  `jax.vjp`. pynlm packs the weights in each call.
+  `jax.vjp`. pynlm packs the weights in each call that trains, beforehand for those that do not.
 - The peak is the best of many short bursts of independent multiply-adds in registers, measured
   throughout the run. A share of it counts the operations of the matrix products only: 2·G·H·(I+H)
   for a row and step of a recurrent layer with G gates, 2·H·V for a row of the softmax, three times
@@ -153,10 +153,14 @@ def _goals(record: Record) -> list[str]:
     rows = [_bar(bar) for bar in bars(record)]
     if not rows:
         return []
-    head = ["", "threads", "against", "cases", "geometric mean", "goal", "least", "goal", "met"]
+    head = [
+        *("", "threads", "against", "cases", "geometric mean", "goal", "least", "goal", "met"),
+        "limit",
+    ]
     text = (
         "## Goals\n\nRatios are the time of the peer that is named over pynlm's. Most goals are "
-        "for all threads; the figures of others stand here for comparison.\n\n"
+        "for all threads; the figures of others stand here for comparison. The limit is what the "
+        "geometric mean would be if pynlm's products ran at the peak and all else took no time.\n\n"
     ) + _table(head, rows)
     rows = [
         [s.work, threads(s.threads), str(s.cases), percent(s.least), percent(s.goal), _met(s.met)]
@@ -182,6 +186,7 @@ def _bar(bar: Bar) -> list[str]:
         times(bar.least),
         aims[1],
         _met(bar.met) if bar.aimed else "",
+        times(bar.limit),
     ]
 
 
