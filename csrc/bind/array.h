@@ -94,9 +94,12 @@ public:
         std::int64_t size = 0;
         kernels<T>().pack_weights(
             {nullptr, w.p, array.shape(0), array.shape(1), {gates, second}, &size});
-        if (got.attr("gates").template cast<std::array<int, 2>>() != std::array{gates, second} ||
-            !py::array_t<T>::check_(panels) || py::len(panels) != std::size_t(size))
+        if (got.attr("gates").template cast<std::array<int, 2>>() != std::array{gates, second})
             bind_detail::fail_gates(function_, name, got.attr("gates"), gates, second);
+        if (!py::array_t<T>::check_(panels) || py::len(panels) != std::size_t(size) ||
+            !got.attr("packed_shape").equal(got.attr("shape")))
+            throw py::value_error(std::string(function_) + ": the packed copy of " + name +
+                                  " does not fit it; pack it again");
         w.panels = static_cast<const T*>(py::reinterpret_borrow<py::array>(panels).data());
         return w;
     }

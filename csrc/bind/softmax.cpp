@@ -98,6 +98,8 @@ void bind_softmax(py::module_& m) {
         "pack_weights",
         [](O w, std::array<int, 2> gates) {
             return run("pack_weights", "w", w, [&]<class T>(Call<T>& call) -> py::object {
+                if (gates[0] < 0 || gates[1] < 0)
+                    throw py::value_error("pack_weights: gates must be 0 or more");
                 std::int64_t size = 0;
                 PackWeightsArgs<T> a{};
                 a.w = call.in("w", w, "R K");

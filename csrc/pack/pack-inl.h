@@ -6,7 +6,7 @@ void pack_weights(const PackWeightsArgs<T>& a) {
     const int gates = a.gates[0] + a.gates[1];
     if (gates == 0) {
         *a.size = columns_size<T>(a.R, a.K);
-        if (a.panels != nullptr) pack_columns(a.panels, {a.w, a.K, false}, a.R, a.K);
+        if (a.panels != nullptr && a.K > 0) pack_columns(a.panels, {a.w, a.K, false}, a.R, a.K);
         return;
     }
     const int64_t units = a.R / gates, vectors = (units + kLanes<T> - 1) / kLanes<T>;

@@ -14,7 +14,7 @@ class Packed(np.ndarray):
     """A weight matrix, read-only, that carries a packed copy for the compiled kernels.
 
     Made by `pack`. It is the array that it was made of, wherever an array does; forward kernels
-    read the copy. What is computed from it, or cut out of it, is a plain array.
+    read the copy. What is computed from it, or cut out of it, has no packed copy.
 
     Attributes
     ----------
@@ -22,14 +22,17 @@ class Packed(np.ndarray):
         The copy, in an order that depends on the machine; None: there is none.
     gates
         As given to `pack`.
+    packed_shape
+        Of the array when it was packed.
     """
 
     panels: npt.NDArray[Any] | None
     gates: tuple[int, int]
+    packed_shape: tuple[int, int]
 
     def __array_finalize__(self, obj: object) -> None:
         """A new array has no packed copy."""
-        self.panels, self.gates = None, (0, 0)
+        self.panels, self.gates, self.packed_shape = None, (0, 0), (0, 0)
 
     def __array_wrap__(self, array: Any, *args: Any) -> Any:
         """Results are plain."""
@@ -40,8 +43,8 @@ def pack(w: Array, *, gates: int | tuple[int, int] = 0) -> Packed:
     """Pack weights for calls that follow: products of 5 to 64 rows become 1.3 to 2.2 times as fast.
 
     Without it, every call of a forward kernel packs the weights it is given, which costs as much
-    as a product of about ten rows. Calls of up to four rows do not read the packed copy of `w_hh`.
-    The result is the same, to the bit.
+    as a product of about ten rows. Products of up to four rows (recurrent ones on older processors:
+    of up to two) do not read the packed copy. The result is the same, to the bit.
 
     Parameters
     ----------
@@ -61,7 +64,7 @@ def pack(w: Array, *, gates: int | tuple[int, int] = 0) -> Packed:
     Raises
     ------
     TypeError
-        `w` is no NumPy array or has another dtype.
+        `w` is no NumPy array or has another dtype; `gates` is not of integers.
     ValueError
         Shape or layout; `gates` negative or no divisor of O; given to a kernel with other gates.
 
@@ -77,13 +80,16 @@ def pack(w: Array, *, gates: int | tuple[int, int] = 0) -> Packed:
     from pynlm import _kernels
 
     check(w, "O I", {}, func="pack", name="w")
-    first, second = gates if isinstance(gates, tuple) else (gates, 0)
-    if min(first, second) < 0 or first < bool(second) or (first and len(w) % (first + second)):
+    both = gates if isinstance(gates, tuple) else (gates, 0)
+    if len(both) != 2 or not all(type(n) is int for n in both):
+        raise TypeError(f"pack: gates must be an int or two, got {gates!r}")
+    if min(both) < 0 or both[0] < bool(both[1]) or (both[0] and len(w) % sum(both)):
         raise ValueError(
             f"pack: gates must be 0 or more and divide the rows of w [O={len(w)}], got {gates}"
         )
-    packed = np.asarray(w).view(Packed)
+    plain = np.asarray(w)
+    packed = plain.view(Packed)
     packed.flags.writeable = False
-    packed.panels = _kernels.pack_weights(w=np.asarray(w), gates=(first, second))
-    packed.gates = (first, second)
+    packed.panels, packed.gates = _kernels.pack_weights(w=plain, gates=both), both
+    packed.packed_shape = (len(w), w.shape[1])
     return packed

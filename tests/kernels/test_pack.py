@@ -39,7 +39,7 @@ def with_packed(function: str, given: dict[str, Any]) -> dict[str, Any]:
     return given | {
         name: pack(w, gates=gates_of(function, name, given))
         for name, w in found.items()
-        if w is not None and w.size
+        if w is not None
     }
 
 
@@ -92,6 +92,16 @@ def test_same_bits_of_long_products(function: str, batch: int) -> None:
             np.testing.assert_array_equal(out[name], want)
 
 
+# More rows than columns, and more columns than are packed at a time.
+def test_same_bits_of_a_wide_map() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2100, 3)), rng.standard_normal((2067, 3))
+    plain, packed = np.empty((2100, 2067)), np.empty((2100, 2067))
+    kernels.linear_forward(y=plain, x=x, w=w)
+    kernels.linear_forward(y=packed, x=x, w=pack(w))
+    np.testing.assert_array_equal(packed, plain)
+
+
 def test_the_oracle_takes_them() -> None:
     case = FUNCTIONS["lstm_forward"].cases[0]
     plain, packed = (arguments("lstm_forward", case, "float64") for _ in range(2))
@@ -135,10 +145,17 @@ def test_refusals() -> None:
         ValueError, match=r"linear_forward: w must be packed with gates=\(0, 0\), got \(3, 0\)"
     ):
         kernels.linear_forward(y=y, x=x, w=pack(w, gates=3))
-    forged = pack(w)
+    for gates in ([2, 1], (1, 2, 3), True, 2.0):
+        with pytest.raises(TypeError, match="pack: gates must be an int or two, got"):
+            pack(w, gates=gates)  # type: ignore[arg-type]
+    forged, turned = pack(w), pack(np.ones((2, 6)))
     forged.panels = forged.panels[:-1]
-    with pytest.raises(ValueError, match="w must be packed"):
-        kernels.linear_forward(y=y, x=x, w=forged)
+    turned.shape = (6, 2)
+    for wrong in (forged, turned):
+        with pytest.raises(
+            ValueError, match="linear_forward: the packed copy of w does not fit it; pack it again"
+        ):
+            kernels.linear_forward(y=y, x=x, w=wrong)
 
 
 def test_a_backward_pass_takes_them_as_arrays() -> None:
