@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pynlm import kernels
 
 from .arguments import Arguments, arguments, beyond
-from .cases import CASES, Case
+from .cases import CASES, XENT_OPTIONS, Case
 from .checks import assert_close
 from .tolerances import FINITE_DIFFERENCE_STEP, finite_difference_tolerance
 
@@ -232,25 +232,31 @@ def _linear(case: Case, backend: str, dtype: Any) -> Map:
 def _xent(case: Case, backend: str, dtype: Any) -> Map:
     inputs, fixed = _split("xent_gradients", case, dtype, ("h", "w", "b"))
     targets, weights = fixed["targets"], fixed["weights"]
+    options = {name: fixed[name] for name in XENT_OPTIONS if name in fixed}
+
+    def losses() -> Named:
+        out = {"nll": _blank(targets.shape, dtype)}
+        return {**out, "loss": _blank(targets.shape, dtype)} if options else out
 
     def forward(given: Named) -> Named:
-        nll = _blank(targets.shape, dtype)
-        kernels.xent_forward(nll=nll, **given, targets=targets, backend=backend)
-        return {"nll": nll}
+        out = losses()
+        kernels.xent_forward(**out, **given, targets=targets, **options, backend=backend)
+        return {"loss": out.get("loss", out["nll"])}
 
     def vjp(given: Named, upstream: Named) -> Named:
         gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
         kernels.xent_gradients(
-            nll=_blank(targets.shape, dtype),
+            **losses(),
             **gradients,
             **given,
             targets=targets,
-            weights=upstream["nll"],
+            weights=upstream["loss"],
+            **options,
             backend=backend,
         )
         return {name: gradients[f"d{name}"] for name in given}
 
-    return Map(inputs, forward, vjp, None if weights is None else {"nll": weights})
+    return Map(inputs, forward, vjp, None if weights is None else {"loss": weights})
 
 
 def _embedding(case: Case, backend: str, dtype: Any) -> Map:
