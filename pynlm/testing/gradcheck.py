@@ -234,27 +234,21 @@ def _xent(case: Case, backend: str, dtype: Any) -> Map:
     targets, weights = fixed["targets"], fixed["weights"]
     options = {name: fixed[name] for name in XENT_OPTIONS if name in fixed}
 
-    def losses() -> Named:
+    def call(function: str, given: Named, **further: Any) -> Array:
         out = {"nll": _blank(targets.shape, dtype)}
-        return {**out, "loss": _blank(targets.shape, dtype)} if options else out
-
-    def forward(given: Named) -> Named:
-        out = losses()
-        kernels.xent_forward(**out, **given, targets=targets, **options, backend=backend)
-        return {"loss": out.get("loss", out["nll"])}
+        if options:
+            out["loss"] = _blank(targets.shape, dtype)
+        further |= {"targets": targets, "backend": backend}
+        getattr(kernels, function)(**out, **given, **options, **further)
+        return out.get("loss", out["nll"])
 
     def vjp(given: Named, upstream: Named) -> Named:
         gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
-        kernels.xent_gradients(
-            **losses(),
-            **gradients,
-            **given,
-            targets=targets,
-            weights=upstream["loss"],
-            **options,
-            backend=backend,
-        )
+        call("xent_gradients", given, **gradients, weights=upstream["loss"])
         return {name: gradients[f"d{name}"] for name in given}
+
+    def forward(given: Named) -> Named:
+        return {"loss": call("xent_forward", given)}
 
     return Map(inputs, forward, vjp, None if weights is None else {"loss": weights})
 

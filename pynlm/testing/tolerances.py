@@ -81,7 +81,7 @@ HAND = Tolerance(1e-6, 0.0, 1e-7)
 ROUNDED = Tolerance(0.0, 0.0, 5e-5)
 CLOSED_FORM = Tolerance(1e-13, 0.0, 1e-13)
 
-# A chi-square statistic stays below this many standard deviations over its mean but about once in 10^6.
+# A chi-square statistic exceeds its mean by more standard deviations about once in 10^6 times.
 _CHI_SQUARE_SIGMAS = 5.0
 
 # torch in the same dtype: both sides round.
