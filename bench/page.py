@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bench import ours
 from bench.bars import Bar, bars, plain_met, shares
-from bench.catalogue import FAMILIES, LOOP_GOAL, PLAIN_GOAL, Train
+from bench.catalogue import FAMILIES, GOALS, LOOP_GOAL, PLAIN_GOAL, Train
 from bench.measure import TOLERABLE, Result
 from bench.memory import Memory
 from bench.record import Record
@@ -14,8 +14,10 @@ from bench.record import Record
 _SHAPES = {
     "recurrent": "Cases are T,B,I,H (steps, batch, input, hidden), ×2 for two layers.",
     "scoring": (
-        "One row, as contiguous text is scored: cases are T,B,I,H (steps, batch, input, hidden), "
-        "×2 for two layers. A case of one step is what `generate` and beams do."
+        "Contiguous text is scored as one row: cases are T,B,I,H (steps, batch, input, hidden), "
+        "×2 for two layers. A case of one step is what `generate` and beams do. In all that is "
+        "forward only pynlm's weights are packed beforehand (`kernels.pack`), as a session of "
+        "ONNX Runtime packs its own; torch has no such thing for these modules."
     ),
     "ragged": (
         "Cases are T,B,I,H (steps, batch, input, hidden); rows end at lengths evenly spread from T "
@@ -31,6 +33,10 @@ _SHAPES = {
     "projection": (
         "Cases are T,B,I,H (steps, batch, input, hidden); the state that goes back and out is half "
         "as wide as H. torch's is `nn.LSTM(proj_size=…)`."
+    ),
+    "bidirectional": (
+        "Cases are T,B,I,H (steps, batch, input, hidden); one layer a direction, and y has both "
+        "side by side. torch's is `nn.LSTM(bidirectional=True)`, `nn.GRU(bidirectional=True)`."
     ),
     "softmax": (
         "Cases are N,H,V (rows, hidden, vocabulary). torch does them in two ways, `nn.Linear` with "
@@ -192,18 +198,21 @@ def _variants(record: Record) -> str:
             str(v.cases),
             times(v.plain),
             times(v.greatest),
-            _met(plain_met(v.plain, v.greatest)),
+            _met(plain_met(v.plain, v.greatest)) if v.group in GOALS else "",
+            times(v.work),
             times(v.loop),
         ]
         for v in record.variants()
     ]
-    head = ["", "threads", "cases", "over the plain cell", "greatest", "met"]
+    head = ["", "threads", "cases", "over the plain cell", "greatest", "met", "work"]
     head.append("torch's loop over pynlm")
     return (
         "## Variants beside the plain cell\n\nGeometric means of a variant's time over that of the "
         f"same layer without it, both pynlm's (goal: at most {mean:g}×, and {greatest:g}× in each "
         "case), and of the time of torch's loop over the variant's (goal: at least "
-        f"{LOOP_GOAL.mean:g}×).\n\n" + _table(head, rows)
+        f"{LOOP_GOAL.mean:g}×; for a projection and two directions torch has modules). Work is "
+        "that of the matrix products over the plain cell's: at its rate the times would be in that "
+        "proportion.\n\n" + _table(head, rows)
     )
 
 
@@ -227,7 +236,7 @@ def _group(record: Record, group: str) -> str:
 
 def _kind(record: Record, group: str) -> str:
     """Which of `_SHAPES` explains a group."""
-    words = [word for word in ("projection", "scoring", "ragged") if word in group]
+    words = [word for word in ("projection", "bidirectional", "scoring", "ragged") if word in group]
     if words:
         return words[0]
     if any(v.group == group for v in record.variants()):
