@@ -37,6 +37,7 @@ import pynlm
 from bench import machine, parity_page
 from bench.parity_page import NUDGED, OURS, STEPS, TORCH, Parity
 from pynlm import _kernels, kernels
+from pynlm.heads import HeadOptions
 from pynlm.layers import RecurrentOptions
 from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.text import Batch
@@ -59,9 +60,9 @@ NO_DROPOUT = {f"model.{name}": 0.0 for name in RANDOM}
 
 def comparable() -> list[str]:
     """Recipes that torch has modules for, once nothing is dropped."""
-    plain = RecurrentOptions()
-    chosen = {n: RecurrentLMConfig(2, **decide(n).model.model_dump()) for n in recipe_names()}
-    return [name for name, config in chosen.items() if config.recurrent == plain]
+    plain = RecurrentOptions(), HeadOptions()
+    chosen = {n: model_config(decide(n), vocab_size=2) for n in recipe_names()}
+    return [n for n, config in chosen.items() if (config.recurrent, config.head) == plain]
 
 
 def decide(name: str, overrides: Iterable[str] = ()) -> Recipe:

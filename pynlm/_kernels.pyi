@@ -184,14 +184,19 @@ def linear_backward(
 def xent_forward(
     *,
     nll: _Reals,
+    loss: _Reals | None = None,
     h: _Reals,
     w: _Reals,
     b: _Reals | None,
     targets: _Ids,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
 ) -> None: ...
 def xent_gradients(
     *,
     nll: _Reals,
+    loss: _Reals | None = None,
     dh: _Reals,
     dw: _Reals,
     db: _Reals | None,
@@ -199,7 +204,10 @@ def xent_gradients(
     w: _Reals,
     b: _Reals | None,
     targets: _Ids,
-    weights: _Reals | None,
+    weights: _Reals | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
 ) -> None: ...
 def xent_log_prob(
     *,
@@ -207,6 +215,35 @@ def xent_log_prob(
     h: _Reals,
     w: _Reals,
     b: _Reals | None,
+    temperature: float = 1.0,
+) -> None: ...
+def xent_top_k(
+    *,
+    log_prob: _Reals,
+    ids: _Ids,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    temperature: float = 1.0,
+) -> None: ...
+def xent_sample(
+    *,
+    ids: _Ids,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    seed: int,
+    step: int,
+    time: int = 0,
+    temperature: float = 1.0,
+) -> None: ...
+def xent_entropy(
+    *,
+    entropy: _Reals,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    temperature: float = 1.0,
 ) -> None: ...
 def embedding_forward(
     *,

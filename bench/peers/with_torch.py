@@ -15,6 +15,7 @@ from bench.catalogue import Case, Recurrent, Softmax, Train
 from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
 from bench.peers.torch_variants import MODULES, variants
 from bench.work import Work
+from pynlm.heads import HeadOptions
 from pynlm.layers import RecurrentOptions
 from pynlm.text import Batch
 
@@ -164,7 +165,7 @@ class LanguageModel(nn.Module):
         size, layers = config.hidden_sizes[0], len(config.hidden_sizes)
         dropped = config.dropout_input or config.dropout_between or config.dropout_output
         variants = config.recurrent != RecurrentOptions() or (config.locked and dropped)
-        if set(config.hidden_sizes) != {size} or variants:
+        if set(config.hidden_sizes) != {size} or variants or config.head != HeadOptions():
             raise ValueError(f"LanguageModel: {config} is no stack of one torch module")
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
         self.dropout_input = nn.Dropout(config.dropout_input)

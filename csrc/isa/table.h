@@ -29,6 +29,9 @@
     X(xent_forward, XentForwardArgs)              \
     X(xent_gradients, XentGradientsArgs)          \
     X(xent_log_prob, XentLogProbArgs)             \
+    X(xent_top_k, XentTopKArgs)                   \
+    X(xent_sample, XentSampleArgs)                \
+    X(xent_entropy, XentEntropyArgs)              \
     X(embedding_forward, EmbeddingForwardArgs)    \
     X(embedding_backward, EmbeddingBackwardArgs)  \
     X(dropout, DropoutArgs)                       \

@@ -1,15 +1,25 @@
 // Exact softmax cross-entropy fused with its projection; logits exist for a block of tokens only.
 //
-// Math        z = h w^T + b,  nll[n] = logsumexp(z[n]) - z[n, targets[n]];
-//             gradients of sum_n weights[n] nll[n]: dz = weights (softmax(z) - onehot),
+// Math        z = (h w^T + b) / temperature,  log Z[n] = logsumexp(z[n]),  p = softmax(z),
+//             nll[n] = log Z[n] - z[n, targets[n]],  e = label_smoothing,
+//             loss[n] = (1 - e) nll[n] + e mean_v(log Z[n] - z[n, v]) + z_loss (log Z[n])^2;
+//             gradients of sum_n weights[n] loss[n]: dz = weights / temperature
+//             ((1 + 2 z_loss log Z) p - (1 - e) onehot - e / V),
 //             dh = dz w,  dw = dz^T h,  db = sum over n of dz.
-//             log_prob[n, v] = z[n, v] - logsumexp(z[n]).
-// Shapes      h dh [N,H]  w dw [V,H]  b db [V]  targets weights nll [N]  log_prob [N,V]
+//             log_prob[n, v] = z[n, v] - log Z[n].
+//             entropy[n] = - sum_v p log p.
+//             top_k: the K largest of log_prob[n], falling; of equal logits the smaller id first.
+//             sample: the first v with p[n, 0] + ... + p[n, v] > u, u in [0, 1) of 53 bits from
+//             words 0 and 1 of counter (row n, time) of site 7 (common/philox.h).
+// Shapes      h dh [N,H]  w dw [V,H]  b db [V]  targets weights nll loss entropy [N]
+//             log_prob [N,V], of top_k [N,K] like its ids;  ids of sample [N]
 // Aliasing    none.
 // Saved       nothing.
 // Numerics    the maximum and the log of the sum are subtracted one after the other, never as
 //             their float32 sum; the sum over V runs in lanes over blocks of 4096, the blocks in
-//             double; products as in recurrent/lstm.h. A NaN or +inf logit gives a NaN nll.
+//             double; products as in recurrent/lstm.h. A NaN or +inf logit gives NaN throughout its
+//             row, and -1 as its sample. Without label smoothing, z-loss and temperature the
+//             results have the bits of the plain equations.
 // Threading   any number of threads gives the same bits.
 //             Memory: a block of about 10 MB of logits (at least 128 tokens), whatever N.
 #pragma once
@@ -23,16 +33,19 @@ namespace nlm {
 template <class T>
 struct XentForwardArgs {
     T* nll;
+    T* loss;  // may be null
     const T* h;
     Weights<T> w;
     const T* b;  // may be null
     const std::int32_t* targets;
     std::int64_t N, H, V;
+    double label_smoothing, z_loss, temperature;
 };
 
 template <class T>
 struct XentGradientsArgs {
     T* nll;
+    T* loss;  // may be null
     T* dh;
     T* dw;
     T* db;  // may be null
@@ -42,6 +55,7 @@ struct XentGradientsArgs {
     const std::int32_t* targets;
     const T* weights;  // may be null: 1
     std::int64_t N, H, V;
+    double label_smoothing, z_loss, temperature;
 };
 
 template <class T>
@@ -51,6 +65,39 @@ struct XentLogProbArgs {
     Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V;
+    double temperature;
+};
+
+template <class T>
+struct XentTopKArgs {
+    T* log_prob;
+    std::int32_t* ids;
+    const T* h;
+    Weights<T> w;
+    const T* b;  // may be null
+    std::int64_t N, H, V, K;
+    double temperature;
+};
+
+template <class T>
+struct XentSampleArgs {
+    std::int32_t* ids;
+    const T* h;
+    Weights<T> w;
+    const T* b;  // may be null
+    std::int64_t N, H, V;
+    std::uint32_t seed, step, time;
+    double temperature;
+};
+
+template <class T>
+struct XentEntropyArgs {
+    T* entropy;
+    const T* h;
+    Weights<T> w;
+    const T* b;  // may be null
+    std::int64_t N, H, V;
+    double temperature;
 };
 
 }  // namespace nlm

@@ -1,6 +1,7 @@
 """Heads: from hidden states to the loss of the next token."""
 
-from pynlm.heads.base import Head, HeadBackprop
+from pynlm.heads.base import BaseHead, Head, HeadBackprop
 from pynlm.heads.full import Full
+from pynlm.heads.options import HeadOptions
 
-__all__ = ["Full", "Head", "HeadBackprop"]
+__all__ = ["BaseHead", "Full", "Head", "HeadBackprop", "HeadOptions"]

@@ -1,33 +1,240 @@
-"""What a model asks of its output layer."""
+"""What a model asks of its output layer, and what all of them share."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import check_ids, describe
+from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context
+from pynlm.layers.convert import IntArray, as_exact_floats, as_floats, as_ids, take
+from pynlm.layers.pool import Pool
 
 Array = npt.NDArray[Any]
+
+REDUCTIONS = ("none", "sum", "mean")
 
 
 class HeadBackprop(Protocol):
     """`dh = backprop(scale=1.0)`; may be called once."""
 
-    def __call__(self, scale: float = 1.0) -> Array:
-        """Gradient [N, H] of scale * sum_n weights[n] * nll[n]; adds to the parameters'."""
+    def __call__(self, scale: float | Array = 1.0) -> Array:
+        """Gradient [N, H] of sum_n scale * weights[n] * loss[n]; adds to the parameters'.
+
+        `scale` is one number or an upstream gradient for each token, [N]. The latter cannot be
+        applied to gradients that were summed in the forward pass: it computes them again.
+        """
         ...
 
 
 class Head(Protocol):
-    """Next-token loss of hidden states: `nll, backprop = head(h, targets, ctx, weights=None)`."""
+    """Next-token distribution of hidden states: what it costs to learn it, and what it says.
+
+    `nll, backprop = head(h, targets, ctx, weights=None)` is all that training needs; the rest is
+    for other losses, for scoring and for generation. Every distribution here adds up to 1.
+
+    Attributes
+    ----------
+    exact_in_training
+        Whether the first result of a call in training is the exact nll. Else it is the head's own
+        estimate, which is no likelihood and must not be called a perplexity (sampled heads).
+    """
+
+    exact_in_training: bool
 
     def __call__(
         self, h: Array, targets: object, ctx: Context, weights: object = None
     ) -> tuple[Array, HeadBackprop | None]:
-        """nll [N] in nats, unweighted; None as backprop unless `ctx.train`."""
+        """nll [N] in nats, unweighted; backprop of the training loss, None unless `ctx.train`.
+
+        The nll is neither smoothed nor penalised, whatever the training loss is, and outside
+        training always exact. `ctx` also says where a head's random choices stand.
+        """
+        ...
+
+    def loss(
+        self,
+        h: Array,
+        targets: object,
+        ctx: Context,
+        weights: object = None,
+        *,
+        ignore_index: int | None = -100,
+        reduction: str = "mean",
+    ) -> tuple[float | Array, HeadBackprop | None]:
+        """The training loss itself, reduced; see `BaseHead.loss`."""
         ...
 
     def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
         """Log-probabilities [N, V] in nats; each row's exponentials add up to 1."""
         ...
+
+    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
+        """Log-probabilities [N, k] in nats, falling, and ids [N, k] of the most probable tokens."""
+        ...
+
+    def sample(self, h: Array, rng: Context) -> IntArray:
+        """One token id for each row, int32 [N]; `rng`'s seed, step and time0 say which."""
+        ...
+
+    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
+        """Entropies [N] in nats; NotImplementedError where there is no exact way to them."""
+        ...
+
+
+class BaseHead:
+    """Reduction, weights and ignored targets, over a subclass's `_losses`.
+
+    A subclass sets `name`, `pool`, `dtype`, `vocab_size`.
+    """
+
+    name: str
+    pool: Pool
+    dtype: np.dtype[Any]
+    vocab_size: int
+
+    def _losses(
+        self, h: Array, ids: IntArray, ctx: Context, weights: Array | None, *, gradients: bool
+    ) -> tuple[Array, HeadBackprop | None]:
+        """Training loss [N] of each token, unweighted, and its backprop if `ctx.train`.
+
+        `gradients=False`: they are wanted for upstream gradients not known yet.
+        """
+        raise NotImplementedError
+
+    def loss(
+        self,
+        h: Array,
+        targets: object,
+        ctx: Context,
+        weights: object = None,
+        *,
+        ignore_index: int | None = -100,
+        reduction: str = "mean",
+    ) -> tuple[float | Array, HeadBackprop | None]:
+        """The loss that training minimises, reduced as `torch.nn.functional.cross_entropy` does.
+
+        Parameters
+        ----------
+        h
+            [N, H].
+        targets
+            Integers [N], each in [0, V) or `ignore_index`.
+        ctx
+            `train` decides whether a backprop is returned.
+        weights
+            [N], or one number for all; None means 1. (torch's `weight` is one number a class; for
+            it give `weight[targets]`.)
+        ignore_index
+            Tokens with this target cost nothing and have loss and gradient 0; None ignores none.
+        reduction
+            "none": weights[n] * loss[n], [N]. "sum": their sum. "mean": their sum divided by the
+            sum of the weights of the tokens that are not ignored; 0, with gradients of 0, where
+            that sum is 0 (all are ignored).
+
+        Returns
+        -------
+        loss, backprop
+            A float, or [N]; and `dh = backprop(scale=1.0)`, None unless `ctx.train`. With "none"
+            gradients are computed in backprop, given an upstream gradient [N] or one number.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Wrong kinds, shapes or reduction.
+        IndexError
+            A target outside [0, V) that is not `ignore_index`.
+        """
+        func = f"{self.name} loss"
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"{func}: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+            )
+        h, ids = as_floats(h, self.dtype), as_ids(targets, func=func, name="targets")
+        if h.ndim != 2 or ids.shape != (len(h),):
+            raise ValueError(
+                f"{func}: h must be [N, H] and targets [N], "
+                f"got {list(h.shape)} and {list(ids.shape)}"
+            )
+        n, factors = len(h), self._weights(weights, len(h), func)
+        kept = None
+        ignored = ids == ignore_index
+        if ignored.any():
+            # The kernels never see ignored tokens; so their names for positions would be wrong.
+            check_ids(
+                np.where(ignored, np.int32(0), ids), self.vocab_size, func=func, name="targets"
+            )
+            kept = np.flatnonzero(~ignored)
+            h, ids = take(h, kept, self.pool), take(ids, kept, self.pool)
+            factors = None if factors is None else take(factors, kept, self.pool)
+        total = 1.0
+        if reduction == "mean":
+            total = float(len(ids) if factors is None else factors.sum(dtype=np.float64))
+            share = 1.0 / total if total else 0.0
+            factors = np.full(len(ids), share, self.dtype) if factors is None else factors * share
+        values, backprop = self._losses(h, ids, ctx, factors, gradients=reduction != "none")
+        if factors is not None:
+            values = values * factors
+        if backprop is not None and kept is not None:
+            backprop = _Scattered(self, backprop, kept, n)
+        if reduction != "none":
+            return float(values.sum(dtype=np.float64)), backprop
+        if kept is not None:
+            padded = np.zeros(n, self.dtype)
+            padded[kept] = values
+            values = padded
+        return values, backprop
+
+    def _weights(
+        self, weights: object, n: int, func: str = "", name: str = "weights"
+    ) -> Array | None:
+        """Weights as the kernels take them: [N], or None for 1."""
+        func = func or self.name
+        if weights is None:
+            return None
+        if isinstance(weights, np.ndarray) and weights.ndim:
+            given = as_exact_floats(weights, self.dtype, func=func, name=name)
+        else:
+            given = np.asarray(weights, self.dtype)
+        if given.ndim:
+            return _per_token(given, n, func, name)
+        full = self.pool.lease((n,), self.dtype)
+        full.fill(given)
+        return full
+
+    def _scaled(self, weights: Array | None, scale: float | Array, n: int) -> Array | None:
+        """Weights times an upstream gradient, one number or [N]."""
+        upstream = self._weights(scale, n, f"{self.name} backprop", "scale")
+        return upstream if weights is None else weights * upstream
+
+
+class _Scattered(Once):
+    """The backprop of some of N tokens, as one of all."""
+
+    __slots__ = ()
+
+    def __init__(self, head: BaseHead, backprop: HeadBackprop, kept: Array, n: int) -> None:
+        super().__init__(head.name, head, backprop, kept, n)
+
+    def __call__(self, scale: float | Array = 1.0) -> Array:
+        head: BaseHead
+        backprop: HeadBackprop
+        head, backprop, kept, n = self._take()
+        if np.ndim(scale):
+            func = f"{head.name} backprop"
+            given = as_exact_floats(scale, head.dtype, func=func, name="scale")
+            scale = _per_token(given, n, func, "scale")[kept]
+        some = backprop(scale)
+        dh = head.pool.lease((n, some.shape[1]), some.dtype)
+        dh.fill(0)
+        dh[kept] = some
+        return dh
+
+
+def _per_token(given: Array, n: int, func: str, name: str) -> Array:
+    if given.shape != (n,):
+        raise ValueError(f"{func}: {name} must be [N={n}] or a number, got {describe(given)}")
+    return given

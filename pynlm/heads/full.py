@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.kernels.xent import xent_forward, xent_gradients, xent_log_prob
+from pynlm.arrays import check_integer, check_number
+from pynlm.heads.base import BaseHead
+from pynlm.kernels.xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context
-from pynlm.layers.convert import as_floats, as_ids
+from pynlm.layers.convert import IntArray, as_floats, as_ids
 from pynlm.layers.parameters import Claim, Parameter, Spec
 
 Array = npt.NDArray[Any]
 
 
-class Full:
+class Full(BaseHead):
     """Softmax cross-entropy of `h weight^T + bias`: exact, N x V logits are never stored.
 
     In training the gradients are computed along with the loss, in one pass over the logits: the
     weight's go straight into its unset gradient and count once backprop is called. Per-token
-    weights are therefore given at the forward; `backprop(scale)` with a scale other than 1 costs
-    another pass over the weight's gradient.
+    weights are therefore given at the forward; `backprop(scale)` with a number other than 1 costs
+    another pass over the weight's gradient, with numbers [N] the whole computation again.
 
     Parameters
     ----------
@@ -33,26 +42,60 @@ class Full:
         An embedding's table [V, H] used as the weight.
     prefix
         "head" by default.
+    label_smoothing
+        Share e, 0 to 1, of the training loss that is the mean over all tokens' losses (Szegedy et
+        al., arXiv:1512.00567, §7): (1 - e) nll + e mean_v(-log p_v).
+    z_loss
+        Coefficient of (log Z)^2 in the training loss, Z the sum of the exponential logits (PaLM,
+        Chowdhery et al., arXiv:2204.02311, §5, has 1e-4).
+    temperature
+        Divides the logits, in training and in all that the head says; the attribute may be set
+        between calls.
+
+    Attributes
+    ----------
+    exact_in_training
+        True: the nll is exact whatever the training loss.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option that is no number or out of its range.
 
     Examples
     --------
     >>> from pynlm.layers import Parameters
     >>> head = Full(Parameters(Full.specs("head", vocab_size=11, size=3)))
-    >>> nll, backprop = head(np.ones((5, 3), np.float32), [1, 2, 3, 4, 10], Context(train=True))
+    >>> h = np.ones((5, 3), np.float32)
+    >>> nll, backprop = head(h, [1, 2, 3, 4, 10], Context(train=True))
     >>> backprop(1 / 5).shape, bool(abs(nll - np.log(11)).max() < 1e-6)
     ((5, 3), True)
+    >>> log_prob, ids = head.top_k(h, 3)
+    >>> ids[0].tolist(), head.sample(h, Context(train=False, seed=1)).tolist()
+    ([0, 1, 2], [9, 1, 7, 8, 2])
     """
+
+    exact_in_training = True
 
     def __init__(
         self,
         parameters: Mapping[str, Parameter],
         tied: Parameter | None = None,
         prefix: str = "head",
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        temperature: float = 1.0,
     ) -> None:
         self.weight = parameters[f"{prefix}.weight"] if tied is None else tied
         self.bias = parameters.get(f"{prefix}.bias")
         self.name = f"Full {prefix}"
-        self.pool = self.weight.pool
+        self.pool, self.dtype = self.weight.pool, self.weight.data.dtype
+        self.vocab_size = len(self.weight.data)
+        check_number(label_smoothing, func="Full", name="label_smoothing", low=0.0, high=1.0)
+        check_number(z_loss, func="Full", name="z_loss", low=0.0)
+        check_number(temperature, func="Full", name="temperature", low=0.0, low_open=True)
+        self.label_smoothing, self.z_loss, self.temperature = label_smoothing, z_loss, temperature
 
     @staticmethod
     def specs(
@@ -70,7 +113,7 @@ class Full:
     def __call__(
         self, h: Array, targets: object, ctx: Context, weights: object = None
     ) -> tuple[Array, FullBackprop | None]:
-        """Loss of each target.
+        """Negative log-likelihood of each target, and the backprop of the training loss.
 
         Parameters
         ----------
@@ -84,8 +127,9 @@ class Full:
         Returns
         -------
         nll, backprop
-            nll [N] in nats, not weighted; `dh = backprop(scale=1.0)`, the gradient of
-            scale * sum_n weights[n] * nll[n], None unless `ctx.train`.
+            nll [N] in nats, not weighted, without label smoothing and z-loss;
+            `dh = backprop(scale=1.0)`, the gradient of scale * sum_n weights[n] * loss[n] with the
+            loss that has them (see `loss`), None unless `ctx.train`.
 
         Raises
         ------
@@ -94,43 +138,128 @@ class Full:
         IndexError
             A target outside [0, V).
         """
-        w, b = self.weight.data, None if self.bias is None else self.bias.data
-        h = as_floats(h, w.dtype)
+        h = as_floats(h, self.dtype)
         ids = as_ids(targets, func=self.name, name="targets")
-        nll = np.empty(len(h), w.dtype)
+        nll = np.empty(len(h), self.dtype)
         if not ctx.train:
-            w = self.weight.for_product(len(h))
-            xent_forward(nll=nll, h=h, w=w, b=b, targets=ids, backend=ctx.backend)
+            self._forward(nll, None, h, ids, ctx)
             return nll, None
-        if weights is not None:
-            weights = self._weights(weights, len(h))
+        factors = self._weights(weights, len(h))
+        made = self._gradients(nll, None, h, ids, ctx, factors)
+        return nll, FullBackprop(self, h, ids, ctx, factors, made)
+
+    def _losses(
+        self, h: Array, ids: IntArray, ctx: Context, weights: Array | None, *, gradients: bool
+    ) -> tuple[Array, FullBackprop | None]:
+        nll = np.empty(len(h), self.dtype)
+        loss = np.empty_like(nll) if self.label_smoothing or self.z_loss else None
+        made = None
+        if ctx.train and gradients:
+            made = self._gradients(nll, loss, h, ids, ctx, weights)
+        else:
+            self._forward(nll, loss, h, ids, ctx)
+        backprop = FullBackprop(self, h, ids, ctx, weights, made) if ctx.train else None
+        return nll if loss is None else loss, backprop
+
+    def _forward(
+        self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
+    ) -> None:
+        xent_forward(nll=nll, loss=loss, targets=ids, **self._map(h, ctx), **self._penalties())
+
+    def _gradients(
+        self,
+        nll: Array,
+        loss: Array | None,
+        h: Array,
+        ids: IntArray,
+        ctx: Context,
+        weights: Array | None,
+    ) -> _Gradients:
         dh = self.pool.like(h)
         dw = self.weight.claim()
         db = None if self.bias is None else self.bias.claim()
         xent_gradients(
-            nll=nll, dh=dh, dw=dw.array, db=None if db is None else db.array,
-            h=h, w=w, b=b, targets=ids, weights=weights, backend=ctx.backend,
+            nll=nll, loss=loss, dh=dh, dw=dw.array, db=None if db is None else db.array,
+            targets=ids, weights=weights, **self._map(h, ctx), **self._penalties(),
         )  # fmt: skip
-        return nll, FullBackprop(self.name, dh, dw, db)
+        return _Gradients(dh, dw, db)
 
-    def _weights(self, weights: object, n: int) -> Array:
-        if isinstance(weights, np.ndarray) and weights.ndim:
-            return as_floats(weights, self.weight.data.dtype)
-        given = np.asarray(weights, self.weight.data.dtype)
-        if given.ndim:
-            return given
-        full = self.pool.lease((n,), self.weight.data.dtype)
-        full.fill(given)
-        return full
+    def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
+        """What makes the logits."""
+        b = None if self.bias is None else self.bias.data
+        parts = {"h": h, "w": self.weight.for_product(len(h)), "b": b}
+        return {**parts, "temperature": self.temperature, "backend": ctx.backend}
+
+    def _penalties(self) -> dict[str, Any]:
+        return {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
 
     def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
         """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
-        w, b = self.weight.data, None if self.bias is None else self.bias.data
-        h = as_floats(h, w.dtype)
-        log_prob = self.pool.lease((len(h), len(w)), w.dtype)
-        w = self.weight.for_product(len(h))
-        xent_log_prob(log_prob=log_prob, h=h, w=w, b=b, backend=ctx.backend)
+        h = as_floats(h, self.dtype)
+        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
+        xent_log_prob(log_prob=log_prob, **self._map(h, ctx))
         return log_prob
+
+    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
+        """The k most probable tokens after hidden states `h` [N, H].
+
+        Returns
+        -------
+        log_prob, ids
+            [N, k] in nats, falling, and int32 [N, k]; of equal logits the smaller id comes first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
+        """
+        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
+        h = as_floats(h, self.dtype)
+        log_prob = self.pool.lease((len(h), k), self.dtype)
+        ids: IntArray = self.pool.lease((len(h), k), np.int32)
+        xent_top_k(log_prob=log_prob, ids=ids, **self._map(h, ctx))
+        return log_prob, ids
+
+    def sample(self, h: Array, rng: Context) -> IntArray:
+        """One token for each of the hidden states `h` [N, H], drawn from its distribution.
+
+        Parameters
+        ----------
+        rng
+            Row n's random number depends on (seed, step, time0, n) alone: the same context draws
+            the same tokens, another step others.
+
+        Returns
+        -------
+        int32 [N].
+
+        Raises
+        ------
+        TypeError, ValueError
+            A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
+        """
+        h = as_floats(h, self.dtype)
+        ids = np.empty(len(h), np.int32)
+        xent_sample(ids=ids, seed=rng.seed, step=rng.step, time=rng.time0, **self._map(h, rng))
+        if (ids < 0).any():
+            raise ValueError(
+                f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
+                "NaN or infinite"
+            )
+        return ids
+
+    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
+        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""
+        h = as_floats(h, self.dtype)
+        entropy = np.empty(len(h), self.dtype)
+        xent_entropy(entropy=entropy, **self._map(h, ctx))
+        return entropy
+
+
+class _Gradients(NamedTuple):
+    dh: Array
+    dw: Claim
+    db: Claim | None
 
 
 class FullBackprop(Once):
@@ -138,15 +267,34 @@ class FullBackprop(Once):
 
     __slots__ = ()
 
-    def __call__(self, scale: float = 1.0) -> Array:
-        """Gradient [N, H] of scale * sum_n weights[n] * nll[n]."""
-        dh: Array
-        dw: Claim
-        db: Claim | None
-        dh, dw, db = self._take()
+    def __init__(
+        self,
+        head: Full,
+        h: Array,
+        ids: IntArray,
+        ctx: Context,
+        weights: Array | None,
+        made: _Gradients | None,
+    ) -> None:
+        super().__init__(head.name, head, h, ids, ctx, weights, made)
+
+    def __call__(self, scale: float | Array = 1.0) -> Array:
+        """Gradient [N, H] of sum_n scale * weights[n] * loss[n].
+
+        `scale` is one number or [N]; the latter computes all gradients again.
+        """
+        head: Full
+        made: _Gradients | None
+        head, h, ids, ctx, weights, made = self._take()
+        if made is None or np.ndim(scale):
+            made = None  # lets go of the weight's gradient, for the next line to write there
+            factors = head._scaled(weights, scale, len(h))
+            made = head._gradients(np.empty(len(h), head.dtype), None, h, ids, ctx, factors)
+            scale = 1.0
+        dh, dw, db = made
         if scale != 1.0:
             np.multiply(dh, scale, out=dh)
-        dw.commit(scale)
+        dw.commit(float(scale))
         if db is not None:
-            db.commit(scale)
+            db.commit(float(scale))
         return dh

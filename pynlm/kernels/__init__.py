@@ -22,7 +22,14 @@ from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
 from .threads import get_num_threads, set_num_threads
 from .variant import Variant
-from .xent import xent_forward, xent_gradients, xent_log_prob
+from .xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 
 __all__ = [
     "Packed",
@@ -49,7 +56,10 @@ __all__ = [
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",
+    "xent_entropy",
     "xent_forward",
     "xent_gradients",
     "xent_log_prob",
+    "xent_sample",
+    "xent_top_k",
 ]

@@ -52,8 +52,8 @@ def pack(w: Array, *, gates: int | tuple[int, int] = 0) -> Packed:
         Kept, not copied: it must not change as long as the result is used. The copy takes as much
         memory again.
     gates
-        0 for `w_ih` of a recurrent kernel, `w` of `linear_forward`, `xent_forward` and
-        `xent_log_prob`. For `w_hh` the cell's number of gates: 4 for an LSTM (3 if coupled), 3 for
+        0 for `w_ih` of a recurrent kernel, `w` of `linear_forward` and of the `xent` functions but
+        `xent_gradients`. For `w_hh` the cell's number of gates: 4 for an LSTM (3 if coupled), 3 for
         a GRU ((2, 1) for one that resets before), 1 for an RNN and for `w_hr`.
 
     Returns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynlm.arrays import INT32, Array, check, check_ids
+from pynlm.arrays import INT32, UINT32_MAX, Array, check, check_ids, check_integer, check_number
 
 from ._backend import function
 
@@ -12,36 +12,54 @@ from ._backend import function
 def xent_forward(
     *,
     nll: Array,
+    loss: Array | None = None,
     h: Array,
     w: Array,
     b: Array | None = None,
     targets: Array,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
     backend: str = "cpu",
 ) -> None:
-    """nll[n] = log sum_v exp(z[n, v]) - z[n, targets[n]] with z = h W^T + b; the loss only.
+    """The negative log-likelihood of each target and, if asked for, the loss that is trained on.
+
+    With z = (h W^T + b) / temperature, log Z[n] = log sum_v exp(z[n, v]), e = label_smoothing::
+
+        nll[n] = log Z[n] - z[n, targets[n]]
+        loss[n] = (1 - e) nll[n] + e mean_v(log Z[n] - z[n, v]) + z_loss (log Z[n])^2
 
     Parameters
     ----------
     nll : [N], output
-        Negative log-probability of each target, in nats.
+        Negative log-probability of each target, in nats: neither smoothed nor with z-loss.
+    loss : [N] or None, output
     h : [N, H]
     w : [V, H], b : [V] or None
     targets : int32 [N]
         0 to V - 1.
+    label_smoothing : float
+        0 to 1.
+    z_loss : float
+        Coefficient, at least 0.
+    temperature : float
+        Above 0.
     backend : "cpu" or "reference"
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no NumPy array, has another dtype, or is no number.
     ValueError
-        Shape or layout.
+        Shape, layout or range.
     IndexError
         A target outside [0, V).
 
     Notes
     -----
-    Source: the definition. The cpu backend forms the logits in tiles and never holds N x V of them.
+    Source: the definition; label smoothing: Szegedy et al., arXiv:1512.00567, §7 (as
+    `torch.nn.functional.cross_entropy`); z-loss: Chowdhery et al., arXiv:2204.02311, §5. The cpu
+    backend forms the logits in tiles and never holds N x V of them.
 
     Examples
     --------
@@ -52,20 +70,18 @@ def xent_forward(
     array([1.3863])
     """
     f = "xent_forward"
-    d: dict[str, Any] = {}
-    check(h, "N H", d, func=f, name="h")
-    check(w, "V H", d, func=f, name="w")
-    if b is not None:
-        check(b, "V", d, func=f, name="b")
-    check(targets, "N", d, func=f, name="targets", dtype=INT32)
-    check(nll, "N", d, func=f, name="nll", out=True)
-    check_ids(targets, d["V"], func=f, name="targets")
-    function(f, backend)(nll=nll, h=h, w=w, b=b, targets=targets)
+    d = _check_map(h, w, b, f, temperature)
+    _check_losses(nll, loss, targets, d, f, label_smoothing, z_loss)
+    function(f, backend)(
+        nll=nll, loss=loss, h=h, w=w, b=b, targets=targets,
+        label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
+    )  # fmt: skip
 
 
 def xent_gradients(
     *,
     nll: Array,
+    loss: Array | None = None,
     dh: Array,
     dw: Array,
     db: Array | None = None,
@@ -74,19 +90,24 @@ def xent_gradients(
     b: Array | None = None,
     targets: Array,
     weights: Array | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
     backend: str = "cpu",
 ) -> None:
-    """The loss of `xent_forward` and the gradients of sum_n weights[n] * nll[n], in one pass.
+    """The losses of `xent_forward` and the gradients of sum_n weights[n] * loss[n], in one pass.
 
-    With p = softmax(h W^T + b)::
+    With z, log Z and e as there and p = softmax(z)::
 
-        dz[n, v] = weights[n] * (p[n, v] - [v = targets[n]])
-        dh = dz W;  dw = dz^T h;  db = sum_n dz[n]
+        dz[n, v] = weights[n] ((1 + 2 z_loss log Z[n]) p[n, v] - (1 - e) [v = targets[n]] - e / V)
+        dh = dz W / temperature;  dw = dz^T h / temperature;  db = sum_n dz[n] / temperature
 
     Parameters
     ----------
     nll : [N], output
-        Negative log-probability of each target, in nats, not weighted.
+        Negative log-probability of each target, in nats: not weighted, not smoothed, no z-loss.
+    loss : [N] or None, output
+        Not weighted.
     dh : [N, H], dw : [V, H], output
     db : [V] or None, output
     h : [N, H]
@@ -95,6 +116,8 @@ def xent_gradients(
         0 to V - 1.
     weights : [N] or None
         Any finite numbers (1/N for a mean, 0 for padding). None: 1.
+    label_smoothing, z_loss, temperature : float
+        As `xent_forward`.
     backend : "cpu" or "reference"
 
     Raises
@@ -116,29 +139,30 @@ def xent_gradients(
     array([ 0.25, -0.75,  0.25,  0.25])
     """
     f = "xent_gradients"
-    d: dict[str, Any] = {}
-    check(h, "N H", d, func=f, name="h")
-    check(w, "V H", d, func=f, name="w")
-    if b is not None:
-        check(b, "V", d, func=f, name="b")
-    check(targets, "N", d, func=f, name="targets", dtype=INT32)
+    d = _check_map(h, w, b, f, temperature)
     if weights is not None:
         check(weights, "N", d, func=f, name="weights")
-    check(nll, "N", d, func=f, name="nll", out=True)
     check(dh, "N H", d, func=f, name="dh", out=True)
     check(dw, "V H", d, func=f, name="dw", out=True)
     if db is not None:
         check(db, "V", d, func=f, name="db", out=True)
-    check_ids(targets, d["V"], func=f, name="targets")
+    _check_losses(nll, loss, targets, d, f, label_smoothing, z_loss)
     function(f, backend)(
-        nll=nll, dh=dh, dw=dw, db=db, h=h, w=w, b=b, targets=targets, weights=weights
-    )
+        nll=nll, loss=loss, dh=dh, dw=dw, db=db, h=h, w=w, b=b, targets=targets, weights=weights,
+        label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
+    )  # fmt: skip
 
 
 def xent_log_prob(
-    *, log_prob: Array, h: Array, w: Array, b: Array | None = None, backend: str = "cpu"
+    *,
+    log_prob: Array,
+    h: Array,
+    w: Array,
+    b: Array | None = None,
+    temperature: float = 1.0,
+    backend: str = "cpu",
 ) -> None:
-    """log_prob[n, v] = z[n, v] - log sum_u exp(z[n, u]) with z = h W^T + b.
+    """log_prob[n, v] = z[n, v] - log sum_u exp(z[n, u]) with z = (h W^T + b) / temperature.
 
     Parameters
     ----------
@@ -146,14 +170,16 @@ def xent_log_prob(
         Natural logarithms of the probabilities.
     h : [N, H]
     w : [V, H], b : [V] or None
+    temperature : float
+        Above 0.
     backend : "cpu" or "reference"
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no NumPy array, has another dtype, or is no number.
     ValueError
-        Shape or layout.
+        Shape, layout or range.
 
     Notes
     -----
@@ -168,10 +194,181 @@ def xent_log_prob(
     array([[0.25, 0.75]])
     """
     f = "xent_log_prob"
+    d = _check_map(h, w, b, f, temperature)
+    check(log_prob, "N V", d, func=f, name="log_prob", out=True)
+    function(f, backend)(log_prob=log_prob, h=h, w=w, b=b, temperature=temperature)
+
+
+def xent_top_k(
+    *,
+    log_prob: Array,
+    ids: Array,
+    h: Array,
+    w: Array,
+    b: Array | None = None,
+    temperature: float = 1.0,
+    backend: str = "cpu",
+) -> None:
+    """The K most probable tokens of each row, falling; of equal logits the smaller id comes first.
+
+    Parameters
+    ----------
+    log_prob : [N, K], output
+        Natural logarithms of the probabilities; K is 1 to V.
+    ids : int32 [N, K], output
+    h, w, b, temperature, backend
+        As `xent_log_prob`, whose whole table is never made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xent_log_prob`; ValueError for K > V, too.
+
+    Notes
+    -----
+    Source: the definition. A row with a NaN or +inf logit has NaN as all of its log_prob, and ids
+    without meaning.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> log_prob, ids = np.empty((1, 2)), np.empty((1, 2), np.int32)
+    >>> w = np.log([[0.2], [0.5], [0.3]])
+    >>> xent_top_k(log_prob=log_prob, ids=ids, h=np.ones((1, 1)), w=w)
+    >>> ids, np.exp(log_prob).round(6)
+    (array([[1, 2]], dtype=int32), array([[0.5, 0.3]]))
+    """
+    f = "xent_top_k"
+    d = _check_map(h, w, b, f, temperature)
+    check(log_prob, "N K", d, func=f, name="log_prob", out=True)
+    check(ids, "N K", d, func=f, name="ids", dtype=INT32, out=True)
+    check_integer(d["K"], func=f, name="K", low=1, high=d["V"])
+    function(f, backend)(log_prob=log_prob, ids=ids, h=h, w=w, b=b, temperature=temperature)
+
+
+def xent_sample(
+    *,
+    ids: Array,
+    h: Array,
+    w: Array,
+    b: Array | None = None,
+    seed: int,
+    step: int,
+    time: int = 0,
+    temperature: float = 1.0,
+    backend: str = "cpu",
+) -> None:
+    """One token of each row, drawn from softmax((h W^T + b) / temperature).
+
+    Row n's token is the first v with p[n, 0] + ... + p[n, v] > u, where u in [0, 1) has 53 bits of
+    Philox 4x32-10 and depends on (seed, step, time, n) alone.
+
+    Parameters
+    ----------
+    ids : int32 [N], output
+        -1 where a logit is NaN or +inf: there is no distribution.
+    h : [N, H]
+    w : [V, H], b : [V] or None
+    seed, step, time : int
+        0 to 2**32 - 1; the key and the counter's time, see `pynlm.reference.philox`.
+    temperature : float
+        Above 0.
+    backend : "cpu" or "reference"
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xent_log_prob`.
+
+    Notes
+    -----
+    Source: inversion of the distribution function (Devroye, "Non-Uniform Random Variate
+    Generation", 1986, §III.2). Backends round p differently, so where u falls on the very edge
+    between two tokens they may take either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ids, w = np.empty(4, np.int32), np.log([[0.2], [0.8]])
+    >>> xent_sample(ids=ids, h=np.ones((4, 1)), w=w, seed=1, step=0)
+    >>> ids
+    array([1, 0, 1, 1], dtype=int32)
+    """
+    f = "xent_sample"
+    d = _check_map(h, w, b, f, temperature)
+    check(ids, "N", d, func=f, name="ids", dtype=INT32, out=True)
+    for name, value in (("seed", seed), ("step", step), ("time", time)):
+        check_integer(value, func=f, name=name, low=0, high=UINT32_MAX)
+    function(f, backend)(
+        ids=ids, h=h, w=w, b=b, seed=seed, step=step, time=time, temperature=temperature
+    )
+
+
+def xent_entropy(
+    *,
+    entropy: Array,
+    h: Array,
+    w: Array,
+    b: Array | None = None,
+    temperature: float = 1.0,
+    backend: str = "cpu",
+) -> None:
+    """entropy[n] = -sum_v p[n, v] log p[n, v] with p = softmax((h W^T + b) / temperature).
+
+    Parameters
+    ----------
+    entropy : [N], output
+        In nats, 0 to log V.
+    h, w, b, temperature, backend
+        As `xent_log_prob`, whose table is never made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `xent_log_prob`.
+
+    Notes
+    -----
+    Source: Shannon 1948, §6, computed as log S - sum_v exp(t) t / S with t = z - max z and
+    S = sum_v exp(t), in which nothing cancels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> entropy = np.empty(1)
+    >>> xent_entropy(entropy=entropy, h=np.ones((1, 2)), w=np.zeros((4, 2)))
+    >>> entropy.round(4)  # log 4
+    array([1.3863])
+    """
+    f = "xent_entropy"
+    d = _check_map(h, w, b, f, temperature)
+    check(entropy, "N", d, func=f, name="entropy", out=True)
+    function(f, backend)(entropy=entropy, h=h, w=w, b=b, temperature=temperature)
+
+
+def _check_map(h: Array, w: Array, b: Array | None, f: str, temperature: float) -> dict[str, Any]:
     d: dict[str, Any] = {}
     check(h, "N H", d, func=f, name="h")
     check(w, "V H", d, func=f, name="w")
     if b is not None:
         check(b, "V", d, func=f, name="b")
-    check(log_prob, "N V", d, func=f, name="log_prob", out=True)
-    function(f, backend)(log_prob=log_prob, h=h, w=w, b=b)
+    check_number(temperature, func=f, name="temperature", low=0.0, low_open=True)
+    return d
+
+
+def _check_losses(
+    nll: Array,
+    loss: Array | None,
+    targets: Array,
+    d: dict[str, Any],
+    f: str,
+    label_smoothing: float,
+    z_loss: float,
+) -> None:
+    check(targets, "N", d, func=f, name="targets", dtype=INT32)
+    check(nll, "N", d, func=f, name="nll", out=True)
+    if loss is not None:
+        check(loss, "N", d, func=f, name="loss", out=True)
+    check_number(label_smoothing, func=f, name="label_smoothing", low=0.0, high=1.0)
+    check_number(z_loss, func=f, name="z_loss", low=0.0)
+    check_ids(targets, d["V"], func=f, name="targets")

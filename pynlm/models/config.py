@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pynlm.heads.options import HeadOptions
 from pynlm.layers.variant import RecurrentOptions
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -40,6 +41,8 @@ class RecurrentLMConfig:
         The head's weight is the embedding's; the last layer's output must be `embedding_size` wide.
     head_bias
         Whether the head has a bias.
+    head
+        Kind and options of the head, see `pynlm.heads.HeadOptions`; a mapping is converted.
     init
         Distribution of the weights, see `RecurrentLM.initialise`.
     init_scale
@@ -84,6 +87,7 @@ class RecurrentLMConfig:
     residual: bool = False
     tied: bool = False
     head_bias: bool = True
+    head: HeadOptions = field(default_factory=HeadOptions)
     init: str = "uniform"
     init_scale: float = 0.1
     init_bias: str = "zero"
@@ -91,6 +95,8 @@ class RecurrentLMConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+        if isinstance(self.head, Mapping):
+            object.__setattr__(self, "head", HeadOptions.from_dict(self.head))
         for name in ("vocab_size", "embedding_size"):
             _require(getattr(self, name) >= 1, name, "positive", getattr(self, name))
         _require(

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.heads.base import HeadBackprop
-from pynlm.heads.full import Full
+from pynlm.heads.base import Head, HeadBackprop
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context, Site
 from pynlm.layers.convert import IntArray, RowOrder, as_ids, row_order, take
@@ -73,7 +72,7 @@ class RecurrentLM:
         widths = (config.embedding_size, *config.output_sizes)
         for i, size in enumerate(config.hidden_sizes):
             specs += cell.specs(f"recurrent.{i}", widths[i], size, options=config.recurrent)
-        specs += Full.specs(
+        specs += config.head.specs(
             "head", config.vocab_size, widths[-1], bias=config.head_bias, tied=config.tied
         )
         self.parameters = Parameters(specs, dtype, self.pool)
@@ -82,7 +81,8 @@ class RecurrentLM:
         self.layers: tuple[Recurrent, ...] = tuple(
             self._layer(i) for i in range(len(config.hidden_sizes))
         )
-        self.head = Full(self.parameters, self.embedding.weight if config.tied else None)
+        tied = self.embedding.weight if config.tied else None
+        self.head: Head = config.head.make(self.parameters, tied)
         self.dropout_input = self._dropout(config.dropout_input, Site.INPUT, 0)
         self.dropout_between = tuple(
             self._dropout(config.dropout_between, Site.BETWEEN, i)
@@ -139,8 +139,9 @@ class RecurrentLM:
         -------
         nll, state, backprop
             nll [T, B] in nats, not weighted, 0 beyond a row's length; the new state; and
-            `backprop(scale=1.0)` -> None, which adds the gradient of scale * sum(weights * nll) to
-            the parameters' gradients, None unless `ctx.train`.
+            `backprop(scale=1.0)` -> None, which adds the gradient of scale * sum(weights * loss) to
+            the parameters' gradients, None unless `ctx.train`. The loss is the nll unless the head
+            smooths or penalises it.
 
         Raises
         ------
@@ -289,7 +290,7 @@ class RecurrentLMBackprop(Once):
     __slots__ = ()
 
     def __call__(self, scale: float = 1.0) -> None:
-        """Add the gradient of scale * sum(weights * nll).
+        """Add the gradient of scale * sum(weights * loss).
 
         A scale other than 1 costs one more pass over the head's gradient.
         """

@@ -14,7 +14,14 @@ from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
 from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
-from .xent import xent_forward, xent_gradients, xent_log_prob
+from .xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 
 __all__ = [
     "adagrad_update",
@@ -36,7 +43,10 @@ __all__ = [
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",
+    "xent_entropy",
     "xent_forward",
     "xent_gradients",
     "xent_log_prob",
+    "xent_sample",
+    "xent_top_k",
 ]

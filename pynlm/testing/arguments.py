@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pynlm import reference
 from pynlm.kernels import Variant
 
-from .cases import CASES, Case
+from .cases import CASES, XENT_OPTIONS, Case
 
 Array = npt.NDArray[Any]
 Arguments = dict[str, Any]
@@ -298,8 +298,15 @@ def _xent_inputs(case: Case) -> Arguments:
     return {"h": h, "w": w, "b": b, "targets": targets}
 
 
+def _xent_losses(case: Case) -> Arguments:
+    """Both losses, and what the second one is made of."""
+    chosen = {name: case.options[name] for name in XENT_OPTIONS if name in case.options}
+    N = case.dims["N"]
+    return {"nll": empty(N), "loss": empty(N) if chosen else None, **chosen}
+
+
 def _xent_forward(case: Case, dtype: Any) -> Arguments:
-    return {"nll": empty(case.dims["N"]), **_xent_inputs(case)}
+    return {**_xent_losses(case), **_xent_inputs(case)}
 
 
 def _xent_gradients(case: Case, dtype: Any) -> Arguments:
@@ -309,7 +316,7 @@ def _xent_gradients(case: Case, dtype: Any) -> Arguments:
         weights = case.rng("weights").normal(size=case.dims["N"])
         weights[::4] = 0
     return {
-        "nll": empty(case.dims["N"]),
+        **_xent_losses(case),
         "dh": empty(*inputs["h"].shape),
         "dw": empty(*inputs["w"].shape),
         "db": None if inputs["b"] is None else empty(case.dims["V"]),
@@ -318,10 +325,29 @@ def _xent_gradients(case: Case, dtype: Any) -> Arguments:
     }
 
 
-def _xent_log_prob(case: Case, dtype: Any) -> Arguments:
+def _xent_distribution(case: Case) -> Arguments:
     inputs = _xent_inputs(case)
     del inputs["targets"]
-    return {"log_prob": empty(case.dims["N"], case.dims["V"]), **inputs}
+    return {**inputs, "temperature": case.options.get("temperature", 1.0)}
+
+
+def _xent_log_prob(case: Case, dtype: Any) -> Arguments:
+    return {"log_prob": empty(case.dims["N"], case.dims["V"]), **_xent_distribution(case)}
+
+
+def _xent_top_k(case: Case, dtype: Any) -> Arguments:
+    N, K = case.dims["N"], case.options.get("k", min(5, case.dims["V"]))
+    ids = np.full((N, K), -7, np.int32)
+    return {"log_prob": empty(N, K), "ids": ids, **_xent_distribution(case)}
+
+
+def _xent_sample(case: Case, dtype: Any) -> Arguments:
+    ids = np.full(case.dims["N"], -7, np.int32)
+    return {"ids": ids, **_xent_distribution(case), "seed": 3, "step": 5, "time": 7}
+
+
+def _xent_entropy(case: Case, dtype: Any) -> Arguments:
+    return {"entropy": empty(case.dims["N"]), **_xent_distribution(case)}
 
 
 def _embedding_inputs(case: Case) -> tuple[Array, Array, Array]:
@@ -431,9 +457,12 @@ FUNCTIONS: dict[str, Function] = {
     "rnn_backward": Function("rnn", _rnn_backward, (*_BACKWARD, "dln_gates", "dpre", "norm")),
     "linear_forward": Function("linear", _linear_forward, ("y",)),
     "linear_backward": Function("linear", _linear_backward, ("dx", "dw", "db")),
-    "xent_forward": Function("xent", _xent_forward, ("nll",)),
-    "xent_gradients": Function("xent", _xent_gradients, ("nll", "dh", "dw", "db")),
+    "xent_forward": Function("xent", _xent_forward, ("nll", "loss")),
+    "xent_gradients": Function("xent", _xent_gradients, ("nll", "loss", "dh", "dw", "db")),
     "xent_log_prob": Function("xent", _xent_log_prob, ("log_prob",)),
+    "xent_top_k": Function("xent", _xent_top_k, ("log_prob", "ids")),
+    "xent_sample": Function("xent", _xent_sample, ("ids",)),
+    "xent_entropy": Function("xent", _xent_entropy, ("entropy",)),
     "embedding_forward": Function("embedding", _embedding_forward, ("y",)),
     "embedding_backward": Function("embedding", _embedding_backward, ("rows", "drows")),
     "dropout": Function("dropout", _dropout, ("y",)),

@@ -28,6 +28,9 @@ VARIANT_OPTIONS = {
 }
 
 
+XENT_OPTIONS = ("label_smoothing", "z_loss", "temperature")
+
+
 @dataclass(frozen=True)
 class Case:
     """One set of shapes and options of a kernel.
@@ -234,10 +237,24 @@ def _xent() -> list[Case]:
     def case(name: str, N: int, H: int, V: int, **options: Any) -> Case:
         return Case("xent", name, {"N": N, "H": H, "V": V}, options)
 
+    smoothed = {"label_smoothing": 0.1}
+    everything = {**smoothed, "z_loss": 0.01, "temperature": 0.7, "weights": True}
     return [
         case("primes", 13, 7, 101),
         case("tiny", 3, 2, 5),
         case("tiny-weights", 3, 2, 5, weights=True),
+        case("tiny-everything", 3, 2, 5, **everything),
+        case("smoothed", 13, 7, 101, **smoothed),
+        case("smoothed-to-one", 13, 7, 101, label_smoothing=1.0),
+        case("z-loss", 13, 7, 101, z_loss=0.01),
+        case("temperature", 13, 7, 101, temperature=0.7, k=101),
+        case("everything", 13, 7, 101, **everything, k=70),
+        case("one-word-everything", 13, 7, 1, **everything),
+        case("no-rows-everything", 0, 7, 101, **everything),
+        case("many-words-everything", 17, 19, 5003, **everything, k=200),
+        # powers of two, so that the logits stay exact
+        case("extreme-logits-smoothed", 13, 4, 101, logits="extreme", z_loss=2**-10, **smoothed),
+        case("extreme-logits-hot", 13, 4, 101, logits="extreme", temperature=4.0),
         case("no-bias", 13, 7, 101, bias=False),
         case("weights", 13, 7, 101, weights=True),
         case("one-row", 1, 7, 101),
@@ -252,6 +269,7 @@ def _xent() -> list[Case]:
         case("many-rows", 301, 19, 67),
         case("many-units", 13, 211, 67),
         case("threads", 200, 64, 3001, weights=True),
+        case("threads-everything", 200, 64, 3001, **everything),
     ]
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pynlm import kernels
 
 from .arguments import Arguments, arguments, beyond
-from .cases import CASES, Case
+from .cases import CASES, XENT_OPTIONS, Case
 from .checks import assert_close
 from .tolerances import FINITE_DIFFERENCE_STEP, finite_difference_tolerance
 
@@ -232,25 +232,25 @@ def _linear(case: Case, backend: str, dtype: Any) -> Map:
 def _xent(case: Case, backend: str, dtype: Any) -> Map:
     inputs, fixed = _split("xent_gradients", case, dtype, ("h", "w", "b"))
     targets, weights = fixed["targets"], fixed["weights"]
+    options = {name: fixed[name] for name in XENT_OPTIONS if name in fixed}
 
-    def forward(given: Named) -> Named:
-        nll = _blank(targets.shape, dtype)
-        kernels.xent_forward(nll=nll, **given, targets=targets, backend=backend)
-        return {"nll": nll}
+    def call(function: str, given: Named, **further: Any) -> Array:
+        out = {"nll": _blank(targets.shape, dtype)}
+        if options:
+            out["loss"] = _blank(targets.shape, dtype)
+        further |= {"targets": targets, "backend": backend}
+        getattr(kernels, function)(**out, **given, **options, **further)
+        return out.get("loss", out["nll"])
 
     def vjp(given: Named, upstream: Named) -> Named:
         gradients = {f"d{name}": _blank(value.shape, dtype) for name, value in given.items()}
-        kernels.xent_gradients(
-            nll=_blank(targets.shape, dtype),
-            **gradients,
-            **given,
-            targets=targets,
-            weights=upstream["nll"],
-            backend=backend,
-        )
+        call("xent_gradients", given, **gradients, weights=upstream["loss"])
         return {name: gradients[f"d{name}"] for name in given}
 
-    return Map(inputs, forward, vjp, None if weights is None else {"nll": weights})
+    def forward(given: Named) -> Named:
+        return {"loss": call("xent_forward", given)}
+
+    return Map(inputs, forward, vjp, None if weights is None else {"loss": weights})
 
 
 def _embedding(case: Case, backend: str, dtype: Any) -> Map:

@@ -81,6 +81,9 @@ HAND = Tolerance(1e-6, 0.0, 1e-7)
 ROUNDED = Tolerance(0.0, 0.0, 5e-5)
 CLOSED_FORM = Tolerance(1e-13, 0.0, 1e-13)
 
+# A chi-square statistic exceeds its mean by more standard deviations about once in 10^6 times.
+_CHI_SQUARE_SIGMAS = 5.0
+
 # torch in the same dtype: both sides round.
 _TORCH = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e-15, 4e-15)}
 
@@ -129,6 +132,11 @@ class TrajectoryTolerance:
         """Bound on a figure of the later steps, which is `nudged` for torch against itself."""
         # A nudged run that breaks down measures nothing.
         return max(self.later, self.factor * nudged) if math.isfinite(nudged) else self.later
+
+
+def chi_square_bound(freedom: int) -> float:
+    """What a chi-square statistic with so many (dozens of) degrees of freedom stays below."""
+    return freedom + _CHI_SQUARE_SIGMAS * math.sqrt(2 * freedom)
 
 
 def trajectory_tolerance(dtype: Any) -> TrajectoryTolerance:

@@ -170,8 +170,14 @@ def _xent(case: Case, inputs: Named, upstream: Named) -> Named:
     dtype = inputs["h"].dtype
     targets = torch.tensor(arguments("xent_forward", case, dtype)["targets"].astype(np.int64))
     logits = torch.nn.functional.linear(given["h"], given["w"], given.get("b"))
-    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    return _finish({"nll": nll}, upstream, given)
+    logits = logits / case.options.get("temperature", 1.0)
+    smoothing = case.options.get("label_smoothing", 0.0)
+    loss = torch.nn.functional.cross_entropy(
+        logits, targets, reduction="none", label_smoothing=smoothing
+    )
+    if "z_loss" in case.options:
+        loss = loss + case.options["z_loss"] * torch.logsumexp(logits, 1) ** 2
+    return _finish({"loss": loss}, upstream, given)
 
 
 def _embedding(case: Case, inputs: Named, upstream: Named) -> Named:

@@ -66,7 +66,7 @@ class DataConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The fields of `RecurrentLMConfig` except the vocabulary's size, which the text decides."""
+    """The fields of `RecurrentLMConfig` but the vocabulary's size (the text decides) and `head`."""
 
     cell: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"] = "lstm"
     embedding_size: int = Field(default=200, ge=1)
@@ -105,9 +105,15 @@ class ModelConfig(_Section):
 
 
 class HeadConfig(_Section):
-    """The output layer: `full` is the exact softmax over the whole vocabulary."""
+    """The output layer: `full` is the exact softmax over the whole vocabulary.
+
+    `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    """
 
     kind: Literal["full"] = "full"
+    label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
+    z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
 
 
 class TrainConfig(_Section):

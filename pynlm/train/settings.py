@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pynlm.heads import HeadOptions
 from pynlm.models import RecurrentLMConfig
 from pynlm.text import Tokenizer
 from pynlm.train.checkpoint import CheckpointError, CheckpointMissing, Snapshot
@@ -130,7 +131,8 @@ def decide(
 
 def model_config(recipe: Recipe, vocab_size: int) -> RecurrentLMConfig:
     """The model that a recipe describes, for a vocabulary of `vocab_size`."""
-    return RecurrentLMConfig(vocab_size=vocab_size, **recipe.model.model_dump())
+    head = HeadOptions(**recipe.head.model_dump())
+    return RecurrentLMConfig(vocab_size=vocab_size, head=head, **recipe.model.model_dump())
 
 
 def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:

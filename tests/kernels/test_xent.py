@@ -26,7 +26,10 @@ from pynlm.testing import (
 )
 from pynlm.testing.tolerances import CLOSED_FORM, kernel_tolerance
 
-FUNCTIONS = ["xent_forward", "xent_gradients", "xent_log_prob"]
+FUNCTIONS = [
+    *("xent_forward", "xent_gradients", "xent_log_prob"),
+    *("xent_top_k", "xent_sample", "xent_entropy"),
+]
 BACKENDS = ["reference", "cpu"]
 TORCH_CASES = [case for case in CASES["xent"] if all(case.dims.values())]
 
@@ -93,7 +96,9 @@ def test_agrees_with_torch(case, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["threads", "many-words", "many-rows", "primes"])
+@pytest.mark.parametrize(
+    "name", ["threads", "threads-everything", "many-words", "many-rows", "primes"]
+)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_same_bits_for_any_number_of_threads(function: str, name: str, dtype: str) -> None:
     check_threads(function, find_case("xent", name), dtype, threads=(1, 2, 3))
@@ -180,7 +185,7 @@ def test_nan_shows(function: str, name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_every_array_is_checked(function: str) -> None:
-    check_contract(function, find_case("xent", "weights"))
+    check_contract(function, find_case("xent", "everything"))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS[:2])
