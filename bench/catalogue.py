@@ -80,7 +80,7 @@ class Recurrent:
     variant, p
         One of `VARIANTS`, of one layer in training, with its probability.
     scoring
-        One row, as contiguous text is scored; a group apart from the grid of shapes.
+        Contiguous text, or one step of histories; a group apart from the grid of shapes.
     """
 
     cell: str
@@ -300,12 +300,14 @@ VARIED = [  # T, B, I, H
     (100, 16, 512, 512),
     (35, 20, 650, 650),
 ]
-SCORING = [  # T, B, I, H, layers; the last as one step of `generate` or of a beam
+SCORING = [  # T, B, I, H, layers; the last as one step of `generate`, of beams, of many histories
     (100, 1, 128, 128, 1),
     (100, 1, 512, 512, 1),
     (35, 1, 650, 650, 2),
     (35, 1, 1500, 1500, 1),
     (1, 1, 650, 650, 2),
+    (1, 8, 650, 650, 2),
+    (1, 32, 650, 650, 2),
 ]
 HEADS = [  # N, H, V
     (400, 200, 10_000),

@@ -100,6 +100,11 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
         a |= {"gates": _empty(T, B, gates * H), "dx": _empty(T, B, I)}
         if not case.train:
             a |= dict.fromkeys(_SAVED)
+            # as a session of ONNX Runtime does when it is made
+            a |= {
+                "w_ih": kernels.pack(weights["w_ih"]),
+                "w_hh": kernels.pack(weights["w_hh"], gates=gates),
+            }
         stack.append(a)
         below = a["y"]
     forward = getattr(kernels, f"{case.cell}_forward")

@@ -14,8 +14,10 @@ from bench.record import Record
 _SHAPES = {
     "recurrent": "Cases are T,B,I,H (steps, batch, input, hidden), ×2 for two layers.",
     "scoring": (
-        "One row, as contiguous text is scored: cases are T,B,I,H (steps, batch, input, hidden), "
-        "×2 for two layers. A case of one step is what `generate` and beams do."
+        "Contiguous text is scored as one row: cases are T,B,I,H (steps, batch, input, hidden), "
+        "×2 for two layers. A case of one step is what `generate` and beams do. In all that is "
+        "forward only pynlm's weights are packed beforehand (`kernels.pack`), as a session of "
+        "ONNX Runtime packs its own; torch has no such thing for these modules."
     ),
     "ragged": (
         "Cases are T,B,I,H (steps, batch, input, hidden); rows end at lengths evenly spread from T "
@@ -62,7 +64,7 @@ _METHOD = """\
   number of threads.
 - ONNX Runtime runs one node a layer, weights packed when the session is made, input and output
   bound. JAX runs a jitted `lax.scan` after one product of the input for all steps, gradients by
-  `jax.vjp`. pynlm packs the weights in each call.
+  `jax.vjp`. pynlm packs the weights in each call that trains, beforehand for those that do not.
 - The peak is the best of many short bursts of independent multiply-adds in registers, measured
   throughout the run. A share of it counts the operations of the matrix products only: 2·G·H·(I+H)
   for a row and step of a recurrent layer with G gates, 2·H·V for a row of the softmax, three times
@@ -151,10 +153,14 @@ def _goals(record: Record) -> list[str]:
     rows = [_bar(bar) for bar in bars(record)]
     if not rows:
         return []
-    head = ["", "threads", "against", "cases", "geometric mean", "goal", "least", "goal", "met"]
+    head = [
+        *("", "threads", "against", "cases", "geometric mean", "goal", "least", "goal", "met"),
+        "limit",
+    ]
     text = (
         "## Goals\n\nRatios are the time of the peer that is named over pynlm's. Most goals are "
-        "for all threads; the figures of others stand here for comparison.\n\n"
+        "for all threads; the figures of others stand here for comparison. The limit is what the "
+        "geometric mean would be if pynlm's products ran at the peak and all else took no time.\n\n"
     ) + table(head, rows)
     rows = [
         [s.work, threads(s.threads), str(s.cases), percent(s.least), percent(s.goal), met(s.met)]
@@ -178,6 +184,7 @@ def _bar(bar: Bar) -> list[str]:
         times(bar.least),
         aims[1],
         met(bar.met) if bar.aimed else "",
+        times(bar.limit),
     ]
 
 

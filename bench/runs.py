@@ -88,9 +88,9 @@ def page(runs: list[dict[str, Any]]) -> str:
         "",
         "Validation and test score each token once, as one stream with carried state. Rates and "
         "times are of two cores; runs without them shared the machine with other work. A rate is "
-        "that of training steps, the median over the epochs; minutes are all of a training's, with "
-        "the validation after each epoch. The same seed gives the same figures on any number of "
-        "threads.",
+        "that of training steps, the median over the epochs; minutes are those of all training "
+        "steps and of the validation after each epoch. The same seed gives the same figures on any "
+        "number of threads.",
         "",
         "| recipe | seed | parameters | epochs | valid | test | bits a token (test, else valid) "
         "| published valid / test | tokens/s | minutes |",
@@ -169,6 +169,8 @@ def draw(runs: list[dict[str, Any]], png: Path) -> None:
 def _kept(report: Path, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of an earlier report whose recipe and seed are not among the runs."""
     given = {(run["recipe"], run["seed"]) for run in runs}
+    if not report.exists():
+        return []
     rows: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))
     return [row for row in rows if (row["recipe"], row["seed"]) not in given]
 

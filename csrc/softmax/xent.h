@@ -16,13 +16,15 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
+
 namespace nlm {
 
 template <class T>
 struct XentForwardArgs {
     T* nll;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     const std::int32_t* targets;
     std::int64_t N, H, V;
@@ -46,7 +48,7 @@ template <class T>
 struct XentLogProbArgs {
     T* log_prob;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V;
 };

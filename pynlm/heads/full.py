@@ -99,6 +99,7 @@ class Full:
         ids = as_ids(targets, func=self.name, name="targets")
         nll = np.empty(len(h), w.dtype)
         if not ctx.train:
+            w = self.weight.for_product(len(h))
             xent_forward(nll=nll, h=h, w=w, b=b, targets=ids, backend=ctx.backend)
             return nll, None
         if weights is not None:
@@ -127,6 +128,7 @@ class Full:
         w, b = self.weight.data, None if self.bias is None else self.bias.data
         h = as_floats(h, w.dtype)
         log_prob = self.pool.lease((len(h), len(w)), w.dtype)
+        w = self.weight.for_product(len(h))
         xent_log_prob(log_prob=log_prob, h=h, w=w, b=b, backend=ctx.backend)
         return log_prob
 
