@@ -146,7 +146,7 @@ def _layer_step(case: Recurrent, inputs: RecurrentInputs) -> Callable[[], dict[s
     parameters = Parameters([spec for layer in specs for spec in layer])
     parameters.load_state_dict({name: weights[_short(name)] for name in parameters})
     layers = [cell(parameters, prefix, options=options) for prefix in prefixes]
-    layer, steps = Bidirectional(*layers) if len(layers) == 2 else layers[0], count()
+    layer, steps = Bidirectional(layers[0], layers[1]) if layers[1:] else layers[0], count()
     state = layer.initial_state(case.B)
 
     def step() -> dict[str, Array]:

@@ -125,7 +125,7 @@ def _facts(record: Record) -> str:
     for n, peak in sorted(record.peaks.items()):
         figure = f"{peak['best'] / 1e9:.0f} GFLOP/s (median burst {peak['median'] / 1e9:.0f})"
         rows.append((f"float32 peak, {threads(n)}", figure))
-    return _table(["", ""], rows)
+    return table(["", ""], rows)
 
 
 def _summary(record: Record) -> str:
@@ -144,7 +144,7 @@ def _summary(record: Record) -> str:
     head = ["", "threads", "cases", "geometric mean", "least", "share of peak"]
     return (
         "## Summary\n\nRatios are the fastest peer's time over pynlm's: above 1× pynlm is "
-        "faster.\n\n" + _table(head, rows)
+        "faster.\n\n" + table(head, rows)
     )
 
 
@@ -161,15 +161,13 @@ def _goals(record: Record) -> list[str]:
         "## Goals\n\nRatios are the time of the peer that is named over pynlm's. Most goals are "
         "for all threads; the figures of others stand here for comparison. The limit is what the "
         "geometric mean would be if pynlm's products ran at the peak and all else took no time.\n\n"
-    ) + _table(head, rows)
+    ) + table(head, rows)
     rows = [
-        [s.work, threads(s.threads), str(s.cases), percent(s.least), percent(s.goal), _met(s.met)]
+        [s.work, threads(s.threads), str(s.cases), percent(s.least), percent(s.goal), met(s.met)]
         for s in shares(record)
     ]
     if rows:
-        text += "\n\n" + _table(
-            ["", "threads", "cases", "least share of peak", "goal", "met"], rows
-        )
+        text += "\n\n" + table(["", "threads", "cases", "least share of peak", "goal", "met"], rows)
     return [text]
 
 
@@ -185,13 +183,14 @@ def _bar(bar: Bar) -> list[str]:
         aims[0],
         times(bar.least),
         aims[1],
-        _met(bar.met) if bar.aimed else "",
+        met(bar.met) if bar.aimed else "",
         times(bar.limit),
     ]
 
 
-def _met(met: bool) -> str:
-    return "yes" if met else "**no**"
+def met(yes: bool) -> str:
+    """Whether a goal is met, in a table."""
+    return "yes" if yes else "**no**"
 
 
 def _variants(record: Record) -> str:
@@ -203,7 +202,7 @@ def _variants(record: Record) -> str:
             str(v.cases),
             times(v.plain),
             times(v.greatest),
-            _met(plain_met(v.plain, v.greatest)) if v.group in GOALS else "",
+            met(plain_met(v.plain, v.greatest)) if v.group in GOALS else "",
             times(v.work),
             times(v.loop),
         ]
@@ -217,7 +216,7 @@ def _variants(record: Record) -> str:
         "case), and of the time of torch's loop over the variant's (goal: at least "
         f"{LOOP_GOAL.mean:g}×; for a projection and two directions torch has modules). Work is "
         "that of the matrix products over the plain cell's: at its rate the times would be in that "
-        "proportion.\n\n" + _table(head, rows)
+        "proportion.\n\n" + table(head, rows)
     )
 
 
@@ -236,7 +235,7 @@ def _group(record: Record, group: str) -> str:
         for n in counts:
             row += _cells(record, [r for r in record.of(group, n) if r.case == case], libraries)
         rows.append(row)
-    return f"## {group}\n\n{_SHAPES[_kind(record, group)]}\n\n{_table(head, rows)}"
+    return f"## {group}\n\n{_SHAPES[_kind(record, group)]}\n\n{table(head, rows)}"
 
 
 def _kind(record: Record, group: str) -> str:
@@ -292,11 +291,12 @@ def _memory(memory: list[Memory]) -> str:
     head = ["model", "", "after step 1", "step 2", f"steps 3 to {last}", "peak"]
     return (
         "## Memory of training\n\nGrowth of resident memory from before the model is built, in "
-        f"MiB, with {threads(memory[0].threads)}.\n\n" + _table(head, rows)
+        f"MiB, with {threads(memory[0].threads)}.\n\n" + table(head, rows)
     )
 
 
-def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
