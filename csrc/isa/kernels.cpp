@@ -45,6 +45,7 @@ namespace {
 #include "linear/linear-inl.h"
 #include "softmax/xent-inl.h"
 #include "embedding/embedding-inl.h"
+#include "softmax/candidates-inl.h"
 #include "dropout/dropout-inl.h"
 #include "optim/span-inl.h"
 #include "optim/clip-inl.h"

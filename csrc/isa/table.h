@@ -14,6 +14,7 @@
 #include "recurrent/gru.h"
 #include "recurrent/lstm.h"
 #include "recurrent/rnn.h"
+#include "softmax/candidates.h"
 #include "softmax/xent.h"
 
 // X(function, argument struct)
@@ -32,6 +33,8 @@
     X(xent_top_k, XentTopKArgs)                   \
     X(xent_sample, XentSampleArgs)                \
     X(xent_entropy, XentEntropyArgs)              \
+    X(candidates_forward, CandidatesForwardArgs)  \
+    X(candidates_gradients, CandidatesGradientsArgs) \
     X(embedding_forward, EmbeddingForwardArgs)    \
     X(embedding_backward, EmbeddingBackwardArgs)  \
     X(dropout, DropoutArgs)                       \
