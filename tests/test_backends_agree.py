@@ -104,6 +104,8 @@ def test_compiled_functions_guard_their_memory(function: str) -> None:
     [
         ("xent_forward", "primes", "targets"),
         ("xent_gradients", "primes", "targets"),
+        ("candidates_forward", "primes", "targets"),
+        ("candidates_gradients", "primes", "samples"),
         ("embedding_forward", "primes", "ids"),
         ("sgd_update_rows", "rows-plain", "rows"),
         ("adam_update_rows", "rows-plain", "rows"),

@@ -32,6 +32,8 @@ def candidates_forward(
 ) -> None:
     """Loss of every row; see `pynlm.kernels.candidates_forward`."""
     t, x = _logits(h, w, b, targets, samples, temperature, log_expected, target_log_expected)
+    if objective == "softmax" and counts is not None:
+        x = x + np.log(counts)
     _hide(x, targets, samples, remove_hits)
     loss[...] = _losses(t, x, counts, objective)[0]
 
@@ -60,6 +62,8 @@ def candidates_gradients(
     if not len(h):
         return 0
     t, x = _logits(h, w, b, targets, samples, temperature, log_expected, target_log_expected)
+    if objective == "softmax" and counts is not None:
+        x = x + np.log(counts)
     _hide(x, targets, samples, remove_hits)
     loss[...], dt, dx = _losses(t, x, counts, objective)
     factor = (1.0 if weights is None else weights) / temperature
@@ -111,15 +115,20 @@ def _losses(
     t: Array, x: Array, counts: Array | None, objective: str
 ) -> tuple[Array, Array, Array]:
     """Loss [N] and the gradients of t [N] and x [N, K]."""
-    m = np.ones(x.shape[1], x.dtype) if counts is None else counts
     if objective == "logistic":
-        loss = np.logaddexp(0, -t) + (m * np.logaddexp(0, x)).sum(axis=1)
+        m = np.ones(x.shape[1], x.dtype) if counts is None else counts
+        loss = _softplus(-t) + (m * _softplus(x)).sum(axis=1)
         return loss, -_sigmoid(-t), m * _sigmoid(x)
     top = np.maximum(t, x.max(axis=1))
-    e, mine = m * np.exp(x - top[:, None]), np.exp(t - top)
+    e, mine = np.exp(x - top[:, None]), np.exp(t - top)
     others = e.sum(axis=1)
     total = others + mine
     return (top - t) + np.log(total), -others / total, e / total[:, None]
+
+
+def _softplus(x: Array) -> Array:
+    y: Array = np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+    return y
 
 
 def _sigmoid(x: Array) -> Array:
