@@ -4,5 +4,19 @@ from pynlm.heads.base import BaseHead, Head, HeadBackprop
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead
 from pynlm.heads.options import HeadOptions
+from pynlm.heads.sampled import NCE, NegativeSampling, Sampled, SampledHead
+from pynlm.heads.samplers import TokenSampler
 
-__all__ = ["BaseHead", "Full", "FusedHead", "Head", "HeadBackprop", "HeadOptions"]
+__all__ = [
+    "NCE",
+    "BaseHead",
+    "Full",
+    "FusedHead",
+    "Head",
+    "HeadBackprop",
+    "HeadOptions",
+    "NegativeSampling",
+    "Sampled",
+    "SampledHead",
+    "TokenSampler",
+]

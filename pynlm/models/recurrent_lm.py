@@ -39,6 +39,8 @@ class RecurrentLM:
         Sizes, dropout, initial weights.
     dtype
         float32 or float64.
+    counts
+        Of the tokens in training text, integers [V]: for heads that need them.
 
     Attributes
     ----------
@@ -61,13 +63,22 @@ class RecurrentLM:
     ((2, 2), [(2, 6), (2, 5)])
     """
 
-    def __init__(self, config: RecurrentLMConfig, dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(
+        self,
+        config: RecurrentLMConfig,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        counts: object = None,
+    ) -> None:
         self.config = config
         self.pool = Pool()
         cell = _CELLS[config.cell]
         # The embedding comes first: what follows its sparse table is one stretch of dense weights.
         specs: list[Spec] = Embedding.specs(
-            "embedding", config.vocab_size, config.embedding_size, sparse=not config.tied
+            "embedding",
+            config.vocab_size,
+            config.embedding_size,
+            sparse=not config.tied or config.head.sparse,
         )
         widths = (config.embedding_size, *config.output_sizes)
         for i, size in enumerate(config.hidden_sizes):
@@ -82,7 +93,7 @@ class RecurrentLM:
             self._layer(i) for i in range(len(config.hidden_sizes))
         )
         tied = self.embedding.weight if config.tied else None
-        self.head: Head = config.head.make(self.parameters, tied)
+        self.head: Head = config.head.make(self.parameters, tied, counts=counts)
         self.dropout_input = self._dropout(config.dropout_input, Site.INPUT, 0)
         self.dropout_between = tuple(
             self._dropout(config.dropout_between, Site.BETWEEN, i)

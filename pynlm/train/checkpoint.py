@@ -242,7 +242,7 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
             f"{run / 'tokenizer.json'} is not the vocabulary that {checkpoint} was trained with"
         )
     recipe = load_recipe(run / "config.toml")
-    model = RecurrentLM(config, dtype=recipe.train.dtype)
+    model = RecurrentLM(config, dtype=recipe.train.dtype, counts=tokenizer.counts)
     check_parameters(model, snapshot.model, checkpoint / "model.safetensors")
     model.load_state_dict(snapshot.model)
     return model, tokenizer, recipe

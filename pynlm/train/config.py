@@ -108,12 +108,20 @@ class HeadConfig(_Section):
     """The output layer: `full` is the exact softmax over the whole vocabulary.
 
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `sampled`, `nce` and `negative-sampling` learn from `samples` tokens a step, and are evaluated
+    as `full` is; see `pynlm.heads.SampledHead` and `pynlm.heads.NCE` for their options.
     """
 
-    kind: Literal["full"] = "full"
+    kind: Literal["full", "sampled", "nce", "negative-sampling"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    samples: int = Field(default=1024, ge=1)
+    sampler: Literal["log-uniform", "unigram", "uniform"] = "log-uniform"
+    alpha: float = Field(default=0.75, ge=0.0, allow_inf_nan=False)
+    unique: bool = True
+    remove_hits: bool | None = None
+    log_z: float | Literal["learned"] | None = None
 
 
 class TrainConfig(_Section):

@@ -156,15 +156,15 @@ class Trainer:
         self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
-        # Only now, so that a text that cannot be used leaves no run behind.
+        config = model_config(recipe, self.tokenizer.vocab_size)
+        self.model = RecurrentLM(config, recipe.train.dtype, counts=self.tokenizer.counts)
+        # Only now, so that what cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
             file.write(to_toml(recipe).encode())
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
         else:
             check_data(run, self.data, snapshot)
-        config = model_config(recipe, self.tokenizer.vocab_size)
-        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
