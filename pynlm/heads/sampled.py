@@ -40,7 +40,7 @@ class SampledHead(Full):
     unique
         Draw distinct tokens.
     remove_hits
-        Leave a sample out where it is the target itself; None: as the class does.
+        Leave a sample out where it is the target itself; None: as each class says.
     counts
         The tokens' counts [V] in training text, for "unigram".
 
@@ -58,7 +58,7 @@ class SampledHead(Full):
     exact_in_training = False
     _objective = "softmax"
     _corrected = True
-    _remove_hits = True
+    _remove_hits: bool | None = None
 
     def __init__(
         self,
@@ -80,7 +80,8 @@ class SampledHead(Full):
             raise TypeError(
                 f"{func}: remove_hits must be True, False or None, got {describe(remove_hits)}"
             )
-        self.remove_hits = self._remove_hits if remove_hits is None else remove_hits
+        own = unique if self._remove_hits is None else self._remove_hits
+        self.remove_hits = own if remove_hits is None else remove_hits
         self.sampler = TokenSampler(
             sampler, vocab_size=self.vocab_size, size=samples, unique=unique,
             counts=counts, alpha=alpha, func=func,
@@ -158,9 +159,11 @@ class SampledHead(Full):
 class Sampled(SampledHead):
     """Softmax over the target and the samples: importance sampling, "sampled softmax".
 
-    The logits are corrected by the logarithms of the expected counts, so that the gradient's
-    expectation approaches the exact one as K grows; with every token as a sample it is the exact
-    one. The loss is usually too low to be a likelihood. Parameters: see `SampledHead`.
+    The logits are corrected by the logarithms of the expected counts, so that the gradient
+    approaches the exact one as K grows; with every token as a unique sample it is the exact one.
+    For that, hits are removed where samples are unique, and kept where they are not (there the
+    target's own part in the normaliser is that of its hits), unless said otherwise. The loss is
+    usually too low to be a likelihood. Parameters: see `SampledHead`.
 
     Notes
     -----
@@ -282,6 +285,8 @@ class NegativeSampling(SampledHead):
     softmax of the weights is there to rank and to draw tokens; a perplexity is refused. Parameters:
     see `SampledHead`.
 
+    Hits are removed unless said otherwise, as word2vec does.
+
     Notes
     -----
     Source: Mikolov et al., arXiv:1310.4546, eq. 4; what it learns: Levy & Goldberg, NIPS 2014.
@@ -298,6 +303,7 @@ class NegativeSampling(SampledHead):
 
     learns_likelihood = False
     _objective = "logistic"
+    _remove_hits = True
     _corrected = False
 
 
