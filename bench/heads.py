@@ -84,6 +84,7 @@ def run(request: Row) -> Row:
     from bench.memory import _peak, _reset_peak
     from pynlm.language_model import LanguageModel
     from pynlm.train import Trainer
+    from pynlm.train.config import read_toml
     from pynlm.train.data import make_batches
 
     marks = list(request["seconds"] or request["tokens"])
@@ -136,7 +137,7 @@ def run(request: Row) -> Row:
             raise ValueError(f"bench.heads: the epoch ended before {marks[0]} was reached")
         except _Enough:
             pass
-        head = trainer.recipe.head.model_dump(exclude_none=True)
+        head = read_toml(trainer.folder / "config.toml")["head"]
     times = [0.0, *(seconds for _, seconds in steps)]
     return {
         "seed": request["seed"],
