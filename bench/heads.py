@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -74,8 +75,9 @@ def run(request: Row) -> Row:
     ----------
     request
         `set` (overrides), `seed`, the text (`corpus`, or `text` and `test`, file names), and either
-        `seconds` of training or numbers of `tokens`, rising: when to evaluate. `epoch`: whether to
-        go on to the end of the epoch, evaluated each time that the tokens have doubled.
+        `seconds` of training or numbers of `tokens`, rising: when to evaluate. The last ends the run,
+        or the end of the epoch. `epoch`: whether to go on to there, evaluated each time that the
+        tokens have doubled.
 
     Returns
     -------
@@ -90,33 +92,28 @@ def run(request: Row) -> Row:
     marks = list(request["seconds"] or request["tokens"])
     points: list[Row] = []
     steps: list[tuple[int, float]] = []
-    peak = 0
+    peak = whole = 0
 
     def watch(_: object) -> None:
-        nonlocal peak
+        nonlocal peak, whole
         at = trainer.position
         if not steps:
             # What preparing the text took has been given back.
             _reset_peak()
-            if request["epoch"]:
-                whole = make_batches(trainer.recipe, trainer.data, 0).tokens
-                while marks[-1] * 2 < whole:
-                    marks.append(marks[-1] * 2)
-                marks[:] = [mark for mark in marks if mark < whole] + [whole]
+            whole = make_batches(trainer.recipe, trainer.data, 0).tokens
+            while request["epoch"] and marks[-1] < whole:
+                marks.append(min(2 * marks[-1], whole))
         steps.append((at.tokens, at.seconds))
-        if (at.seconds if request["seconds"] else at.tokens) < marks[0]:
+        reached = (at.seconds if request["seconds"] else at.tokens) >= marks[0]
+        if not reached and at.tokens < whole:
             return
         peak = max(peak, _peak())
-        lm = LanguageModel(trainer.model, trainer.tokenizer)
-        test = lm.evaluate(trainer.data.test)
+        test = LanguageModel(trainer.model, trainer.tokenizer).evaluate(trainer.data.test)
         points.append({"tokens": at.tokens, "seconds": at.seconds, "test": test.to_dict()})
-        print(
-            f"  {at.tokens:,} tokens, {at.seconds:.0f} s: test {test.perplexity:.2f}",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"  {at.tokens:,} tokens, {at.seconds:.0f} s: test {test.perplexity:.2f}"
+        print(said, file=sys.stderr, flush=True)
         del marks[0]
-        if not marks:
+        if not marks or at.tokens == whole:
             raise _Enough
         _reset_peak()
 
@@ -132,11 +129,8 @@ def run(request: Row) -> Row:
             quiet=True,
             on_step=watch,
         )
-        try:
+        with suppress(_Enough):
             trainer.run()
-            raise ValueError(f"bench.heads: the epoch ended before {marks[0]} was reached")
-        except _Enough:
-            pass
         head = read_toml(trainer.folder / "config.toml")["head"]
     times = [0.0, *(seconds for _, seconds in steps)]
     return {
