@@ -75,15 +75,15 @@ def run(request: Row) -> Row:
     ----------
     request
         `set` (overrides), `seed`, the text (`corpus`, or `text` and `test`, file names), and either
-        `seconds` of training or numbers of `tokens`, rising: when to evaluate. The last ends the run,
-        or the end of the epoch. `epoch`: whether to go on to there, evaluated each time that the
-        tokens have doubled.
+        `seconds` of training or numbers of `tokens`, rising: when to evaluate. The last ends the
+        run, or the end of the epoch. `epoch`: whether to go on to there, evaluated each time that
+        the tokens have doubled.
 
     Returns
     -------
     A row of the report, without the head's name.
     """
-    from bench.memory import _peak, _reset_peak
+    from bench.memory import peak_memory, reset_peak
     from pynlm.language_model import LanguageModel
     from pynlm.train import Trainer
     from pynlm.train.config import read_toml
@@ -99,7 +99,7 @@ def run(request: Row) -> Row:
         at = trainer.position
         if not steps:
             # What preparing the text took has been given back.
-            _reset_peak()
+            reset_peak()
             whole = make_batches(trainer.recipe, trainer.data, 0).tokens
             while request["epoch"] and marks[-1] < whole:
                 marks.append(min(2 * marks[-1], whole))
@@ -107,7 +107,7 @@ def run(request: Row) -> Row:
         reached = (at.seconds if request["seconds"] else at.tokens) >= marks[0]
         if not reached and at.tokens < whole:
             return
-        peak = max(peak, _peak())
+        peak = max(peak, peak_memory())
         test = LanguageModel(trainer.model, trainer.tokenizer).evaluate(trainer.data.test)
         points.append({"tokens": at.tokens, "seconds": at.seconds, "test": test.to_dict()})
         said = f"  {at.tokens:,} tokens, {at.seconds:.0f} s: test {test.perplexity:.2f}"
@@ -115,7 +115,7 @@ def run(request: Row) -> Row:
         del marks[0]
         if not marks or at.tokens == whole:
             raise _Enough
-        _reset_peak()
+        reset_peak()
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
