@@ -174,9 +174,10 @@ class Mixture(FusedHead):
             self.latent_bias.claim(),
             self.prior.claim(),
         )
+        de = made.dh.reshape(len(h), len(self.latent.data))
         linear_backward(
-            dx=dh, dw=latent.array, db=bias.array, dy=made.dh.reshape(len(h), len(self.latent.data)), x=h,
-            w=self.latent.data, backend=ctx.backend,
+            dx=dh, dw=latent.array, db=bias.array, dy=de, x=h, w=self.latent.data,
+            backend=ctx.backend,
         )  # fmt: skip
         linear_backward(
             dx=more, dw=prior_claim.array, dy=prior - shares, x=h, w=self.prior.data,
