@@ -107,13 +107,15 @@ class ModelConfig(_Section):
 class HeadConfig(_Section):
     """The output layer: `full` is the exact softmax over the whole vocabulary.
 
+    `mixture` is that of so many `experts`, each a softmax over the whole vocabulary.
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
     """
 
-    kind: Literal["full"] = "full"
+    kind: Literal["full", "mixture"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    experts: int = Field(default=10, ge=1)
 
 
 class TrainConfig(_Section):
