@@ -79,16 +79,17 @@ inline void divide_by_temperature(T* z, int64_t count, double temperature) {
 }
 
 template <class T>
-inline void block_logits(T* z, const T* h, const T* w, const T* b, int64_t tokens, int64_t H,
+inline void block_logits(T* z, const T* h, Weights<T> w, const T* b, int64_t tokens, int64_t H,
                          int64_t V) {
     gemm(GemmArgs<T>{.M = tokens,
                      .N = V,
                      .K = H,
                      .a = {h, H, false},
-                     .b = {w, H, false},
+                     .b = {w.p, H, false},
                      .c = z,
                      .ldc = V,
-                     .bias = b});
+                     .bias = b,
+                     .b_panels = w.panels});
 }
 
 // Calls body(n, z) with the logits of each token n, which it may overwrite.
@@ -171,7 +172,7 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
     for (int64_t n0 = 0; n0 < a.N; n0 += block) {
         const int64_t tokens = a.N - n0 < block ? a.N - n0 : block;
         const T* const h = a.h + n0 * a.H;
-        block_logits(z, h, a.w, a.b, tokens, a.H, a.V);
+        block_logits(z, h, Weights<T>{a.w}, a.b, tokens, a.H, a.V);
         auto softmax = [&](int tid, int size) {
             const Range mine = share(tokens, 1, tid, size);
             for (int64_t n = mine.begin; n < mine.end; ++n) {
@@ -300,8 +301,9 @@ template <class T>
 void xent_sample(const XentSampleArgs<T>& a) {
     each_row<T>(a, [&](int64_t n, T* z) {
         const double sum = exp_sum<T, true>(z, a.V, row_max(z, a.V));
-        const PhiloxWords drawn =
-            philox(a.seed, a.step, {{0, uint32_t(n), a.time, philox_purpose(kPhiloxSample, 0)}});
+        const uint32_t row = uint32_t(a.rows != nullptr ? a.rows[n] : n);
+        const PhiloxWords drawn = philox(
+            a.seed, a.step, {{0, row, a.time, philox_purpose(kPhiloxSample, a.layer)}});
         const double u =
             (double(drawn.word[0] >> 5) * 67108864.0 + double(drawn.word[1] >> 6)) * 0x1p-53;
         a.ids[n] = sum < std::numeric_limits<double>::infinity() ? find_share(z, a.V, u * sum) : -1;

@@ -10,7 +10,7 @@
 //             entropy[n] = - sum_v p log p.
 //             top_k: the K largest of log_prob[n], falling; of equal logits the smaller id first.
 //             sample: the first v with p[n, 0] + ... + p[n, v] > u, u in [0, 1) of 53 bits from
-//             words 0 and 1 of counter (row n, time) of site 7 (common/philox.h).
+//             words 0 and 1 of counter (row rows[n], time) of site 7, layer (common/philox.h).
 // Shapes      h dh [N,H]  w dw [V,H]  b db [V]  targets weights nll loss entropy [N]
 //             log_prob [N,V], of top_k [N,K] like its ids;  ids of sample [N]
 // Aliasing    none.
@@ -26,6 +26,8 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
+
 namespace nlm {
 
 template <class T>
@@ -33,7 +35,7 @@ struct XentForwardArgs {
     T* nll;
     T* loss;  // may be null
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     const std::int32_t* targets;
     std::int64_t N, H, V;
@@ -60,7 +62,7 @@ template <class T>
 struct XentLogProbArgs {
     T* log_prob;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V;
     double temperature;
@@ -71,7 +73,7 @@ struct XentTopKArgs {
     T* log_prob;
     std::int32_t* ids;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V, K;
     double temperature;
@@ -81,10 +83,11 @@ template <class T>
 struct XentSampleArgs {
     std::int32_t* ids;
     const T* h;
-    const T* w;
-    const T* b;  // may be null
+    Weights<T> w;
+    const T* b;                // may be null
+    const std::int32_t* rows;  // [N] of the caller's batch; null: 0 ... N - 1
     std::int64_t N, H, V;
-    std::uint32_t seed, step, time;
+    std::uint32_t seed, step, time, layer;
     double temperature;
 };
 
@@ -92,7 +95,7 @@ template <class T>
 struct XentEntropyArgs {
     T* entropy;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V;
     double temperature;

@@ -2,6 +2,7 @@
 
 from pynlm.heads.base import BaseHead, Head, HeadBackprop
 from pynlm.heads.full import Full
+from pynlm.heads.fused import FusedHead
 from pynlm.heads.options import HeadOptions
 
-__all__ = ["BaseHead", "Full", "Head", "HeadBackprop", "HeadOptions"]
+__all__ = ["BaseHead", "Full", "FusedHead", "Head", "HeadBackprop", "HeadOptions"]
