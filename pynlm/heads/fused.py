@@ -12,7 +12,7 @@ from pynlm.heads.base import BaseHead
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_floats, as_ids
-from pynlm.layers.parameters import Claim
+from pynlm.layers.parameters import Claim, RowsClaim
 
 Array = npt.NDArray[Any]
 
@@ -21,7 +21,7 @@ class Gradients(NamedTuple):
     """What a forward pass makes: dh [N, H], and contributions that wait to be committed."""
 
     dh: Array
-    claims: Sequence[Claim]
+    claims: Sequence[Claim | RowsClaim]
 
 
 class FusedHead(BaseHead):
