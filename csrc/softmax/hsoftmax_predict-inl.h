@@ -85,17 +85,19 @@ void hsoftmax_log_prob(const HsoftmaxLogProbArgs<T>& a) {
     }
 }
 
-// Entries still to be opened, as a heap with the best on top: the more probable; of equal ones nodes
-// before tokens, so that their tokens can come in order, and smaller numbers first.
+// Entries still to be opened, as a heap with the best on top: the more probable, NaN last; of equal
+// ones nodes before tokens, so that their tokens can come in order, and smaller numbers first.
 struct OpenEntries {
     double* log_p;
     int32_t* entry;
     int64_t V, count;
 
     bool better(double p, int32_t e, int64_t j) const {
-        if (p != log_p[j]) return p > log_p[j];
-        const bool node = e >= V, other = entry[j] >= V;
-        return node != other ? node : e < entry[j];
+        const bool number = p == p, other_number = log_p[j] == log_p[j];
+        if (number != other_number) return number;
+        if (number && p != log_p[j]) return p > log_p[j];
+        const bool node = e >= V, other_node = entry[j] >= V;
+        return node != other_node ? node : e < entry[j];
     }
     void push(double p, int32_t e) {
         int64_t at = count++;

@@ -123,7 +123,8 @@ def _path(first: Array, parent: Array, target: int, w: Array) -> Iterator[tuple[
 def _log_softmax(h: Array, w: Array, b: Array | None, rows: slice) -> Array:
     z = np.concatenate([np.zeros(1, h.dtype), w[rows] @ h + (0 if b is None else b[rows])])
     if len(z) == 2:  # logistic: exact however far apart the two are
-        log_p: Array = -np.logaddexp(0, z[::-1] - z)
+        over = z[::-1] - z
+        log_p: Array = -(np.maximum(over, 0) + np.log1p(np.exp(-abs(over))))
         return log_p
     shifted = z - z.max()
     return shifted - np.log(np.exp(shifted).sum())

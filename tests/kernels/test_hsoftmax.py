@@ -181,6 +181,20 @@ def test_equal_probabilities_come_in_order(backend: str) -> None:
     assert ids.tolist() == [[0, 1, 2]] * 2
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_comes_last(backend: str) -> None:
+    """A node without a distribution does not hide the tokens beside it."""
+    tree, w = balanced(8), np.zeros((7, 1))
+    w[1:3, 0] = np.nan, 1.0  # tokens 0 to 3, and 6, 7 before 4, 5
+    log_prob, ids = np.empty((1, 8)), np.empty((1, 8), np.int32)
+    kernels.hsoftmax_top_k(
+        log_prob=log_prob, ids=ids, h=np.ones((1, 1)), w=w, first=tree.first,
+        children=tree.children, backend=backend,
+    )  # fmt: skip
+    assert ids[0].tolist() == [6, 7, 4, 5, 0, 1, 2, 3]
+    assert np.isnan(log_prob[0]).tolist() == [False] * 4 + [True] * 4
+
+
 def test_without_db() -> None:
     case = find_case("hsoftmax", "classes-plain")
     full, part = (arguments("hsoftmax_gradients", case, "float64") for _ in range(2))
