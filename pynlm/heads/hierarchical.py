@@ -84,7 +84,7 @@ class Hierarchical(FusedHead):
                 f"{self.name}: tree must have V={self.vocab_size} tokens for a weight of "
                 f"{self.vocab_size - 1} rows, got {tree.vocab_size}"
             )
-        self.tree = tree
+        self.tree, self._prefix = tree, prefix
 
     @staticmethod
     def specs(
@@ -94,6 +94,11 @@ class Hierarchical(FusedHead):
         # The sparse table comes last, so that the dense weights before it are one stretch.
         b = [Spec(f"{prefix}.bias", (vocab_size - 1,), group)] if bias else []
         return [*b, Spec(f"{prefix}.weight", (vocab_size - 1, size), group, sparse=True)]
+
+    def constants(self) -> dict[str, Array]:
+        """The tree's arrays; `stored_tree` reads them."""
+        names = tree_names(self._prefix)
+        return dict(zip(names, (self.tree.first, self.tree.children), strict=True))
 
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
@@ -207,3 +212,20 @@ class Hierarchical(FusedHead):
             p = np.exp(log_prob, out=self.pool.like(log_prob))
             entropy[n : n + block] = -np.multiply(p, log_prob, out=p).sum(axis=1, dtype=np.float64)
         return entropy
+
+
+def tree_names(prefix: str) -> tuple[str, str]:
+    """What the tree's `first` and `children` are called among a model's arrays."""
+    return f"{prefix}.tree.first", f"{prefix}.tree.children"
+
+
+def stored_tree(arrays: Mapping[str, Array], prefix: str = "head") -> Tree | None:
+    """The tree among a saved model's arrays; None if there is none.
+
+    Raises
+    ------
+    ValueError
+        The arrays are no tree.
+    """
+    first, children = map(arrays.get, tree_names(prefix))
+    return None if first is None or children is None else Tree(first, children)

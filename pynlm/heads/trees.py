@@ -16,6 +16,7 @@ from pynlm.arrays import check_integer
 IntArray = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 MOST = 2**30  # entries are int32
+TREES = ("huffman", "balanced", "classes", "clusters")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +100,52 @@ class Tree:
             steps.append((m, child))
             m, child = self.parent[self.vocab_size + m].tolist()
         return steps[::-1]
+
+
+def make_tree(
+    kind: str,
+    vocab_size: int,
+    *,
+    counts: npt.ArrayLike | None = None,
+    labels: npt.ArrayLike | None = None,
+    arity: int = 2,
+    classes: int | None = None,
+) -> Tree:
+    """A tree by name.
+
+    Parameters
+    ----------
+    kind
+        "huffman" and "classes" need `counts` (`huffman`, `frequency_classes`), "clusters" needs
+        `labels` (`from_clusters`), "balanced" nothing (`balanced`).
+    vocab_size
+        V, which the others must fit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An unknown kind, what it needs is missing or does not fit V, or as the functions named.
+
+    Examples
+    --------
+    >>> make_tree("huffman", 3, counts=[5, 2, 1]).path(0)
+    [(0, 0)]
+    """
+    func = "make_tree"
+    if kind not in TREES:
+        raise ValueError(f"{func}: kind must be one of {', '.join(TREES)}, got {kind!r}")
+    if kind == "balanced":
+        return balanced(vocab_size, arity)
+    name, given = ("labels", labels) if kind == "clusters" else ("counts", counts)
+    if given is None:
+        raise ValueError(f"{func}: tree {kind!r} needs {name} [V={vocab_size}]")
+    if np.ndim(given) < 1 or np.shape(given)[0] != vocab_size:
+        raise ValueError(
+            f"{func}: {name} must be of V={vocab_size} tokens, got {list(np.shape(given))}"
+        )
+    if kind == "clusters":
+        return from_clusters(given)
+    return huffman(given, arity) if kind == "huffman" else frequency_classes(given, classes)
 
 
 def huffman(counts: npt.ArrayLike, arity: int = 2) -> Tree:

@@ -164,7 +164,13 @@ class Trainer:
         else:
             check_data(run, self.data, snapshot)
         config = model_config(recipe, self.tokenizer.vocab_size)
-        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
+        if snapshot is None:
+            tree = given_tree(recipe.head, self.tokenizer)
+            counts = self.tokenizer.counts
+            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+        else:
+            place = run / "last" / "model.safetensors"
+            self.model = make_model(config, recipe.train.dtype, snapshot.model, place)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
@@ -204,8 +210,6 @@ class Trainer:
 
     def _restore(self, snapshot: Snapshot) -> None:
         place = self.folder / "last"
-        check_parameters(self.model, snapshot.model, place / "model.safetensors")
-        self.model.load_state_dict(snapshot.model)
         try:
             self._bptt.load_tensors(snapshot.training)
             self._schedule.load_state_dict(snapshot.state["schedule"])
