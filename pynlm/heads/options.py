@@ -12,7 +12,7 @@ from pynlm.arrays import check_integer, check_number
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
 from pynlm.heads.hierarchical import Hierarchical
-from pynlm.heads.trees import TREES, Tree, make_tree
+from pynlm.heads.trees import MOST, TREES, Tree, make_tree
 from pynlm.layers.parameters import Parameter, Spec
 
 # Each kind with the options that it has.
@@ -78,9 +78,9 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
-        check_integer(self.arity, func=func, name="arity", low=2)
+        check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
         if self.classes is not None:
-            check_integer(self.classes, func=func, name="classes", low=1)
+            check_integer(self.classes, func=func, name="classes", low=1, high=MOST)
         self._refuse(KINDS[self.kind], "kind", "kind")
         if self.kind == "hierarchical":
             self._refuse(("tree", *KINDS["full"], *_TREE_OPTIONS[self.tree]), "tree", "kind")

@@ -83,6 +83,9 @@ HAND = Tolerance(1e-6, 0.0, 1e-7)
 ROUNDED = Tolerance(0.0, 0.0, 5e-5)
 CLOSED_FORM = Tolerance(1e-13, 0.0, 1e-13)
 
+# Of a distribution in float32, added up in double, however far apart its logits are.
+PROBABILITY_SUM = Tolerance(0.0, 0.0, 1e-5)
+
 # A chi-square statistic exceeds its mean by more standard deviations about once in 10^6 times.
 _CHI_SQUARE_SIGMAS = 5.0
 

@@ -22,9 +22,9 @@ from pynlm.train.checkpoint import (
     CheckpointMissing,
     RunLock,
     Snapshot,
-    check_parameters,
     find_checkpoint,
     load_checkpoint,
+    make_model,
     restore_links,
     save_checkpoint,
 )
@@ -42,6 +42,7 @@ from pynlm.train.settings import (
     check_data,
     check_unchanged,
     decide,
+    given_tree,
     model_config,
     stored_tokenizer,
 )
@@ -156,6 +157,7 @@ class Trainer:
         self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
+        tree = None if snapshot is not None else given_tree(recipe, self.tokenizer)
         # Only now, so that a text that cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
             file.write(to_toml(recipe).encode())
@@ -165,7 +167,6 @@ class Trainer:
             check_data(run, self.data, snapshot)
         config = model_config(recipe, self.tokenizer.vocab_size)
         if snapshot is None:
-            tree = given_tree(recipe.head, self.tokenizer)
             counts = self.tokenizer.counts
             self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
         else:
