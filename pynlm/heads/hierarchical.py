@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_ids, check_integer
-from pynlm.heads.fused import FusedHead, Gradients
+from pynlm.heads.fused import FusedHead, Gradients, RowsClaim
 from pynlm.heads.trees import Tree
 from pynlm.kernels.hsoftmax import (
     hsoftmax_forward,
@@ -20,7 +20,7 @@ from pynlm.kernels.hsoftmax import (
 )
 from pynlm.layers.context import SCORING, Context
 from pynlm.layers.convert import IntArray, as_floats
-from pynlm.layers.parameters import Parameter, RowsClaim, Spec
+from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
 

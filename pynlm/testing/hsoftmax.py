@@ -35,7 +35,7 @@ def forward(case: Case, dtype: Any) -> Arguments:
     targets = case.rng("targets").integers(0, case.dims["V"], case.dims["N"]).astype(np.int32)
     if case.options.get("targets") == "same":
         targets[:] = case.dims["V"] // 2
-    path = {name: getattr(tree_of(case), name) for name in ("first", "parent")}
+    path = {name: getattr(tree_of(case), name).copy() for name in ("first", "parent")}
     return {"nll": _empty(len(targets)), **_map(case), **path, "targets": targets}
 
 
@@ -75,7 +75,7 @@ def sample(case: Case, dtype: Any) -> Arguments:
 
 def _distribution(case: Case) -> Arguments:
     tree = tree_of(case)
-    return {**_map(case), "first": tree.first, "children": tree.children}
+    return {**_map(case), "first": tree.first.copy(), "children": tree.children.copy()}
 
 
 def _map(case: Case) -> Arguments:
