@@ -1,13 +1,14 @@
 // CPU form of the hierarchical softmax (contract: hsoftmax.h): losses and gradients.
 //
-// A token's path is walked once: its rows are read from memory, and while they are in the
-// first-level cache give the logits and dh. Then (node, token) pairs sorted by node give drows, each
-// row written once. A path's nodes are independent of each other, so up to kGroup rows are taken
-// together: one load of h serves all. (The top of the tree as one dense product was slower: its rows
+// First all paths are walked, so that what follows knows ahead which rows it will read. A path's rows
+// then come from memory once: while they are in the first-level cache they give the logits and dh.
+// Last, (node, token) pairs sorted by node give drows, each row written once. A path's nodes are
+// independent of each other, so up to kGroup rows are taken together: one load of h serves all. (The top of the tree as one dense product was slower: its rows
 // stay in the first-level cache anyway, and most of what it computes no path asks for.)
 
 constexpr int64_t kWideRows = 32;  // so many and more are a matrix product
 constexpr int kGroup = 8;
+constexpr int64_t kAhead = 12;  // pairs whose rows are on their way to the cache
 
 // What a path has at one node: rows [row, row + rows) and the child to go to.
 struct PathStep {
@@ -41,15 +42,34 @@ inline bool step_up(const HsoftmaxTree<T>& t, int64_t& entry, PathStep& step) {
     return false;
 }
 
-// As a tree, so that it is short.
-template <class T>
-inline T sum_halves(Vec<T> v) {
-    T lanes[kLanes<T>];
-    store(lanes, v);
-#pragma GCC unroll 4
-    for (int width = kLanes<T> / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-    return lanes[0];
+template <int... I>
+struct Places {};
+template <int N, int... I>
+struct PlacesTo : PlacesTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct PlacesTo<0, I...> {
+    using Type = Places<I...>;
+};
+
+// Of rows that stand one after another in a and b, P lanes each, the halves added: P/2 lanes each.
+template <class T, int P, int... I>
+inline Vec<T> add_halves(Vec<T> a, Vec<T> b, Places<I...>) {
+    return __builtin_shufflevector(a, b, I / (P / 2) * P + I % (P / 2)...) +
+           __builtin_shufflevector(a, b, I / (P / 2) * P + I % (P / 2) + P / 2 ...);
+}
+
+// Sums of K vectors' lanes become the first lanes of v[0], v[1] and so on; as a tree, in which
+// vectors are joined, so that it is short.
+template <class T, int K, int P = kLanes<T>>
+inline void sum_each(Vec<T>* v) {
+    if constexpr (P > 1) {
+        constexpr int kJoined = (K + 1) / 2;
+#pragma GCC unroll 8
+        for (int i = 0; i < kJoined; ++i)
+            v[i] = add_halves<T, P>(v[2 * i], v[2 * i + 1 < K ? 2 * i + 1 : 2 * i],
+                                    typename PlacesTo<kLanes<T>>::Type{});
+        sum_each<T, kJoined, P / 2>(v);
+    }
 }
 
 // z[r] = h w[r]^T for R rows.
@@ -68,8 +88,9 @@ void dot_some(int64_t H, const T* h, const T* const* w, T* z) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sum[r] += hv * load_n(w[r] + k, H - k);
     }
+    sum_each<T, R>(sum);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) z[r] = sum_halves<T>(sum[r]);
+    for (int r = 0; r < R; r += kLanes<T>) store_n(z + r, sum[r / kLanes<T>], R - r);
 }
 
 // y += sum_r a[r] w[r] over R rows.
@@ -162,88 +183,82 @@ inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
 // A place on the path of a token, in the order of tokens.
 struct PathPair {
     int64_t dz;  // where the node's are
-    int32_t token, child;
+    int32_t token, child, row, rows;
 };
 
-// The losses of one token as they come in. -log sigmoid(s) is max(-s, 0) + log1p(e) with
-// e = exp(-|s|): the factors 1 + e of the path are multiplied, all - 1, and one logarithm is taken.
-struct PathLoss {
-    double sum = 0, product = 0;
-    void add(double linear, double e) {
-        sum += linear;
-        product += e + product * e;
-        if (product > 1e100) flush();
-    }
-    void flush() {
-        sum += std::log1p(product);
-        product = 0;
-    }
-};
+// log1p(e), 0 <= e <= 1: 2 artanh(s) with s = e / (2 + e) <= 1/3, by its series.
+template <class T>
+inline Vec<T> log1p_of(Vec<T> e) {
+    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+    const Vec<T> s = e / (e + T(2)), square = s * s;
+    Vec<T> sum = splat(T(1.0 / (2 * kTerms + 1)));
+#pragma GCC unroll 17
+    for (int k = kTerms - 1; k > 0; --k) sum = sum * square + T(1.0 / (2 * k + 1));
+    return T(2) * (s + s * square * sum);
+}
 
 // Binary nodes of one path, taken together.
 template <class T>
 struct PathGroup {
     const T* w[kGroup];
     T bias[kGroup];
-    bool second[kGroup];  // the child to go to is 1
+    T side[kGroup];  // of the child to go to: 1 for child 1, else -1
     int64_t size = 0;
 };
 
-// dz [size] of the group if kGradients.
+// The group's loss, with p = sigmoid(side z): -log p = max(-side z, 0) + log1p(exp(-|z|)). With
+// kGradients also dz [size] = weight side (p - 1), and dh += dz w.
 template <class T, bool kGradients>
-inline void group_loss(PathGroup<T>& group, int64_t H, const T* h, T weight, PathLoss& loss, T* dz,
-                       T* dh) {
+inline double group_loss(PathGroup<T>& group, int64_t H, const T* h, T weight, T* dz, T* dh) {
     constexpr int64_t L = kLanes<T>;
-    T z[kGroup], e[kGroup], less[kGroup], more[kGroup];
+    T z[kGroup], loss[kGroup];
     dot_group(group.size, H, h, group.w, z);
     for (int64_t i = 0; i < group.size; i += L) {
         const int64_t n = group.size - i;
-        const Vec<T> zv = load_n(z + i, n) + load_n(group.bias + i, n);
-        const Vec<T> ev = exp_of<T>(zv < T(0) ? zv : -zv), one = ev / (ev + T(1));
-        store_n(z + i, zv, n);
-        store_n(e + i, ev, n);
-        store_n(less + i, one, n);  // the smaller of p(0) and p(1)
-        store_n(more + i, T(1) / (ev + T(1)), n);
+        const Vec<T> side = load_n(group.side + i, n);
+        const Vec<T> x = (load_n(z + i, n) + load_n(group.bias + i, n)) * side;
+        const Vec<T> e = exp_of<T>(x < T(0) ? x : -x), most = T(1) / (e + T(1));
+        store_n(loss + i, (x < T(0) ? -x : Vec<T>{}) + log1p_of<T>(e), n);
+        if (kGradients) store_n(dz + i, (x > T(0) ? e * most : most) * -side * weight, n);
     }
-    for (int64_t i = 0; i < group.size; ++i) {
-        const bool likely = group.second[i] ? z[i] > 0 : z[i] < 0;
-        loss.add(likely ? 0.0 : std::fabs(double(z[i])), double(e[i]));
-        if (kGradients) {
-            const T wrong = weight * (likely ? less[i] : more[i]);
-            dz[i] = group.second[i] ? -wrong : wrong;
-        }
-    }
+    double sum = 0;
+    for (int64_t i = 0; i < group.size; ++i) sum += double(loss[i]);
     if (kGradients) add_group(group.size, H, dh, group.w, dz);
     group.size = 0;
+    return sum;
 }
 
-// Loss of a token but for its wide nodes, and with kGradients its dh, dz and pairs; else only the
-// wide nodes' pairs. `p` is its first pair, `at` the place of its first dz.
+// Asks for the first row of a pair.
+template <class T>
+inline void fetch_row(const HsoftmaxTree<T>& t, const PathPair& pair) {
+    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+    const T* const row = t.w + pair.row * t.H;
+    for (int64_t k = 0; k < t.H; k += kLine) __builtin_prefetch(row + k);
+}
+
+// Loss of a token but for its wide nodes, and with kGradients its dh and dz. Its pairs are
+// [begin, end) of `count`.
 template <class T, bool kGradients>
-inline double token_loss(const HsoftmaxTree<T>& t, int32_t target, const T* h, T* dh, T weight,
-                         int32_t token, int64_t p, int64_t at, uint64_t* keys, PathPair* pairs,
-                         T* dz) {
+inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_t begin,
+                         int64_t end, int64_t count, const T* h, T* dh, T weight, T* dz) {
     if (kGradients) __builtin_memset(dh, 0, size_t(t.H) * sizeof(T));
-    PathLoss loss;
+    double loss = 0;
     PathGroup<T> group;
-    int64_t group_at = at, entry = target;
+    int64_t group_at = 0;
     T z[kWideRows];
     auto finish = [&] {
         T* const own = kGradients ? dz + group_at : z;
-        group_loss<T, kGradients>(group, t.H, h, weight, loss, own, dh);
-        group_at = at;
+        loss += group_loss<T, kGradients>(group, t.H, h, weight, own, dh);
     };
-    for (PathStep s; step_up(t, entry, s);) {
-        const bool wide = s.rows >= kWideRows;
-        if (kGradients || wide) {
-            keys[p] = sort_key(int32_t(s.node), p);
-            pairs[p++] = {at, token, int32_t(s.child)};
-        }
-        if (wide) continue;
-        if (s.rows > 1) {
-            T* const own = kGradients ? dz + at : z;
+    for (int64_t p = begin; p < end; ++p) {
+        const PathPair& pair = pairs[p];
+        if (p + kAhead < count) fetch_row(t, pairs[p + kAhead]);
+        if (pair.rows >= kWideRows) continue;
+        if (pair.rows > 1) {
+            T* const own = kGradients ? dz + pair.dz : z;
+            const PathStep s{0, pair.row, pair.rows, pair.child};
             node_logits(t, s, h, own);
-            loss.sum += node_loss<T, kGradients>(own, s.rows, s.child, weight);
+            loss += node_loss<T, kGradients>(own, s.rows, s.child, weight);
             for (int64_t r = 0; r < s.rows && kGradients; r += kGroup) {
                 const int64_t some = s.rows - r < kGroup ? s.rows - r : kGroup;
                 const T* w[kGroup];
@@ -252,25 +267,22 @@ inline double token_loss(const HsoftmaxTree<T>& t, int32_t target, const T* h, T
             }
             // dz of a group must follow one another
             if (group.size > 0) finish();
-            at += s.rows;
-            group_at = at;
             continue;
         }
-        group.w[group.size] = t.w + s.row * t.H;
-        group.bias[group.size] = t.b != nullptr ? t.b[s.row] : T(0);
-        group.second[group.size++] = s.child == 1;
-        ++at;
+        if (group.size == 0) group_at = pair.dz;
+        group.w[group.size] = t.w + pair.row * t.H;
+        group.bias[group.size] = t.b != nullptr ? t.b[pair.row] : T(0);
+        group.side[group.size++] = pair.child == 1 ? T(1) : T(-1);
         if (group.size == kGroup) finish();
     }
     if (group.size > 0) finish();
-    loss.flush();
-    return loss.sum;
+    return loss;
 }
 
-// The (node, token) pairs of all paths that a pass stores, and the dz of narrow nodes.
+// The (node, token) pairs of all paths, and the dz of narrow nodes.
 template <class T>
 struct PathPairs {
-    int64_t count, nodes;
+    int64_t count, nodes;  // none if they need not be sorted
     uint64_t* keys;   // sorted by node, then token
     PathPair* pairs;  // in the order of tokens
     T* dz;
@@ -284,14 +296,13 @@ PathPairs<T> walk_paths(const Args& a, T* dh, const T* weights, Scratch& scratch
     int64_t* const first_pair = scratch.take<int64_t>(a.N + 1);
     int64_t* const first_dz = scratch.take<int64_t>(a.N + 1);
     const double work = double(a.N) * (double(t.H) + 16) * 64;
+    bool wide = false;  // whether there are wide nodes on the paths
     auto count = [&](int tid, int size) {
         const Range mine = share(a.N, 1, tid, size);
         for (int64_t n = mine.begin; n < mine.end; ++n) {
             int64_t entry = a.targets[n], pairs = 0, places = 0;
-            for (PathStep s; step_up(t, entry, s);) {
-                pairs += kGradients || s.rows >= kWideRows;
+            for (PathStep s; step_up(t, entry, s); ++pairs)
                 places += s.rows < kWideRows ? s.rows : 0;
-            }
             first_pair[n + 1] = pairs;
             first_dz[n + 1] = places;
         }
@@ -308,16 +319,30 @@ PathPairs<T> walk_paths(const Args& a, T* dh, const T* weights, Scratch& scratch
     uint64_t* const spare = scratch.take<uint64_t>(all.count);
     all.pairs = scratch.take<PathPair>(all.count);
     all.dz = kGradients ? scratch.take<T>(first_dz[a.N]) : nullptr;
+    auto store_paths = [&](int tid, int size) {
+        const Range mine = share(a.N, 1, tid, size);
+        for (int64_t n = mine.begin; n < mine.end; ++n) {
+            int64_t entry = a.targets[n], p = first_pair[n], at = first_dz[n];
+            for (PathStep s; step_up(t, entry, s); ++p) {
+                const bool narrow = s.rows < kWideRows;
+                all.keys[p] = sort_key(int32_t(s.node), p);
+                all.pairs[p] = {at, int32_t(n), int32_t(s.child), int32_t(s.row), int32_t(s.rows)};
+                at += narrow ? s.rows : 0;
+                if (!narrow) __atomic_store_n(&wide, true, __ATOMIC_RELAXED);
+            }
+        }
+    };
+    parallel(threads_for(work), store_paths);
     auto body = [&](int tid, int size) {
         const Range mine = share(a.N, 1, tid, size);
         for (int64_t n = mine.begin; n < mine.end; ++n)
             a.nll[n] = T(token_loss<T, kGradients>(
-                t, a.targets[n], a.h + n * t.H, kGradients ? dh + n * t.H : nullptr,
-                weights != nullptr ? weights[n] : T(1), int32_t(n), first_pair[n], first_dz[n],
-                all.keys, all.pairs, all.dz));
+                t, all.pairs, first_pair[n], first_pair[n + 1], all.count, a.h + n * t.H,
+                kGradients ? dh + n * t.H : nullptr, weights != nullptr ? weights[n] : T(1),
+                all.dz));
     };
     parallel(threads_for(work), body);
-    if (*t.fault) all.count = 0;
+    if (*t.fault || (!kGradients && !wide)) all.count = 0;
     all.keys = radix_sort_ids(all.keys, spare, all.count);
     all.begins = scratch.take<int64_t>(all.count + 1);
     for (int64_t i = 0; i < all.count; ++i)

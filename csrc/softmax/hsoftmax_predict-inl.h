@@ -9,17 +9,12 @@ inline bool child_of(const HsoftmaxTree<T>& t, const PathStep& s, int64_t c, int
     return false;
 }
 
-// log1p(exp(-|z|)) of all rows: 2 artanh(s) with s = e / (2 + e) <= 1/3, by its series.
+// log1p(exp(-|z|)) of all rows.
 template <class T>
 inline void soft_parts(T* out, const T* z, int64_t count) {
-    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
     for (int64_t i = 0; i < count; i += kLanes<T>) {
         const Vec<T> x = load_n(z + i, count - i);
-        const Vec<T> e = exp_of<T>(x < T(0) ? x : -x), s = e / (e + T(2)), square = s * s;
-        Vec<T> sum = splat(T(1.0 / (2 * kTerms + 1)));
-#pragma GCC unroll 17
-        for (int k = kTerms - 1; k > 0; --k) sum = sum * square + T(1.0 / (2 * k + 1));
-        store_n(out + i, T(2) * (s + s * square * sum), count - i);
+        store_n(out + i, log1p_of<T>(exp_of<T>(x < T(0) ? x : -x)), count - i);
     }
 }
 
