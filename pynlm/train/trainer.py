@@ -22,9 +22,9 @@ from pynlm.train.checkpoint import (
     CheckpointMissing,
     RunLock,
     Snapshot,
-    check_parameters,
     find_checkpoint,
     load_checkpoint,
+    make_model,
     restore_links,
     save_checkpoint,
 )
@@ -42,6 +42,7 @@ from pynlm.train.settings import (
     check_data,
     check_unchanged,
     decide,
+    given_tree,
     model_config,
     stored_tokenizer,
 )
@@ -156,6 +157,7 @@ class Trainer:
         self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
+        tree = None if snapshot is not None else given_tree(recipe, self.tokenizer)
         # Only now, so that a text that cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
             file.write(to_toml(recipe).encode())
@@ -164,7 +166,12 @@ class Trainer:
         else:
             check_data(run, self.data, snapshot)
         config = model_config(recipe, self.tokenizer.vocab_size)
-        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
+        if snapshot is None:
+            counts = self.tokenizer.counts
+            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+        else:
+            place = run / "last" / "model.safetensors"
+            self.model = make_model(config, recipe.train.dtype, snapshot.model, place)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
@@ -204,8 +211,6 @@ class Trainer:
 
     def _restore(self, snapshot: Snapshot) -> None:
         place = self.folder / "last"
-        check_parameters(self.model, snapshot.model, place / "model.safetensors")
-        self.model.load_state_dict(snapshot.model)
         try:
             self._bptt.load_tensors(snapshot.training)
             self._schedule.load_state_dict(snapshot.state["schedule"])
