@@ -23,6 +23,7 @@ KERNELS = {
     "rnn": ("recurrent", "recurrent"),
     "xent": ("softmax", "softmax"),
     "candidates": ("softmax", "candidates"),
+    "hsoftmax": ("softmax", "hsoftmax"),
     "linear": ("linear", "softmax"),
     "embedding": ("embedding", "small"),
     "dropout": ("dropout", "small"),

@@ -15,6 +15,7 @@
 #include "recurrent/lstm.h"
 #include "recurrent/rnn.h"
 #include "softmax/candidates.h"
+#include "softmax/hsoftmax.h"
 #include "softmax/xent.h"
 
 // X(function, argument struct)
@@ -35,6 +36,11 @@
     X(xent_entropy, XentEntropyArgs)              \
     X(candidates_forward, CandidatesForwardArgs)  \
     X(candidates_gradients, CandidatesGradientsArgs) \
+    X(hsoftmax_forward, HsoftmaxForwardArgs)      \
+    X(hsoftmax_gradients, HsoftmaxGradientsArgs)  \
+    X(hsoftmax_log_prob, HsoftmaxLogProbArgs)     \
+    X(hsoftmax_top_k, HsoftmaxTopKArgs)           \
+    X(hsoftmax_sample, HsoftmaxSampleArgs)        \
     X(embedding_forward, EmbeddingForwardArgs)    \
     X(embedding_backward, EmbeddingBackwardArgs)  \
     X(dropout, DropoutArgs)                       \

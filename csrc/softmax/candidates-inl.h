@@ -2,17 +2,6 @@
 // embedding-inl.h. The samples' rows are gathered once; then blocks of tokens as in xent-inl.h,
 // over K samples instead of V tokens. Targets are dot products and sums of single rows.
 
-// log(1 + y) for 0 <= y <= 1 as 2 atanh(y / (2 + y)), whose series in q <= 1/9 ends below half a
-// unit in the last place.
-template <class T>
-inline Vec<T> log1p_of(Vec<T> y) {
-    constexpr int kTerms = sizeof(T) == 4 ? 7 : 16;
-    const Vec<T> s = y / (y + T(2)), q = s * s;
-    Vec<T> sum = splat(T(1.0 / (2 * kTerms - 1)));
-    for (int i = kTerms - 2; i >= 0; --i) sum = sum * q + T(1.0 / (2 * i + 1));
-    return T(2) * s * sum;
-}
-
 inline double softplus(double x) {
     return (x > 0 ? x : 0) + std::log1p(std::exp(x > 0 ? -x : x));
 }

@@ -3,6 +3,8 @@
 from pynlm.heads.base import BaseHead, Head, HeadBackprop
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead
+from pynlm.heads.hierarchical import Hierarchical
+from pynlm.heads.mixture import Mixture
 from pynlm.heads.options import HeadOptions
 from pynlm.heads.sampled import NCE, NegativeSampling, Sampled, SampledHead
 from pynlm.heads.samplers import TokenSampler
@@ -15,6 +17,8 @@ __all__ = [
     "Head",
     "HeadBackprop",
     "HeadOptions",
+    "Hierarchical",
+    "Mixture",
     "NegativeSampling",
     "Sampled",
     "SampledHead",

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pynlm.arrays import check_number
+import numpy.typing as npt
+
+from pynlm.arrays import check_integer, check_number
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
+from pynlm.heads.hierarchical import Hierarchical
+from pynlm.heads.mixture import MOST_EXPERTS, Mixture
 from pynlm.heads.sampled import NCE, NegativeSampling, Sampled, SampledHead, check_log_z
 from pynlm.heads.samplers import check_options
+from pynlm.heads.trees import MOST, TREES, Tree, make_tree
 from pynlm.layers.parameters import Parameter, Spec
 
 _SAMPLED: dict[str, type[SampledHead]] = {
@@ -18,12 +23,21 @@ _SAMPLED: dict[str, type[SampledHead]] = {
     "nce": NCE,
     "negative-sampling": NegativeSampling,
 }
-KINDS = ("full", *_SAMPLED)
-_OF_KINDS: dict[str, tuple[str, ...]] = {  # options that are not defined for all kinds
-    "label_smoothing": ("full",),
-    "z_loss": ("full",),
-    **dict.fromkeys(("samples", "sampler", "alpha", "unique", "remove_hits"), tuple(_SAMPLED)),
-    "log_z": ("nce",),
+_OF_SAMPLES = ("temperature", "samples", "sampler", "alpha", "unique", "remove_hits")
+# Each kind with the options that it has.
+KINDS = {
+    "full": ("label_smoothing", "z_loss", "temperature"),
+    "hierarchical": ("tree", "arity", "classes", "clusters"),
+    "sampled": _OF_SAMPLES,
+    "nce": (*_OF_SAMPLES, "log_z"),
+    "negative-sampling": _OF_SAMPLES,
+    "mixture": ("temperature", "experts"),
+}
+_TREE_OPTIONS = {
+    "huffman": ("arity",),
+    "balanced": ("arity",),
+    "classes": ("classes",),
+    "clusters": ("clusters",),
 }
 
 
@@ -34,21 +48,32 @@ class HeadOptions:
     Parameters
     ----------
     kind
-        "full": `pynlm.heads.Full`; "sampled", "nce" and "negative-sampling": `Sampled`, `NCE` and
-        `NegativeSampling` there, which learn from sampled tokens.
+        "full": `pynlm.heads.Full`; "hierarchical": `pynlm.heads.Hierarchical`; "mixture":
+        `pynlm.heads.Mixture`; "sampled", "nce" and "negative-sampling": `pynlm.heads.Sampled`,
+        `NCE` and `NegativeSampling`.
     label_smoothing, z_loss, temperature
-        See `pynlm.heads.Full`; the first two are its own.
+        See `pynlm.heads.Full`; a mixture and the heads that sample have the last only.
+    tree
+        Of "hierarchical": "huffman", "balanced", "classes" or "clusters", see `pynlm.heads.trees`.
+    arity
+        Of trees "huffman" and "balanced": children of a node.
+    classes
+        Of tree "classes": how many; None: the square root of V.
+    clusters
+        Of tree "clusters": a file, see `pynlm.text.read_clusters`.
+    experts
+        Of "mixture": how many softmaxes.
     samples, sampler, alpha, unique, remove_hits
         Of the heads that sample, see `pynlm.heads.SampledHead`.
     log_z
-        See `pynlm.heads.NCE`.
+        Of "nce", see `pynlm.heads.NCE`.
 
     Raises
     ------
     TypeError
-        An option of a wrong kind.
+        An option that is no number.
     ValueError
-        An unknown kind; an option out of its range, or of another kind of head.
+        An unknown kind, an option out of its range, or one that the kind does not have.
 
     Examples
     --------
@@ -60,6 +85,11 @@ class HeadOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     temperature: float = 1.0
+    tree: str = "huffman"
+    arity: int = 2
+    classes: int | None = None
+    clusters: str | None = None
+    experts: int = 10
     samples: int = 1024
     sampler: str = "log-uniform"
     alpha: float = 0.75
@@ -69,20 +99,34 @@ class HeadOptions:
 
     def __post_init__(self) -> None:
         func = "HeadOptions"
-        if self.kind not in KINDS:
-            raise ValueError(f"{func}: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name, known in (("kind", KINDS), ("tree", TREES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{func}: {name} must be one of {', '.join(known)}, got {value!r}")
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
+        check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
+        if self.classes is not None:
+            check_integer(self.classes, func=func, name="classes", low=1, high=MOST)
         check_options(func, self.sampler, self.samples, self.alpha, self.unique)
         check_log_z(self.log_z, func)
-        for field in fields(self):
-            kinds = _OF_KINDS.get(field.name, KINDS)
-            if self.kind not in kinds and getattr(self, field.name) != field.default:
-                raise ValueError(
-                    f"{func}: {field.name} is not defined for kind {self.kind!r}, only for "
-                    f"{' and '.join(map(repr, kinds))}"
-                )
+        self._refuse(KINDS[self.kind], "kind", "kind")
+        if self.kind == "hierarchical":
+            self._refuse(("tree", *_TREE_OPTIONS[self.tree]), "tree", "kind")
+            if self.tree == "clusters" and not self.clusters:
+                raise ValueError(f"{func}: tree 'clusters' needs clusters, the file that has them")
+
+    def _refuse(self, known: tuple[str, ...], of: str, *besides: str) -> None:
+        """Raise ValueError for an option that would do nothing."""
+        for option in fields(self):
+            if option.name in (*known, *besides) or getattr(self, option.name) == option.default:
+                continue
+            raise ValueError(
+                f"HeadOptions: {option.name} is not defined for {of} {getattr(self, of)!r}, got "
+                f"{getattr(self, option.name)!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, for TOML or JSON."""
@@ -102,10 +146,24 @@ class HeadOptions:
             raise ValueError(f"HeadOptions: unknown option {min(unknown)!r}")
         return cls(**values)
 
+    @property
+    def can_tie(self) -> bool:
+        """Whether an embedding's table may be the head's weight."""
+        return self.kind in ("full", "mixture", *_SAMPLED)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the gradient of a weight that can be tied comes as rows."""
+        return self.kind in _SAMPLED
+
     def specs(
         self, prefix: str, vocab_size: int, size: int, *, bias: bool, tied: bool
     ) -> list[Spec]:
         """The parameters of the head, for `Parameters`."""
+        if self.kind == "hierarchical":
+            return Hierarchical.specs(prefix, vocab_size, size, bias=bias)
+        if self.kind == "mixture":
+            return Mixture.specs(prefix, vocab_size, size, self.experts, bias=bias, tied=tied)
         if self.kind == "nce":
             learned = self.log_z == "learned"
             return NCE.specs(prefix, vocab_size, size, bias=bias, tied=tied, learned=learned)
@@ -113,35 +171,42 @@ class HeadOptions:
             return SampledHead.specs(prefix, vocab_size, size, bias=bias, tied=tied)
         return Full.specs(prefix, vocab_size, size, bias=bias, tied=tied)
 
-    @property
-    def sparse(self) -> bool:
-        """Whether the weight's gradient comes as rows."""
-        return self.kind in _SAMPLED
-
     def make(
         self,
         parameters: Mapping[str, Parameter],
         tied: Parameter | None,
         prefix: str = "head",
         *,
-        counts: object = None,
+        counts: npt.ArrayLike | None = None,
+        tree: Tree | None = None,
     ) -> Head:
-        """The head over its parameters; `counts` [V] of the tokens where it needs them."""
+        """The head over its parameters.
+
+        Parameters
+        ----------
+        counts
+            Integers [V], how often each token occurs: trees "huffman" and "classes" and
+            sampler "unigram" need them.
+        tree
+            Stands in for the tree that would be made; "clusters" needs it.
+
+        Raises
+        ------
+        ValueError
+            What the kind needs is missing; counts or tree of another number of tokens.
+        """
+        if self.kind == "hierarchical":
+            if tree is None:
+                size = len(parameters[f"{prefix}.weight"].data) + 1
+                tree = make_tree(
+                    self.tree, size, counts=counts, arity=self.arity, classes=self.classes
+                )
+            return Hierarchical(parameters, tree, prefix)
+        if self.kind == "mixture":
+            return Mixture(parameters, tied, prefix, temperature=self.temperature)
         if self.kind in _SAMPLED:
-            constant = {"log_z": self.log_z} if self.kind == "nce" else {}
-            return _SAMPLED[self.kind](
-                parameters,
-                tied,
-                prefix,
-                samples=self.samples,
-                sampler=self.sampler,
-                alpha=self.alpha,
-                unique=self.unique,
-                remove_hits=self.remove_hits,
-                temperature=self.temperature,
-                counts=counts,
-                **constant,
-            )
+            chosen = {option: getattr(self, option) for option in KINDS[self.kind]}
+            return _SAMPLED[self.kind](parameters, tied, prefix, counts=counts, **chosen)
         return Full(
             parameters,
             tied,

@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from pynlm.arrays import check_ids, check_number, describe
 from pynlm.heads.full import Full
-from pynlm.heads.fused import Gradients
+from pynlm.heads.fused import Gradients, RowsClaim
 from pynlm.heads.samplers import TokenSampler
 from pynlm.kernels.candidates import candidates_forward, candidates_gradients
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_floats, as_ids
-from pynlm.layers.parameters import Parameter, RowsClaim, Spec
+from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
 

@@ -330,22 +330,6 @@ class Claim:
         del self.array
 
 
-class RowsClaim:
-    """Rows of a gradient that count only once they are committed; see `Parameter.add_rows`."""
-
-    __slots__ = ("_drows", "_parameter", "_rows")
-
-    def __init__(self, parameter: Parameter, rows: IntArray, drows: Array) -> None:
-        self._parameter, self._rows, self._drows = parameter, rows, drows
-
-    def commit(self, scale: float = 1.0) -> None:
-        """Add `scale` times the rows to the gradient; once."""
-        if scale != 1.0:
-            np.multiply(self._drows, scale, out=self._drows)
-        self._parameter.add_rows(self._rows, self._drows)
-        del self._rows, self._drows
-
-
 class Parameters(Mapping[str, Parameter]):
     """Named parameters over one flat weight buffer and one flat gradient buffer.
 
@@ -477,8 +461,8 @@ class Parameters(Mapping[str, Parameter]):
         return blocks
 
     def tables(self) -> list[Parameter]:
-        """The parameters that `blocks` leaves out: take their `rows` (empty where unset)."""
-        return [p for p in self._sparse if p.state != DENSE]
+        """What `blocks` leaves out, if it has any weight: take `rows` (empty where unset)."""
+        return [p for p in self._sparse if p.state != DENSE and p.data.size]
 
     def state_dict(self) -> dict[str, Array]:
         """Name -> weights, as views: they change with the parameters."""

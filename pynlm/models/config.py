@@ -133,6 +133,10 @@ class RecurrentLMConfig:
             "tied",
             self.projection or list(self.hidden_sizes),
         )  # fmt: skip
+        _require(
+            not self.tied or self.head.can_tie,
+            "tied", f"false for head kind {self.head.kind!r}", self.tied,
+        )  # fmt: skip
 
     def is_residual(self, layer: int) -> bool:
         """Whether that recurrent layer adds its input to its output."""

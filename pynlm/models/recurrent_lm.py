@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm.heads.base import Head, HeadBackprop
+from pynlm.heads.trees import Tree
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context, Site
 from pynlm.layers.convert import IntArray, RowOrder, as_ids, row_order, take
@@ -39,8 +40,8 @@ class RecurrentLM:
         Sizes, dropout, initial weights.
     dtype
         float32 or float64.
-    counts
-        Of the tokens in training text, integers [V]: for heads that need them.
+    counts, tree
+        What a head may need besides its options, see `pynlm.heads.HeadOptions.make`.
 
     Attributes
     ----------
@@ -68,7 +69,8 @@ class RecurrentLM:
         config: RecurrentLMConfig,
         dtype: npt.DTypeLike = np.float32,
         *,
-        counts: object = None,
+        counts: npt.ArrayLike | None = None,
+        tree: Tree | None = None,
     ) -> None:
         self.config = config
         self.pool = Pool()
@@ -93,7 +95,7 @@ class RecurrentLM:
             self._layer(i) for i in range(len(config.hidden_sizes))
         )
         tied = self.embedding.weight if config.tied else None
-        self.head: Head = config.head.make(self.parameters, tied, counts=counts)
+        self.head: Head = config.head.make(self.parameters, tied, counts=counts, tree=tree)
         self.dropout_input = self._dropout(config.dropout_input, Site.INPUT, 0)
         self.dropout_between = tuple(
             self._dropout(config.dropout_between, Site.BETWEEN, i)
@@ -231,8 +233,11 @@ class RecurrentLM:
         return self.head.log_prob(hidden, ctx)
 
     def state_dict(self) -> dict[str, Array]:
-        """Name -> weights, as views: they change when the model is trained."""
-        return self.parameters.state_dict()
+        """Name -> weights, as views: they change when the model is trained.
+
+        And what a head has of constants that are saved with them (`BaseHead.constants`).
+        """
+        return {**self.parameters.state_dict(), **self.head.constants()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy weights in; nothing is written unless all names, shapes and dtypes fit.
@@ -240,9 +245,14 @@ class RecurrentLM:
         Raises
         ------
         KeyError, TypeError, ValueError
-            See `Parameters.load_state_dict`.
+            See `Parameters.load_state_dict`; a ValueError for other constants than the head's.
         """
-        self.parameters.load_state_dict(state)
+        constants = self.head.constants()
+        for name, own in constants.items():
+            if name in state and not np.array_equal(state[name], own):
+                raise ValueError(f"RecurrentLM: {name} is of a model with another head")
+        weights = {name: x for name, x in state.items() if name not in constants}
+        self.parameters.load_state_dict(weights)
 
     def _ids(self, ids: object, func: str) -> IntArray:
         numbers = as_ids(ids, func=func, name="ids")

@@ -111,9 +111,7 @@ def _hide(x: Array, targets: Array, samples: Array, remove_hits: bool) -> None:
         x[samples[None, :] == targets[:, None]] = -np.inf
 
 
-def _losses(
-    t: Array, x: Array, counts: Array | None, objective: str
-) -> tuple[Array, Array, Array]:
+def _losses(t: Array, x: Array, counts: Array | None, objective: str) -> tuple[Array, Array, Array]:
     """Loss [N] and the gradients of t [N] and x [N, K]."""
     if objective == "logistic":
         m = np.ones(x.shape[1], x.dtype) if counts is None else counts

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pynlm import reference
 from pynlm.kernels import Variant
 
-from . import candidates
+from . import candidates, hsoftmax
 from .cases import CASES, XENT_OPTIONS, Case
 
 Array = npt.NDArray[Any]
@@ -470,6 +470,13 @@ FUNCTIONS: dict[str, Function] = {
     "candidates_gradients": Function(
         "candidates", candidates.gradients, ("loss", "dh", "rows", "drows", "db")
     ),
+    "hsoftmax_forward": Function("hsoftmax", hsoftmax.forward, ("nll",)),
+    "hsoftmax_gradients": Function(
+        "hsoftmax", hsoftmax.gradients, ("nll", "dh", "rows", "drows", "db")
+    ),
+    "hsoftmax_log_prob": Function("hsoftmax", hsoftmax.log_prob, ("log_prob",)),
+    "hsoftmax_top_k": Function("hsoftmax", hsoftmax.top_k, ("log_prob", "ids")),
+    "hsoftmax_sample": Function("hsoftmax", hsoftmax.sample, ("ids",)),
     "embedding_forward": Function("embedding", _embedding_forward, ("y",)),
     "embedding_backward": Function("embedding", _embedding_backward, ("rows", "drows")),
     "dropout": Function("dropout", _dropout, ("y",)),

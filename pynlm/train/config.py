@@ -107,15 +107,23 @@ class ModelConfig(_Section):
 class HeadConfig(_Section):
     """The output layer: `full` is the exact softmax over the whole vocabulary.
 
-    `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `mixture` is that of so many `experts`, each a softmax over the whole vocabulary.
     `sampled`, `nce` and `negative-sampling` learn from `samples` tokens a step, and are evaluated
     as `full` is; see `pynlm.heads.SampledHead` and `pynlm.heads.NCE` for their options.
+    `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `hierarchical` is a softmax down a tree over the vocabulary: by `tree` of the counts, with nodes
+    of `arity` children, in so many frequency `classes`, or from a file of `clusters`.
     """
 
-    kind: Literal["full", "sampled", "nce", "negative-sampling"] = "full"
+    kind: Literal["full", "hierarchical", "mixture", "sampled", "nce", "negative-sampling"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    tree: Literal["huffman", "balanced", "classes", "clusters"] = "huffman"
+    arity: int = Field(default=2, ge=2)
+    classes: int | None = Field(default=None, ge=1)
+    clusters: str | None = None
+    experts: int = Field(default=10, ge=1)
     samples: int = Field(default=1024, ge=1)
     sampler: Literal["log-uniform", "unigram", "uniform"] = "log-uniform"
     alpha: float = Field(default=0.75, ge=0.0, allow_inf_nan=False)

@@ -90,13 +90,11 @@ class Reporter:
     quiet : say nothing.
     total : tokens of all epochs.
     done : tokens trained before this process (after `--resume`).
-    likelihood : whether the losses of steps are; else they have no perplexity.
+    exact : whether the losses of steps are likelihoods; else they have no perplexity.
     """
 
-    def __init__(
-        self, *, quiet: bool, total: int, done: int = 0, likelihood: bool = True
-    ) -> None:
-        self.quiet, self._likelihood = quiet, likelihood
+    def __init__(self, *, quiet: bool, total: int, done: int = 0, exact: bool = True) -> None:
+        self.quiet, self._exact = quiet, exact
         self._total, self._done, self._first = total, done, done
         self._began = self._shown = time.monotonic()
         self._bar: Any = None
@@ -120,7 +118,7 @@ class Reporter:
         if now - self._shown < (BAR_SECONDS if self._bar is not None else PLAIN_SECONDS):
             return
         self._shown = now
-        ppl = f"ppl {perplexity(loss):,.1f}  " if self._likelihood else ""
+        ppl = f"ppl {perplexity(loss):,.1f}  " if self._exact else ""
         numbers = f"loss {loss:.3f}  {ppl}{rate:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pynlm.heads import HeadOptions
+from pynlm.heads.trees import Tree, make_tree
 from pynlm.models import RecurrentLMConfig
-from pynlm.text import Tokenizer
+from pynlm.text import Tokenizer, read_clusters
 from pynlm.train.checkpoint import CheckpointError, CheckpointMissing, Snapshot
 from pynlm.train.config import (
     Recipe,
@@ -133,6 +134,14 @@ def model_config(recipe: Recipe, vocab_size: int) -> RecurrentLMConfig:
     """The model that a recipe describes, for a vocabulary of `vocab_size`."""
     head = HeadOptions(**recipe.head.model_dump())
     return RecurrentLMConfig(vocab_size=vocab_size, head=head, **recipe.model.model_dump())
+
+
+def given_tree(recipe: Recipe, tokenizer: Tokenizer) -> Tree | None:
+    """The tree of a recipe's file of clusters; None if it has none."""
+    if recipe.head.clusters is None:
+        return None
+    labels = read_clusters(recipe.head.clusters, tokenizer)
+    return make_tree("clusters", tokenizer.vocab_size, labels=labels)
 
 
 def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:

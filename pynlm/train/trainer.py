@@ -22,9 +22,9 @@ from pynlm.train.checkpoint import (
     CheckpointMissing,
     RunLock,
     Snapshot,
-    check_parameters,
     find_checkpoint,
     load_checkpoint,
+    make_model,
     restore_links,
     save_checkpoint,
 )
@@ -42,6 +42,7 @@ from pynlm.train.settings import (
     check_data,
     check_unchanged,
     decide,
+    given_tree,
     model_config,
     stored_tokenizer,
 )
@@ -156,8 +157,14 @@ class Trainer:
         self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
+        tree = None if snapshot is not None else given_tree(recipe, self.tokenizer)
         config = model_config(recipe, self.tokenizer.vocab_size)
-        self.model = RecurrentLM(config, recipe.train.dtype, counts=self.tokenizer.counts)
+        counts = self.tokenizer.counts
+        if snapshot is None:
+            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+        else:
+            place = run / "last" / "model.safetensors"
+            self.model = make_model(config, recipe.train.dtype, snapshot.model, place, counts)
         self._head = self.model.head
         # Only now, so that what cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
@@ -182,9 +189,7 @@ class Trainer:
         self._first = self.position.tokens
         self._seconds = self.position.seconds
         exact = self._head.exact_in_training
-        self._reporter = Reporter(
-            quiet=self._quiet, total=total, done=self._first, likelihood=exact
-        )
+        self._reporter = Reporter(quiet=self._quiet, total=total, done=self._first, exact=exact)
         self._announce(resumed=snapshot is not None)
 
     def _last_snapshot(self) -> Snapshot | None:
@@ -208,8 +213,6 @@ class Trainer:
 
     def _restore(self, snapshot: Snapshot) -> None:
         place = self.folder / "last"
-        check_parameters(self.model, snapshot.model, place / "model.safetensors")
-        self.model.load_state_dict(snapshot.model)
         try:
             self._bptt.load_tensors(snapshot.training)
             self._schedule.load_state_dict(snapshot.state["schedule"])
@@ -462,8 +465,7 @@ class Trainer:
         self._draw(last=True)
         self._reporter.close()
         if result.interrupted:
-            nats = valid.nats_per_token
-            figure = shown(nats, self._head.learns_likelihood).strip()
+            figure = shown(valid.nats_per_token, self._head.learns_likelihood).strip()
             say(f"validation perplexity of the model as it stands {figure}")
             say(f"continue with: pynlm train --resume --out {self.folder}")
         else:

@@ -139,7 +139,7 @@ def test_negative_sampling_has_no_perplexity(
     message = "evaluate_stream: a model trained by NegativeSampling has no perplexity"
     with pytest.raises(NoPerplexity, match=message):
         lm.perplexity(texts["test"])
-    with pytest.raises(NoPerplexity, match="evaluate_sentences: .*NegativeSampling"):
+    with pytest.raises(NoPerplexity, match=r"evaluate_sentences: .*NegativeSampling"):
         lm.evaluate(texts["test"], carry=False)
 
 
