@@ -295,5 +295,5 @@ def test_counts_that_do_not_match(train: Context) -> None:
     p = Parameters(chosen.specs("head", V, H, bias=True, tied=False), np.float64)
     with pytest.raises(ValueError, match=r"^NCE: counts must be \[V=11\], got \[10\]"):
         chosen.make(p, None, counts=COUNTS[:-1])
-    with pytest.raises(ValueError, match="^NCE: sampler 'unigram' needs counts"):
+    with pytest.raises(ValueError, match=r"^NCE: sampler 'unigram' needs counts"):
         chosen.make(p, None)

@@ -68,12 +68,11 @@ def test_unique_samples_are_those_of_draws_one_by_one(kind: str) -> None:
     sampler = make(kind, 40, alpha=1.0)
     for step in range(30):
         seen: list[int] = []
-        numbers = sampler._ids(uniforms(0, 20_000, seed=5, step=step)).tolist()
-        for tries, token in enumerate(numbers, 1):
-            if token not in seen:
-                seen.append(token)
-            if len(seen) == 40:
-                break
+        tries = 0
+        for token in sampler._ids(uniforms(0, 20_000, seed=5, step=step)).tolist():
+            if len(seen) < 40:
+                tries += 1
+                seen += [] if token in seen else [token]
         drawn = sampler.draw(seed=5, step=step)
         assert drawn.ids.dtype == np.int32 and drawn.counts is None
         assert (drawn.ids.tolist(), drawn.tries) == (sorted(seen), tries)
