@@ -231,9 +231,11 @@ def xent_sample(
     h: _Reals,
     w: _Reals,
     b: _Reals | None,
+    rows: _Ids | None,
     seed: int,
     step: int,
     time: int = 0,
+    layer: int = 0,
     temperature: float = 1.0,
 ) -> None: ...
 def xent_entropy(

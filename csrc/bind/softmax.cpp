@@ -123,18 +123,24 @@ void bind_softmax(py::module_& m) {
 
     m.def(
         "xent_sample",
-        [](O ids, O h, O w, O b, std::uint32_t seed, std::uint32_t step, std::uint32_t time,
-           double temperature) {
+        [](O ids, O h, O w, O b, O rows, std::uint32_t seed, std::uint32_t step,
+           std::uint32_t time, std::uint32_t layer, double temperature) {
+            if (layer >= 65536)
+                throw py::value_error("xent_sample: layer must be < 65536, got " +
+                                      std::to_string(layer));
             run("xent_sample", "h", h, [&]<class T>(Call<T>& call) {
                 XentSampleArgs<T> a{};
                 take_map(call, a, h, w, b);
                 a.ids = call.ids_out("ids", ids, "N");
-                a.seed = seed, a.step = step, a.time = time, a.temperature = temperature;
+                if (!rows.is_none())
+                    a.rows = call.ids("rows", rows, "N", 'R', std::int64_t(1) << 31);
+                a.seed = seed, a.step = step, a.time = time, a.layer = layer;
+                a.temperature = temperature;
                 call.launch(kernels<T>().xent_sample, a);
             });
         },
-        py::kw_only(), "ids"_a, "h"_a, "w"_a, "b"_a, "seed"_a, "step"_a, "time"_a = 0,
-        "temperature"_a = 1.0);
+        py::kw_only(), "ids"_a, "h"_a, "w"_a, "b"_a, "rows"_a, "seed"_a, "step"_a, "time"_a = 0,
+        "layer"_a = 0, "temperature"_a = 1.0);
 
     m.def(
         "xent_entropy",

@@ -10,7 +10,7 @@
 //             entropy[n] = - sum_v p log p.
 //             top_k: the K largest of log_prob[n], falling; of equal logits the smaller id first.
 //             sample: the first v with p[n, 0] + ... + p[n, v] > u, u in [0, 1) of 53 bits from
-//             words 0 and 1 of counter (row n, time) of site 7 (common/philox.h).
+//             words 0 and 1 of counter (row rows[n], time) of site 7, layer (common/philox.h).
 // Shapes      h dh [N,H]  w dw [V,H]  b db [V]  targets weights nll loss entropy [N]
 //             log_prob [N,V], of top_k [N,K] like its ids;  ids of sample [N]
 // Aliasing    none.
@@ -82,9 +82,10 @@ struct XentSampleArgs {
     std::int32_t* ids;
     const T* h;
     const T* w;
-    const T* b;  // may be null
+    const T* b;                // may be null
+    const std::int32_t* rows;  // [N] of the caller's batch; null: 0 ... N - 1
     std::int64_t N, H, V;
-    std::uint32_t seed, step, time;
+    std::uint32_t seed, step, time, layer;
     double temperature;
 };
 

@@ -1,7 +1,19 @@
 """Heads: from hidden states to the loss of the next token."""
 
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import BaseHead, Head, HeadBackprop
+from pynlm.heads.cutoffs import choose_cutoffs
 from pynlm.heads.full import Full
+from pynlm.heads.fused import FusedHead
 from pynlm.heads.options import HeadOptions
 
-__all__ = ["BaseHead", "Full", "Head", "HeadBackprop", "HeadOptions"]
+__all__ = [
+    "Adaptive",
+    "BaseHead",
+    "Full",
+    "FusedHead",
+    "Head",
+    "HeadBackprop",
+    "HeadOptions",
+    "choose_cutoffs",
+]

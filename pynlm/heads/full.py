@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number
-from pynlm.heads.base import BaseHead
+from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.xent import (
     xent_entropy,
     xent_forward,
@@ -18,15 +18,14 @@ from pynlm.kernels.xent import (
     xent_sample,
     xent_top_k,
 )
-from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context
-from pynlm.layers.convert import IntArray, as_floats, as_ids
-from pynlm.layers.parameters import Claim, Parameter, Spec
+from pynlm.layers.convert import IntArray, as_floats
+from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
 
 
-class Full(BaseHead):
+class Full(FusedHead):
     """Softmax cross-entropy of `h weight^T + bias`: exact, N x V logits are never stored.
 
     In training the gradients are computed along with the loss, in one pass over the logits: the
@@ -110,56 +109,9 @@ class Full(BaseHead):
         specs = [] if tied else [Spec(f"{prefix}.weight", (vocab_size, size), group)]
         return [*specs, Spec(f"{prefix}.bias", (vocab_size,), group)] if bias else specs
 
-    def __call__(
-        self, h: Array, targets: object, ctx: Context, weights: object = None
-    ) -> tuple[Array, FullBackprop | None]:
-        """Negative log-likelihood of each target, and the backprop of the training loss.
-
-        Parameters
-        ----------
-        h
-            [N, H].
-        targets
-            Integers [N] in [0, V).
-        weights
-            [N], or one number for all; None means 1.
-
-        Returns
-        -------
-        nll, backprop
-            nll [N] in nats, not weighted, without label smoothing and z-loss;
-            `dh = backprop(scale=1.0)`, the gradient of scale * sum_n weights[n] * loss[n] with the
-            loss that has them (see `loss`), None unless `ctx.train`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Wrong kinds or shapes.
-        IndexError
-            A target outside [0, V).
-        """
-        h = as_floats(h, self.dtype)
-        ids = as_ids(targets, func=self.name, name="targets")
-        nll = np.empty(len(h), self.dtype)
-        if not ctx.train:
-            self._forward(nll, None, h, ids, ctx)
-            return nll, None
-        factors = self._weights(weights, len(h))
-        made = self._gradients(nll, None, h, ids, ctx, factors)
-        return nll, FullBackprop(self, h, ids, ctx, factors, made)
-
-    def _losses(
-        self, h: Array, ids: IntArray, ctx: Context, weights: Array | None, *, gradients: bool
-    ) -> tuple[Array, FullBackprop | None]:
-        nll = np.empty(len(h), self.dtype)
-        loss = np.empty_like(nll) if self.label_smoothing or self.z_loss else None
-        made = None
-        if ctx.train and gradients:
-            made = self._gradients(nll, loss, h, ids, ctx, weights)
-        else:
-            self._forward(nll, loss, h, ids, ctx)
-        backprop = FullBackprop(self, h, ids, ctx, weights, made) if ctx.train else None
-        return nll if loss is None else loss, backprop
+    @property
+    def _penalised(self) -> bool:
+        return bool(self.label_smoothing or self.z_loss)
 
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
@@ -174,7 +126,7 @@ class Full(BaseHead):
         ids: IntArray,
         ctx: Context,
         weights: Array | None,
-    ) -> _Gradients:
+    ) -> Gradients:
         dh = self.pool.like(h)
         dw = self.weight.claim()
         db = None if self.bias is None else self.bias.claim()
@@ -182,7 +134,7 @@ class Full(BaseHead):
             nll=nll, loss=loss, dh=dh, dw=dw.array, db=None if db is None else db.array,
             targets=ids, weights=weights, **self._map(h, ctx), **self._penalties(),
         )  # fmt: skip
-        return _Gradients(dh, dw, db)
+        return Gradients(dh, [dw] if db is None else [dw, db])
 
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         """What makes the logits."""
@@ -254,47 +206,3 @@ class Full(BaseHead):
         entropy = np.empty(len(h), self.dtype)
         xent_entropy(entropy=entropy, **self._map(h, ctx))
         return entropy
-
-
-class _Gradients(NamedTuple):
-    dh: Array
-    dw: Claim
-    db: Claim | None
-
-
-class FullBackprop(Once):
-    """`dh = backprop(scale=1.0)`: commits the head's gradients; may be called once."""
-
-    __slots__ = ()
-
-    def __init__(
-        self,
-        head: Full,
-        h: Array,
-        ids: IntArray,
-        ctx: Context,
-        weights: Array | None,
-        made: _Gradients | None,
-    ) -> None:
-        super().__init__(head.name, head, h, ids, ctx, weights, made)
-
-    def __call__(self, scale: float | Array = 1.0) -> Array:
-        """Gradient [N, H] of sum_n scale * weights[n] * loss[n].
-
-        `scale` is one number or [N]; the latter computes all gradients again.
-        """
-        head: Full
-        made: _Gradients | None
-        head, h, ids, ctx, weights, made = self._take()
-        if made is None or np.ndim(scale):
-            made = None  # lets go of the weight's gradient, for the next line to write there
-            factors = head._scaled(weights, scale, len(h))
-            made = head._gradients(np.empty(len(h), head.dtype), None, h, ids, ctx, factors)
-            scale = 1.0
-        dh, dw, db = made
-        if scale != 1.0:
-            np.multiply(dh, scale, out=dh)
-        dw.commit(float(scale))
-        if db is not None:
-            db.commit(float(scale))
-        return dh

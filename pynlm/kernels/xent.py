@@ -252,16 +252,18 @@ def xent_sample(
     h: Array,
     w: Array,
     b: Array | None = None,
+    rows: Array | None = None,
     seed: int,
     step: int,
     time: int = 0,
+    layer: int = 0,
     temperature: float = 1.0,
     backend: str = "cpu",
 ) -> None:
     """One token of each row, drawn from softmax((h W^T + b) / temperature).
 
     Row n's token is the first v with p[n, 0] + ... + p[n, v] > u, where u in [0, 1) has 53 bits of
-    Philox 4x32-10 and depends on (seed, step, time, n) alone.
+    Philox 4x32-10 and depends on (seed, step, time, layer, rows[n]) alone.
 
     Parameters
     ----------
@@ -269,8 +271,12 @@ def xent_sample(
         -1 where a logit is NaN or +inf: there is no distribution.
     h : [N, H]
     w : [V, H], b : [V] or None
+    rows : int32 [N] or None
+        Rows of the batch that these are, at least 0; None: 0 to N - 1.
     seed, step, time : int
         0 to 2**32 - 1; the key and the counter's time, see `pynlm.reference.philox`.
+    layer : int
+        0 to 65535; another number for another draw of the same row.
     temperature : float
         Above 0.
     backend : "cpu" or "reference"
@@ -297,11 +303,16 @@ def xent_sample(
     f = "xent_sample"
     d = _check_map(h, w, b, f, temperature)
     check(ids, "N", d, func=f, name="ids", dtype=INT32, out=True)
+    if rows is not None:
+        check(rows, "N", d, func=f, name="rows", dtype=INT32)
+        check_ids(rows, 2**31, func=f, name="rows", symbol="rows")
     for name, value in (("seed", seed), ("step", step), ("time", time)):
         check_integer(value, func=f, name=name, low=0, high=UINT32_MAX)
+    check_integer(layer, func=f, name="layer", low=0, high=65535)
     function(f, backend)(
-        ids=ids, h=h, w=w, b=b, seed=seed, step=step, time=time, temperature=temperature
-    )
+        ids=ids, h=h, w=w, b=b, rows=rows, seed=seed, step=step, time=time, layer=layer,
+        temperature=temperature,
+    )  # fmt: skip
 
 
 def xent_entropy(

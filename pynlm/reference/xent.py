@@ -102,14 +102,17 @@ def xent_sample(
     h: Array,
     w: Array,
     b: Array | None = None,
+    rows: Array | None = None,
     seed: int,
     step: int,
     time: int = 0,
+    layer: int = 0,
     temperature: float = 1.0,
 ) -> None:
     """One token drawn for every row; see `pynlm.kernels.xent_sample`."""
     p = np.exp(_log_softmax(_logits(h, w, b, temperature)))
-    drawn = words([time], np.arange(len(h)), 2, site=SAMPLE, layer=0, seed=seed, step=step)[0]
+    rows = np.arange(len(h)) if rows is None else rows
+    drawn = words([time], rows, 2, site=SAMPLE, layer=layer, seed=seed, step=step)[0]
     u = ((drawn[:, 0] >> 5) * 2.0**26 + (drawn[:, 1] >> 6)) * 2.0**-53
     for n, row in enumerate(p):
         cumulative = np.cumsum(row)

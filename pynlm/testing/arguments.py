@@ -343,7 +343,9 @@ def _xent_top_k(case: Case, dtype: Any) -> Arguments:
 
 def _xent_sample(case: Case, dtype: Any) -> Arguments:
     ids = np.full(case.dims["N"], -7, np.int32)
-    return {"ids": ids, **_xent_distribution(case), "seed": 3, "step": 5, "time": 7}
+    rows = np.arange(len(ids), dtype=np.int32)[::-1].copy()
+    where = {"rows": rows, "seed": 3, "step": 5, "time": 7, "layer": 2}
+    return {"ids": ids, **_xent_distribution(case), **where}
 
 
 def _xent_entropy(case: Case, dtype: Any) -> Arguments:

@@ -121,14 +121,16 @@ def test_a_sample_depends_on_seed_step_time_and_row_alone() -> None:
     rng = np.random.default_rng(0)
     h, w = rng.normal(size=(400, 3)), rng.normal(size=(50, 3))
 
-    def draw(h: Any = h, **where: int) -> list[int]:
+    def draw(h: Any = h, **where: Any) -> list[int]:
         ids = np.empty(len(h), np.int32)
         kernels.xent_sample(ids=ids, h=h, w=w, **{"seed": 1, "step": 2, "time": 3, **where})
         return ids.tolist()
 
     first = draw()
     assert draw() == first and draw(h[:7].copy()) == first[:7]
-    others = [draw(seed=2), draw(step=3), draw(time=4), draw(seed=2, step=1)]
+    some = np.array([399, 0, 17], np.int32)
+    assert draw(h[some], rows=some) == [first[row] for row in some]
+    others = [draw(seed=2), draw(step=3), draw(time=4), draw(layer=1), draw(seed=2, step=1)]
     assert all(other != first for other in others)
 
 
@@ -191,6 +193,8 @@ def test_entropy_lies_between_certainty_and_log_v(case: Any, dtype: str) -> None
         ("xent_sample", {"seed": -1}, "seed must be in [0, 4294967295], got -1"),
         ("xent_sample", {"step": 0.5}, "step must be an integer, got float 0.5"),
         ("xent_sample", {"time": 2**32}, "time must be in [0, 4294967295], got 4294967296"),
+        ("xent_sample", {"layer": 65536}, "layer must be in [0, 65535], got 65536"),
+        ("xent_sample", {"rows": [0]}, "rows must be int32 [N="),
         (
             "xent_top_k",
             {"log_prob": np.empty((13, 102)), "ids": np.empty((13, 102), np.int32)},
