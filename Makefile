@@ -51,11 +51,14 @@ bench: $(VENV)/.test-tools  ## all benchmarks, and the page of this machine in b
 bench-quick: $(VENV)/.test-tools  ## each benchmark once, as smoke
 	$(bin)/pytest bench --benchmark-disable $(ARGS)
 
-# An hour on two cores; the corpora are looked for in PYNLM_DATA.
+# RECIPE-SEED
+recipe_runs := $(foreach recipe,zaremba-small gal-variational-small lstm-layernorm-small,$(addprefix $(recipe)-,1 2 3)) \
+  gru-small-1 rnn-small-1 char-lstm-1
+# Two hours on two cores; the corpora are looked for in PYNLM_DATA.
 recipes: build  ## train the small recipes, and report them in bench/results/recipes.md
-	for seed in 1 2 3; do $(bin)/pynlm train --recipe zaremba-small --seed $$seed --out runs/zaremba-small-$$seed || exit 1; done
-	for recipe in gru-small rnn-small char-lstm; do $(bin)/pynlm train --recipe $$recipe --seed 1 --out runs/$$recipe-1 || exit 1; done
-	$(bin)/python -m bench.runs runs/zaremba-small-[123] runs/gru-small-1 runs/rnn-small-1 runs/char-lstm-1
+	for run in $(recipe_runs); do \
+	  $(bin)/pynlm train --recipe $${run%-*} --seed $${run##*-} --out runs/$$run || exit 1; done
+	$(bin)/python -m bench.runs $(addprefix runs/,$(recipe_runs))
 
 parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 300 steps
 	$(bin)/python bench/parity.py $(ARGS)

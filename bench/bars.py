@@ -35,6 +35,8 @@ class Bar(NamedTuple):
         How many were measured against that peer.
     mean, least
         Geometric mean and least of the peer's time over pynlm's.
+    limit
+        What `mean` would be if pynlm's products ran at the peak and nothing else took time.
     goal
         What is aimed at; `against` says whom the ratios are to.
     aimed
@@ -46,6 +48,7 @@ class Bar(NamedTuple):
     cases: int
     mean: float
     least: float
+    limit: float
     goal: Goal
     aimed: bool
 
@@ -122,11 +125,13 @@ def _bar(
     chosen: Callable[[Result], bool] | None = None,
 ) -> list[Bar]:
     results = [r for r in record.of(group, threads) if chosen is None or chosen(r)]
-    ratios = [x for x in (ratio(r, goal.against) for r in results) if x is not None]
-    if not ratios:
+    pairs = [(x, r) for x, r in ((ratio(r, goal.against), r) for r in results) if x is not None]
+    if not pairs:
         return []
     work = group if chosen is None else f"{group}, H ≤ {NARROW}"
-    return [Bar(work, threads, len(ratios), geometric_mean(ratios), min(ratios), goal, aimed)]
+    ratios = [x for x, _ in pairs]
+    mean, limit = geometric_mean(ratios), geometric_mean(x / record.share(r) for x, r in pairs)
+    return [Bar(work, threads, len(pairs), mean, min(ratios), limit, goal, aimed)]
 
 
 def _is_at_least(result: Result, rows: int, width: int) -> bool:

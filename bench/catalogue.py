@@ -33,16 +33,21 @@ VARIANTS = {
     "coupled gates": 0.0,
     "projection": 0.0,
     "reset before": 0.0,
+    "clipping": 0.0,
+    "bidirectional": 0.0,
 }
 # Variants that not every cell has.
 _CELLS = {
     "peephole": ("lstm",),
-    "layer norm": ("lstm", "gru"),
     "layer norm of the state": ("lstm",),
     "coupled gates": ("lstm",),
     "projection": ("lstm",),
     "reset before": ("gru",),
+    "bidirectional": ("lstm", "gru"),
 }
+# Bounds of h by cell, and of the LSTM's c, that a few in a hundred or in a thousand exceed.
+CLIP_H = {"lstm": 0.4, "gru": 0.7, "rnn": 0.9}
+CLIP_C = 0.8
 
 
 def cells_of(variant: str) -> tuple[str, ...]:
@@ -75,7 +80,7 @@ class Recurrent:
     variant, p
         One of `VARIANTS`, of one layer in training, with its probability.
     scoring
-        One row, as contiguous text is scored; a group apart from the grid of shapes.
+        Contiguous text, or one step of histories; a group apart from the grid of shapes.
     """
 
     cell: str
@@ -122,6 +127,11 @@ class Recurrent:
         return self.H // 2 if self.variant == "projection" else self.H
 
     @property
+    def directions(self) -> int:
+        """Layers that read the same input, each with weights of its own."""
+        return 2 if self.variant == "bidirectional" else 1
+
+    @property
     def lengths(self) -> list[int]:
         """Steps that each row takes part in, non-increasing."""
         if not self.ragged:
@@ -136,7 +146,7 @@ class Recurrent:
         passes = 3 if self.train else 1  # the gradients of input and of weights: one forward each
         projected = self.H * self.P if self.P != self.H else 0
         weights = sum(self.gates * H * (I + self.P) + projected for I, H in self.widths)
-        return passes * steps * weights
+        return passes * steps * weights * self.directions
 
     @property
     def bytes(self) -> int:
@@ -145,7 +155,7 @@ class Recurrent:
         weights = sum(gates * H * (I + H) for I, H in self.widths)
         each = FLOAT * (12 * weights + 6 * self.T * self.B * (gates + 4) * self.H * self.layers)
         # A variant's contenders are twice as many, and loops save more of each step.
-        return 2 * each if self.variant else each
+        return 2 * each * self.directions if self.variant else each
 
     @property
     def quick(self) -> bool:
@@ -290,12 +300,14 @@ VARIED = [  # T, B, I, H
     (100, 16, 512, 512),
     (35, 20, 650, 650),
 ]
-SCORING = [  # T, B, I, H, layers; the last as one step of `generate` or of a beam
+SCORING = [  # T, B, I, H, layers; the last as one step of `generate`, of beams, of many histories
     (100, 1, 128, 128, 1),
     (100, 1, 512, 512, 1),
     (35, 1, 650, 650, 2),
     (35, 1, 1500, 1500, 1),
     (1, 1, 650, 650, 2),
+    (1, 8, 650, 650, 2),
+    (1, 32, 650, 650, 2),
 ]
 HEADS = [  # N, H, V
     (400, 200, 10_000),
@@ -347,7 +359,13 @@ FORWARD_GOAL = Goal(1.05, 0.95, "ONNX Runtime")
 GOALS |= {case.group: (None, FORWARD_GOAL) for case in _RECURRENT if not case.train}
 # Dropped weights also go into torch's own module, which may be faster; the goal is about loops.
 LOOP_GOAL = Goal(2.5, None, LOOP)
-GOALS |= {case.group: (None, LOOP_GOAL) for case in _RECURRENT if case.variant}
+# Clipping and two directions are measured without a goal.
+_TOLD = ("clipping", "bidirectional")
+GOALS |= {
+    case.group: (None, LOOP_GOAL)
+    for case in _RECURRENT
+    if case.variant and case.variant not in _TOLD
+}
 # In narrow layers the steps of a loop cost more than their products.
 NARROW, NARROW_LOOP_GOAL = 128, Goal(5.0, None, LOOP)
 # The least share of the peak in a group, where there are so many rows and units.
@@ -357,6 +375,9 @@ SHARE_GOALS = [(32, 512, 0.75), (16, 1, 0.70)]  # B, H, share
 PLAIN_GOAL = (1.25, 1.5)
 # Whole steps have a goal each.
 STEP_GOALS = {"zaremba-small": 2.0, "zaremba-medium": 1.6}
+# How much slower the median step of `zaremba-small` may be beside so many busy processes, where
+# pynlm has two CPUs.
+LOAD_CPUS, LOAD_GOALS = 2, {1: 2.5, 2: 4.0}
 
 
 def identifier(case: Case) -> str:

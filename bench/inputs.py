@@ -19,9 +19,10 @@ BATCHES = 8
 
 @dataclass(frozen=True)
 class RecurrentInputs:
-    """x [T, B, I], upstream gradient dy [T, B, H], weights by layer, lengths int32 [B] or None.
+    """x [T, B, I], upstream gradient dy like y, weights by layer, lengths int32 [B] or None.
 
-    Weights: w_ih, w_hh, b, for the GRU b_hn, and those of the case's variant (`_of_variant`).
+    Weights: w_ih, w_hh, b, for the GRU b_hn, and those of the case's variant (`_of_variant`); a
+    second direction's have names that end in _reverse.
     """
 
     x: Array
@@ -51,22 +52,30 @@ class TrainInputs:
 def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
     """Weights as `torch.nn` draws them, input and upstream gradient from the unit normal."""
     rng = np.random.default_rng(SEED)
-    gates, weights = case.gates, []
+    weights = []
     for I, H in case.widths:
-        bound = H**-0.5
-        layer = {
-            "w_ih": _uniform(rng, bound, gates * H, I),
-            "w_hh": _uniform(rng, bound, gates * H, case.P),
-            "b": _uniform(rng, bound, gates * H),
-        }
-        # Without a product of its own to scale, the second bias of n would be the first's twin.
-        if case.cell == "gru" and case.variant != "reset before":
-            layer["b_hn"] = _uniform(rng, bound, H)
-        weights.append(layer | _of_variant(case, rng, bound))
+        layer = _layer(case, rng, I, H)
+        if case.directions == 2:
+            layer |= {f"{name}_reverse": w for name, w in _layer(case, rng, I, H).items()}
+        weights.append(layer)
     x = rng.standard_normal((case.T, case.B, case.I), np.float32)
-    dy = rng.standard_normal((case.T, case.B, case.P), np.float32)
+    dy = rng.standard_normal((case.T, case.B, case.P * case.directions), np.float32)
     lengths = np.array(case.lengths, np.int32) if case.ragged else None
     return RecurrentInputs(x, dy, weights, lengths)
+
+
+def _layer(case: Recurrent, rng: np.random.Generator, I: int, H: int) -> dict[str, Array]:
+    """Weights of one layer in one direction."""
+    bound, gates = H**-0.5, case.gates
+    layer = {
+        "w_ih": _uniform(rng, bound, gates * H, I),
+        "w_hh": _uniform(rng, bound, gates * H, case.P),
+        "b": _uniform(rng, bound, gates * H),
+    }
+    # Without a product of its own to scale, the second bias of n would be the first's twin.
+    if case.cell == "gru" and case.variant != "reset before":
+        layer["b_hn"] = _uniform(rng, bound, H)
+    return layer | _of_variant(case, rng, bound)
 
 
 def _of_variant(case: Recurrent, rng: np.random.Generator, bound: float) -> dict[str, Array]:

@@ -104,6 +104,12 @@ class OtherWork:
         cpus = os.cpu_count() or 1
         return None if total == 0.0 else min(max((total - own) / (wall * cpus), 0.0), 1.0)
 
+    def describe(self) -> str:
+        """The same in words, with the load before."""
+        share = self.share()
+        taken = "" if share is None else f"took {share * 100:.0f} % of the CPU time of this run; "
+        return f"{taken}load average {self.load:.1f} before it"
+
     @staticmethod
     def _now() -> tuple[float, float, float]:
         """CPU seconds of all processes (and of other guests), of this and its children; time."""

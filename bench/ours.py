@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.catalogue import GATES, Case, Recurrent, Softmax, Train
+from bench.catalogue import CLIP_C, CLIP_H, GATES, Case, Recurrent, Softmax, Train
 from bench.inputs import (
     SEED,
     RecurrentInputs,
@@ -25,7 +25,7 @@ from bench.inputs import (
 )
 from bench.work import Work
 from pynlm import kernels
-from pynlm.layers import GRU, LSTM, RNN, Context, Parameters, RecurrentOptions
+from pynlm.layers import GRU, LSTM, RNN, Bidirectional, Context, Parameters, RecurrentOptions
 from pynlm.layers import Recurrent as Layer
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
@@ -100,6 +100,11 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
         a |= {"gates": _empty(T, B, gates * H), "dx": _empty(T, B, I)}
         if not case.train:
             a |= dict.fromkeys(_SAVED)
+            # as a session of ONNX Runtime does when it is made
+            a |= {
+                "w_ih": kernels.pack(weights["w_ih"]),
+                "w_hh": kernels.pack(weights["w_hh"], gates=gates),
+            }
         stack.append(a)
         below = a["y"]
     forward = getattr(kernels, f"{case.cell}_forward")
@@ -135,11 +140,13 @@ def _variant(case: Recurrent, inputs: RecurrentInputs) -> Work:
 
 def _layer_step(case: Recurrent, inputs: RecurrentInputs) -> Callable[[], dict[str, Array]]:
     """Forward and backward of a layer, with all that its options draw in a step."""
-    cell, (weights,) = _LAYERS[case.cell], inputs.weights
-    options = _options(case)
-    parameters = Parameters(cell.specs("0", case.I, case.H, options=options))
-    parameters.load_state_dict({name: weights[name.removeprefix("0.")] for name in parameters})
-    layer, steps = cell(parameters, "0", options=options), count()
+    cell, (weights,), options = _LAYERS[case.cell], inputs.weights, _options(case)
+    prefixes = ("0", "0_reverse")[: case.directions]
+    specs = [cell.specs(prefix, case.I, case.H, options=options) for prefix in prefixes]
+    parameters = Parameters([spec for layer in specs for spec in layer])
+    parameters.load_state_dict({name: weights[_short(name)] for name in parameters})
+    layers = [cell(parameters, prefix, options=options) for prefix in prefixes]
+    layer, steps = Bidirectional(layers[0], layers[1]) if layers[1:] else layers[0], count()
     state = layer.initial_state(case.B)
 
     def step() -> dict[str, Array]:
@@ -150,10 +157,16 @@ def _layer_step(case: Recurrent, inputs: RecurrentInputs) -> Callable[[], dict[s
         assert backprop is not None
         found = {"y": y, "dx": backprop(inputs.dy)}
         for name, parameter in parameters.items():
-            found[f"d{name.removeprefix('0.')}.0"] = parameter.grad
+            found[f"d{_short(name)}.0"] = parameter.grad
         return found
 
     return step
+
+
+def _short(name: str) -> str:
+    """ "w_ih" of "0.w_ih", "w_ih_reverse" of "0_reverse.w_ih"."""
+    prefix, _, weight = name.partition(".")
+    return weight + prefix.removeprefix("0")
 
 
 def _options(case: Recurrent) -> RecurrentOptions:
@@ -163,6 +176,9 @@ def _options(case: Recurrent) -> RecurrentOptions:
         return RecurrentOptions(recurrent_dropout=case.p)
     if case.variant == "weight drop":
         return RecurrentOptions(weight_drop=case.p)
+    if case.variant == "clipping":
+        cell_clip = CLIP_C if case.cell == "lstm" else 0.0
+        return RecurrentOptions(state_clip=CLIP_H[case.cell], cell_clip=cell_clip)
     chosen: dict[str, dict[str, Any]] = {
         "": {},
         "peephole": {"peephole": True},
@@ -171,6 +187,7 @@ def _options(case: Recurrent) -> RecurrentOptions:
         "coupled gates": {"coupled_gates": True},
         "projection": {"projection": case.P},
         "reset before": {"reset_before": True},
+        "bidirectional": {},
     }
     return RecurrentOptions(**chosen[case.variant])
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bench import ours
 from bench.bars import Bar, bars, plain_met, shares
-from bench.catalogue import FAMILIES, LOOP_GOAL, PLAIN_GOAL, Train
+from bench.catalogue import FAMILIES, GOALS, LOOP_GOAL, PLAIN_GOAL, Train
 from bench.measure import TOLERABLE, Result
 from bench.memory import Memory
 from bench.record import Record
@@ -14,8 +14,10 @@ from bench.record import Record
 _SHAPES = {
     "recurrent": "Cases are T,B,I,H (steps, batch, input, hidden), ×2 for two layers.",
     "scoring": (
-        "One row, as contiguous text is scored: cases are T,B,I,H (steps, batch, input, hidden), "
-        "×2 for two layers. A case of one step is what `generate` and beams do."
+        "Contiguous text is scored as one row: cases are T,B,I,H (steps, batch, input, hidden), "
+        "×2 for two layers. A case of one step is what `generate` and beams do. In all that is "
+        "forward only pynlm's weights are packed beforehand (`kernels.pack`), as a session of "
+        "ONNX Runtime packs its own; torch has no such thing for these modules."
     ),
     "ragged": (
         "Cases are T,B,I,H (steps, batch, input, hidden); rows end at lengths evenly spread from T "
@@ -31,6 +33,10 @@ _SHAPES = {
     "projection": (
         "Cases are T,B,I,H (steps, batch, input, hidden); the state that goes back and out is half "
         "as wide as H. torch's is `nn.LSTM(proj_size=…)`."
+    ),
+    "bidirectional": (
+        "Cases are T,B,I,H (steps, batch, input, hidden); one layer a direction, and y has both "
+        "side by side. torch's is `nn.LSTM(bidirectional=True)`, `nn.GRU(bidirectional=True)`."
     ),
     "softmax": (
         "Cases are N,H,V (rows, hidden, vocabulary). torch does them in two ways, `nn.Linear` with "
@@ -58,7 +64,7 @@ _METHOD = """\
   number of threads.
 - ONNX Runtime runs one node a layer, weights packed when the session is made, input and output
   bound. JAX runs a jitted `lax.scan` after one product of the input for all steps, gradients by
-  `jax.vjp`. pynlm packs the weights in each call.
+  `jax.vjp`. pynlm packs the weights in each call that trains, beforehand for those that do not.
 - The peak is the best of many short bursts of independent multiply-adds in registers, measured
   throughout the run. A share of it counts the operations of the matrix products only: 2·G·H·(I+H)
   for a row and step of a recurrent layer with G gates, 2·H·V for a row of the softmax, three times
@@ -119,7 +125,7 @@ def _facts(record: Record) -> str:
     for n, peak in sorted(record.peaks.items()):
         figure = f"{peak['best'] / 1e9:.0f} GFLOP/s (median burst {peak['median'] / 1e9:.0f})"
         rows.append((f"float32 peak, {threads(n)}", figure))
-    return _table(["", ""], rows)
+    return table(["", ""], rows)
 
 
 def _summary(record: Record) -> str:
@@ -138,7 +144,7 @@ def _summary(record: Record) -> str:
     head = ["", "threads", "cases", "geometric mean", "least", "share of peak"]
     return (
         "## Summary\n\nRatios are the fastest peer's time over pynlm's: above 1× pynlm is "
-        "faster.\n\n" + _table(head, rows)
+        "faster.\n\n" + table(head, rows)
     )
 
 
@@ -147,19 +153,21 @@ def _goals(record: Record) -> list[str]:
     rows = [_bar(bar) for bar in bars(record)]
     if not rows:
         return []
-    head = ["", "threads", "against", "cases", "geometric mean", "goal", "least", "goal", "met"]
+    head = [
+        *("", "threads", "against", "cases", "geometric mean", "goal", "least", "goal", "met"),
+        "limit",
+    ]
     text = (
         "## Goals\n\nRatios are the time of the peer that is named over pynlm's. Most goals are "
-        "for all threads; the figures of others stand here for comparison.\n\n"
-    ) + _table(head, rows)
+        "for all threads; the figures of others stand here for comparison. The limit is what the "
+        "geometric mean would be if pynlm's products ran at the peak and all else took no time.\n\n"
+    ) + table(head, rows)
     rows = [
-        [s.work, threads(s.threads), str(s.cases), percent(s.least), percent(s.goal), _met(s.met)]
+        [s.work, threads(s.threads), str(s.cases), percent(s.least), percent(s.goal), met(s.met)]
         for s in shares(record)
     ]
     if rows:
-        text += "\n\n" + _table(
-            ["", "threads", "cases", "least share of peak", "goal", "met"], rows
-        )
+        text += "\n\n" + table(["", "threads", "cases", "least share of peak", "goal", "met"], rows)
     return [text]
 
 
@@ -175,12 +183,14 @@ def _bar(bar: Bar) -> list[str]:
         aims[0],
         times(bar.least),
         aims[1],
-        _met(bar.met) if bar.aimed else "",
+        met(bar.met) if bar.aimed else "",
+        times(bar.limit),
     ]
 
 
-def _met(met: bool) -> str:
-    return "yes" if met else "**no**"
+def met(yes: bool) -> str:
+    """Whether a goal is met, in a table."""
+    return "yes" if yes else "**no**"
 
 
 def _variants(record: Record) -> str:
@@ -192,18 +202,21 @@ def _variants(record: Record) -> str:
             str(v.cases),
             times(v.plain),
             times(v.greatest),
-            _met(plain_met(v.plain, v.greatest)),
+            met(plain_met(v.plain, v.greatest)) if v.group in GOALS else "",
+            times(v.work),
             times(v.loop),
         ]
         for v in record.variants()
     ]
-    head = ["", "threads", "cases", "over the plain cell", "greatest", "met"]
+    head = ["", "threads", "cases", "over the plain cell", "greatest", "met", "work"]
     head.append("torch's loop over pynlm")
     return (
         "## Variants beside the plain cell\n\nGeometric means of a variant's time over that of the "
         f"same layer without it, both pynlm's (goal: at most {mean:g}×, and {greatest:g}× in each "
         "case), and of the time of torch's loop over the variant's (goal: at least "
-        f"{LOOP_GOAL.mean:g}×).\n\n" + _table(head, rows)
+        f"{LOOP_GOAL.mean:g}×; for a projection and two directions torch has modules). Work is "
+        "that of the matrix products over the plain cell's: at its rate the times would be in that "
+        "proportion.\n\n" + table(head, rows)
     )
 
 
@@ -222,12 +235,12 @@ def _group(record: Record, group: str) -> str:
         for n in counts:
             row += _cells(record, [r for r in record.of(group, n) if r.case == case], libraries)
         rows.append(row)
-    return f"## {group}\n\n{_SHAPES[_kind(record, group)]}\n\n{_table(head, rows)}"
+    return f"## {group}\n\n{_SHAPES[_kind(record, group)]}\n\n{table(head, rows)}"
 
 
 def _kind(record: Record, group: str) -> str:
     """Which of `_SHAPES` explains a group."""
-    words = [word for word in ("projection", "scoring", "ragged") if word in group]
+    words = [word for word in ("projection", "bidirectional", "scoring", "ragged") if word in group]
     if words:
         return words[0]
     if any(v.group == group for v in record.variants()):
@@ -278,11 +291,12 @@ def _memory(memory: list[Memory]) -> str:
     head = ["model", "", "after step 1", "step 2", f"steps 3 to {last}", "peak"]
     return (
         "## Memory of training\n\nGrowth of resident memory from before the model is built, in "
-        f"MiB, with {threads(memory[0].threads)}.\n\n" + _table(head, rows)
+        f"MiB, with {threads(memory[0].threads)}.\n\n" + table(head, rows)
     )
 
 
-def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -10,7 +10,7 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from bench import ours
-from bench.catalogue import GOALS, STEP_GOALS, Goal
+from bench.catalogue import GOALS, STEP_GOALS, Goal, Recurrent, find
 from bench.measure import Result
 from bench.memory import Memory
 
@@ -35,8 +35,9 @@ class Summary(NamedTuple):
 class Variants(NamedTuple):
     """A group of variants with one number of threads.
 
-    `plain` and `greatest` are of pynlm's time over that of its plain cell, `loop` of the time of
-    torch's loop over pynlm's (None without torch); the first and the last are geometric means.
+    `plain` and `greatest` are of pynlm's time over that of its plain cell, `work` of the operations
+    of their matrix products, `loop` of the time of torch's loop over pynlm's (None without torch);
+    all but the greatest are geometric means.
     """
 
     group: str
@@ -44,6 +45,7 @@ class Variants(NamedTuple):
     cases: int
     plain: float
     greatest: float
+    work: float
     loop: float | None
 
 
@@ -121,13 +123,14 @@ class Record:
             for threads in self.threads:
                 results = self.of(group, threads)
                 ratios = [r.over_plain for r in results if r.over_plain is not None]
-                if not ratios:
+                cases = [find(group, r.case) for r in results]
+                works = [c.flops / c.plain().flops for c in cases if isinstance(c, Recurrent)]
+                if not ratios or not works:
                     continue
                 loops = [r.against[_LOOP] for r in results if _LOOP in r.against]
                 loop = geometric_mean(loops) if loops else None
-                found.append(
-                    Variants(group, threads, len(ratios), geometric_mean(ratios), max(ratios), loop)
-                )
+                plain, work = geometric_mean(ratios), geometric_mean(works)
+                found.append(Variants(group, threads, len(ratios), plain, max(ratios), work, loop))
         return found
 
     def goal(self, group: str, threads: int) -> Goal | None:

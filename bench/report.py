@@ -79,7 +79,7 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial
             record.save(partial)
             print(page.line(result, peak.best(n)), flush=True)
     _measure_memory([case for case in fitting if isinstance(case, Train)], max(counts), record)
-    record.facts["other work"] = _other_work(others)
+    record.facts["other work"] = others.describe()
     disturbed = sum(r.disturbed for r in record.results)
     if disturbed:
         record.facts["disturbed"] = f"{disturbed} turns began while others' threads still ran"
@@ -108,12 +108,6 @@ def _measure_memory(cases: list[Train], n: int, record: Record) -> None:
                 f"peak {page.mebibytes(found.peak)} MiB",
                 flush=True,
             )
-
-
-def _other_work(others: machine.OtherWork) -> str:
-    share = others.share()
-    taken = "" if share is None else f"took {share * 100:.0f} % of the CPU time of this run; "
-    return f"{taken}load average {others.load:.1f} before it"
 
 
 def write(record: Record, folder: Path) -> None:

@@ -124,6 +124,9 @@ class LanguageModel:
     def load(cls, directory: str | Path, which: str = "best") -> LanguageModel:
         """The model of a run folder: its ``best`` checkpoint, or its ``last``.
 
+        Its weights are read-only and packed when first needed, because a model that is loaded
+        scores; ``.model.parameters.unpack()`` lets them change.
+
         Raises
         ------
         FileNotFoundError : the folder, its config, vocabulary or checkpoint is missing.
@@ -132,6 +135,7 @@ class LanguageModel:
         from pynlm.train.checkpoint import load_model
 
         model, tokenizer, recipe = load_model(Path(directory), which)
+        model.parameters.pack()
         return cls(model, tokenizer, batching=recipe.data.batching)
 
     @classmethod

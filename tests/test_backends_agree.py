@@ -15,7 +15,7 @@ from pynlm import _kernels, kernels, reference
 from pynlm.testing import FUNCTIONS, arguments
 
 # Public, but about the compiled backend itself.
-ABOUT_CPU = {"get_num_threads", "set_num_threads"}
+ABOUT_CPU = {"get_num_threads", "set_num_threads", "pack"}
 
 
 def public(module: Any) -> set[str]:

@@ -42,12 +42,12 @@ class Peer(Protocol):
         """The ways in which the library does the case, by name; none if it is not made for it."""
 
 
-def available() -> list[Peer]:
-    """The peers whose library is installed; imports them."""
+def available(only: str | None = None) -> list[Peer]:
+    """The peers (or the `only` one) whose library is installed; imports them."""
     return [
         cast(Peer, import_module(f"{__name__}.{module}"))
         for module, needs in _PEERS.items()
-        if _installed(needs)
+        if only in (None, needs.name) and _installed(needs)
     ]
 
 

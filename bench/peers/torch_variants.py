@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench.catalogue import GATES, Recurrent
+from bench.catalogue import CLIP_C, CLIP_H, GATES, Recurrent
 from bench.inputs import RecurrentInputs
 from bench.peers import TORCH
 from bench.work import Work
@@ -76,7 +76,7 @@ def loop(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
     b_hh, peephole = weights.get("b_hh"), weights.get("peephole")
     if case.variant == "weight drop":
         w_hh = F.dropout(w_hh, case.p)
-    mask = None
+    mask, clips = None, case.variant == "clipping"
     if case.variant == "recurrent dropout":
         mask = F.dropout(torch.ones_like(zeros), case.p)
     keeps_h, keeps_c = _keeps(case), _keeps(case)
@@ -90,6 +90,8 @@ def loop(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
                 p_i, p_f, p_o = peephole.chunk(3)
                 i, f = i + p_i * c, f + p_f * c
             c_new = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            if clips:
+                c_new = c_new.clamp(-CLIP_C, CLIP_C)
             if peephole is not None:
                 o = o + p_o * c_new
             h_new = torch.sigmoid(o) * torch.tanh(c_new)
@@ -101,6 +103,8 @@ def loop(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
             h_new = n + z * (h - n)
         else:
             h_new = torch.tanh(a + u)
+        if clips:
+            h_new = h_new.clamp(-CLIP_H[case.cell], CLIP_H[case.cell])
         h = h_new if keeps_h is None else torch.where(keeps_h[t], h, h_new)
         ys.append(h)
     return torch.stack(ys)
@@ -150,6 +154,17 @@ def layer_norm_gru(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
     return torch.stack(ys)
 
 
+def layer_norm_rnn(case: Recurrent, x: Tensor, weights: Weights) -> Tensor:
+    """Both products are normalised, as those of the other cells."""
+    w_hh, gain = weights["w_hh"], weights["ln_gates"][1]
+    h = x.new_zeros(case.B, case.H)
+    ys = []
+    for a in _normed_products(case, x, weights):
+        h = torch.tanh(a + F.layer_norm(F.linear(h, w_hh), (case.H,), gain))
+        ys.append(h)
+    return torch.stack(ys)
+
+
 def _normed_products(case: Recurrent, x: Tensor, weights: Weights) -> tuple[Tensor, ...]:
     """The input's products by step."""
     a = F.linear(x, weights["w_ih"])
@@ -188,6 +203,7 @@ _OF_THEIR_OWN: dict[tuple[str, str], Forward] = {
     ("lstm", "layer norm"): layer_norm_lstm,
     ("lstm", "layer norm of the state"): layer_norm_lstm,
     ("gru", "layer norm"): layer_norm_gru,
+    ("rnn", "layer norm"): layer_norm_rnn,
     ("lstm", "coupled gates"): coupled_lstm,
     ("gru", "reset before"): reset_before_gru,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import cycle
+from itertools import cycle, product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Loss = Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 Clip = Callable[[Iterable[Tensor], float], Any]
+# Weights by pynlm's and by torch's names, which in both end so in a second direction.
+_WEIGHTS = (("w_ih", "weight_ih"), ("w_hh", "weight_hh"), ("b", "bias_ih"))
+_SUFFIXES = ("", "_reverse")
 
 
 def set_threads(n: int) -> None:
@@ -42,7 +45,7 @@ def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> d
     """The ways in which torch does the case; cases with a softmax have two."""
     if isinstance(case, Recurrent):
         assert isinstance(inputs, RecurrentInputs)
-        if case.variant:
+        if case.variant and case.variant != "bidirectional":
             return variants(case, inputs)
         return {"torch": _recurrent(case, inputs)}
     if isinstance(case, Softmax):
@@ -77,7 +80,8 @@ def _linear_cross_entropy(h: Tensor, head: nn.Linear, targets: Tensor, how: str)
 
 
 def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
-    module = MODULES[case.cell](case.I, case.H, case.layers)
+    two = case.directions == 2
+    module = MODULES[case.cell](case.I, case.H, case.layers, bidirectional=two)
     x, dy = torch.tensor(inputs.x), torch.tensor(inputs.dy)
     for layer, weights in enumerate(inputs.weights):
         _load_layer(module, layer, weights)
@@ -107,14 +111,14 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
         if not case.train:
             return {"y": forward_only().numpy()}
         found = {"y": train().detach().numpy(), "dx": _gradient(x)}
-        for layer in range(case.layers):
+        for layer, suffix in product(range(case.layers), _SUFFIXES[: case.directions]):
             found |= {
-                f"d{name}.{layer}": _gradient(getattr(module, f"{theirs}_l{layer}"))
-                for name, theirs in (("w_ih", "weight_ih"), ("w_hh", "weight_hh"), ("b", "bias_ih"))
+                f"d{name}{suffix}.{layer}": _gradient(getattr(module, f"{theirs}_l{layer}{suffix}"))
+                for name, theirs in _WEIGHTS
             }
             if case.cell == "gru":
-                second = _gradient(getattr(module, f"bias_hh_l{layer}"))
-                found[f"db_hn.{layer}"] = second[2 * case.H :]
+                second = _gradient(getattr(module, f"bias_hh_l{layer}{suffix}"))
+                found[f"db_hn{suffix}.{layer}"] = second[2 * case.H :]
         return found
 
     if case.train:
@@ -200,7 +204,7 @@ class LanguageModel(nn.Module):
             found["head.bias"] = view(self.head.bias)
         for layer in range(self.recurrent.num_layers):
             prefix = f"recurrent.{layer}."
-            for name, theirs in (("w_ih", "weight_ih"), ("w_hh", "weight_hh"), ("b", "bias_ih")):
+            for name, theirs in _WEIGHTS:
                 found[prefix + name] = view(getattr(self.recurrent, f"{theirs}_l{layer}"))
             if self.recurrent.mode == "GRU":
                 second = view(getattr(self.recurrent, f"bias_hh_l{layer}"))
@@ -320,13 +324,15 @@ def _train(case: Train, inputs: TrainInputs, loss: Loss) -> Work:
 def _load_layer(module: nn.RNNBase, layer: int, weights: dict[str, Array]) -> None:
     """Ours has one bias where torch has two: it becomes the first, and the second is 0."""
     with torch.no_grad():
-        getattr(module, f"weight_ih_l{layer}").copy_(torch.tensor(weights["w_ih"]))
-        getattr(module, f"weight_hh_l{layer}").copy_(torch.tensor(weights["w_hh"]))
-        getattr(module, f"bias_ih_l{layer}").copy_(torch.tensor(weights["b"]))
-        second = getattr(module, f"bias_hh_l{layer}")
-        second.zero_()
-        if "b_hn" in weights:
-            second[-len(weights["b_hn"]) :] = torch.tensor(weights["b_hn"])
+        for suffix in _SUFFIXES[: 1 + module.bidirectional]:
+            for name, theirs in _WEIGHTS:
+                given = torch.tensor(weights[name + suffix])
+                getattr(module, f"{theirs}_l{layer}{suffix}").copy_(given)
+            second = getattr(module, f"bias_hh_l{layer}{suffix}")
+            second.zero_()
+            if "b_hn" in weights:
+                b_hn = torch.tensor(weights[f"b_hn{suffix}"])
+                second[-len(b_hn) :] = b_hn
 
 
 def _linear(w: Array, b: Array) -> nn.Linear:

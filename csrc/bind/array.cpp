@@ -87,4 +87,16 @@ void fail_length(const char* function, const char* name, std::int64_t position, 
     throw py::value_error(text.append(" at position ").append(std::to_string(position)));
 }
 
+void fail_gates(const char* function, const char* name, const py::object& got, int gates,
+                int second) {
+    std::string text = function;
+    text.append(": ").append(name).append(" must be packed with gates=(");
+    text.append(std::to_string(gates)).append(", ").append(std::to_string(second));
+    throw py::value_error(text.append("), got ").append(py::str(got)));
+}
+
+bool is_plain(const py::object& array) {
+    return Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_;
+}
+
 }  // namespace nlm::bind_detail

@@ -21,6 +21,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 #include <cstdint>
@@ -60,6 +61,11 @@ std::string describe(const py::object& got);
 
 [[noreturn]] void fail_id(const char* function, const char* name, std::int64_t position,
                           std::int32_t got, char range, std::int64_t size);
+[[noreturn]] void fail_gates(const char* function, const char* name, const py::object& got,
+                             int gates, int second);
+
+// A NumPy array of no subclass.
+bool is_plain(const py::object& array);
 [[noreturn]] void fail_length(const char* function, const char* name, std::int64_t position,
                               std::int32_t got, std::int64_t steps);
 
@@ -76,6 +82,26 @@ public:
     }
     const T* in(const char* name, const py::object& got, const char* shape, Optional) {
         return got.is_none() ? nullptr : in(name, got, shape);
+    }
+    // Weights, plain or from pynlm.kernels.pack with the same `gates`.
+    Weights<T> weights(const char* name, const py::object& got, const char* shape, int gates = 0,
+                       int second = 0) {
+        Weights<T> w{in(name, got, shape), nullptr};
+        if (bind_detail::is_plain(got)) return w;
+        const py::object panels = py::getattr(got, "panels", py::none());
+        if (panels.is_none()) return w;
+        const auto array = py::reinterpret_borrow<py::array>(got);
+        std::int64_t size = 0;
+        kernels<T>().pack_weights(
+            {nullptr, w.p, array.shape(0), array.shape(1), {gates, second}, &size});
+        if (got.attr("gates").template cast<std::array<int, 2>>() != std::array{gates, second})
+            bind_detail::fail_gates(function_, name, got.attr("gates"), gates, second);
+        if (!py::array_t<T>::check_(panels) || py::len(panels) != std::size_t(size) ||
+            !got.attr("packed_shape").equal(got.attr("shape")))
+            throw py::value_error(std::string(function_) + ": the packed copy of " + name +
+                                  " does not fit it; pack it again");
+        w.panels = static_cast<const T*>(py::reinterpret_borrow<py::array>(panels).data());
+        return w;
     }
     T* out(const char* name, const py::object& got, const char* shape) {
         return pointer<T>(name, got, shape, true);

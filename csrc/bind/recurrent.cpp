@@ -82,9 +82,11 @@ void read_lstm_variant(Call<T>& call, const char* function, LstmVariant<T>& v, c
                        const O& h_in, const O& m, const O& norm, const O& norm_c, const O& rstd,
                        const O& peephole, const O& w_hr, const O& ln_gates, const O& ln_cell,
                        const O& mask_h, const O& variant, bool saves) {
-    v.w_hr = call.in("w_hr", w_hr, "P H", optional);
-    if (v.w_hr != nullptr) v.P = call.dim('P');
-    if (v.w_hr != nullptr && v.P == 0)
+    if (!w_hr.is_none()) {
+        v.w_hr = call.weights("w_hr", w_hr, "P H", 1);
+        v.P = call.dim('P');
+    }
+    if (v.w_hr.p != nullptr && v.P == 0)
         throw py::value_error(std::string(function) + ": w_hr must have a row or more");
     read_variant(call, function, v, shapes, h_in, mask_h, ln_gates, norm, rstd, saves, variant,
                  "3 T B");
@@ -95,7 +97,7 @@ void read_lstm_variant(Call<T>& call, const char* function, LstmVariant<T>& v, c
     v.m = call.out("m", m, "T B H", optional);
     same(function, "ln_cell", ln_cell, "ln_gates", v.ln_gates != nullptr);
     same(function, "norm_c", norm_c, "ln_gates", saves && v.ln_gates != nullptr);
-    same(function, "m", m, "w_hr", saves && v.w_hr != nullptr);
+    same(function, "m", m, "w_hr", saves && v.w_hr.p != nullptr);
     if (variant.is_none()) return;
     v.zoneout_c = variant.attr("zoneout_c").cast<double>();
     v.clip_c = variant.attr("clip_c").cast<double>();
@@ -127,8 +129,9 @@ void bind_recurrent(py::module_& module) {
                 a.gates = call.out("gates", gates, shapes.rows_of_gates().c_str(), optional);
                 a.c = call.out("c", c, "T B H", optional);
                 a.h0 = call.in("h0", h0, shapes.row().c_str());
-                a.w_ih = call.in("w_ih", w_ih, (shapes.gates + " I").c_str());
-                a.w_hh = call.in("w_hh", w_hh, (shapes.gates + " " + shapes.state).c_str());
+                a.w_ih = call.weights("w_ih", w_ih, (shapes.gates + " I").c_str());
+                a.w_hh = call.weights("w_hh", w_hh, (shapes.gates + " " + shapes.state).c_str(),
+                                      shapes.gates[0] - '0');
                 a.b = call.in("b", b, shapes.gates.c_str());
                 a.lengths = call.lengths("lengths", lengths, a.T_);
                 read_lstm_variant(call, f, a.variant, shapes, h_in, m, norm, norm_c, rstd, peephole,
@@ -183,7 +186,7 @@ void bind_recurrent(py::module_& module) {
                     call.out("dln_gates", dln_gates, ("2 " + shapes.gates).c_str(), optional);
                 v.dln_cell = call.out("dln_cell", dln_cell, "2 H", optional);
                 same(f, "dpeephole", dpeephole, "peephole", v.peephole != nullptr);
-                same(f, "dw_hr", dw_hr, "w_hr", v.w_hr != nullptr);
+                same(f, "dw_hr", dw_hr, "w_hr", v.w_hr.p != nullptr);
                 same(f, "dln_gates", dln_gates, "ln_gates", v.ln_gates != nullptr);
                 same(f, "dln_cell", dln_cell, "ln_cell", v.ln_cell != nullptr);
                 call.launch(kernels<T>().lstm_backward, a);
@@ -214,8 +217,9 @@ void bind_recurrent(py::module_& module) {
                 a.gates = call.out("gates", gates, "T B 3H", optional);
                 a.hn = call.out("hn", hn, "T B H", optional);
                 a.h0 = call.in("h0", h0, "B H");
-                a.w_ih = call.in("w_ih", w_ih, "3H I");
-                a.w_hh = call.in("w_hh", w_hh, "3H H");
+                a.w_ih = call.weights("w_ih", w_ih, "3H I");
+                a.w_hh = b_hn.is_none() ? call.weights("w_hh", w_hh, "3H H", 2, 1)
+                                        : call.weights("w_hh", w_hh, "3H H", 3);
                 a.b = call.in("b", b, "3H");
                 a.b_hn = call.in("b_hn", b_hn, "H", optional);
                 a.lengths = call.lengths("lengths", lengths, a.T_);
@@ -281,8 +285,8 @@ void bind_recurrent(py::module_& module) {
                 a.I = call.dim('I'), a.H = call.dim('H');
                 a.h_last = call.out("h_last", h_last, "B H");
                 a.h0 = call.in("h0", h0, "B H");
-                a.w_ih = call.in("w_ih", w_ih, "H I");
-                a.w_hh = call.in("w_hh", w_hh, "H H");
+                a.w_ih = call.weights("w_ih", w_ih, "H I");
+                a.w_hh = call.weights("w_hh", w_hh, "H H", 1);
                 a.b = call.in("b", b, "H");
                 a.relu = is_relu("rnn_forward", nonlinearity);
                 a.lengths = call.lengths("lengths", lengths, a.T_);

@@ -161,8 +161,43 @@ struct GemmArgs {
     const T* bias = nullptr;
     T* a_sum = nullptr;
     const int64_t* c_at = nullptr;
-    bool part = false;  // of more rows than M, with which it must agree in every bit
+    bool part = false;            // of more rows than M, with which it must agree in every bit
+    const T* b_panels = nullptr;  // b as pack_columns() left it
 };
+
+// Panels of all columns of B [K, N]: those of the first depths, then those of the next.
+template <class T>
+constexpr int64_t columns_size(int64_t N, int64_t K) {
+    return (N + kPanelWidth<T> - 1) / kPanelWidth<T> * kPanelWidth<T> * K;
+}
+
+// Packs panels [panels.begin, panels.end) of the `count` columns from `column` on, depths
+// [k, k + kc).
+template <class T>
+inline void pack_panels(T* out, const Factor<T>& b, Range panels, int64_t column, int64_t count,
+                        int64_t k, int64_t kc) {
+    constexpr int64_t W = kPanelWidth<T>;
+    b.pack_all(panels, kc, [&](int64_t p, int64_t k1, int64_t run) {
+        const int64_t n = count - p * W;
+        const int64_t width = n <= kLanes<T> ? kLanes<T> : W;
+        b.pack(out + (p - panels.begin) * W * kc + k1 * width, width, column + p * W,
+               n < width ? n : width, k + k1, run);
+    });
+}
+
+template <class T>
+void pack_columns(T* out, const Factor<T>& b, int64_t N, int64_t K) {
+    constexpr int64_t W = kPanelWidth<T>;
+    const int64_t panels = (N + W - 1) / W, depth = depth_cut<T>(K);
+    auto body = [&](int tid, int size) {
+        const Range mine = share(panels, 1, tid, size);
+        for (int64_t k = 0; k < K; k += depth) {
+            const int64_t kc = K - k < depth ? K - k : depth;
+            pack_panels(out + k * panels * W + mine.begin * W * kc, b, mine, 0, N, k, kc);
+        }
+    };
+    parallel(threads_for(4.0 * double(N) * double(K)), body);
+}
 
 // The larger operand is divided among the members: each packs a piece of its own just before it
 // is used, while it is in the second-level cache. The smaller one is packed by all, for all.
@@ -170,8 +205,8 @@ template <class T>
 class Product {
 public:
     explicit Product(const GemmArgs<T>& args) : g(args) {
-        const int64_t depth_blocks = (g.K + kMaxDepth<T> - 1) / kMaxDepth<T>;
-        depth = (g.K + depth_blocks - 1) / depth_blocks;
+        depth = depth_cut<T>(g.K);
+        const int64_t depth_blocks = (g.K + depth - 1) / depth;
         own_columns = g.N > g.M;
         const int64_t whole = own_columns ? g.M : g.N;
         const int64_t chunks = (whole + kSharedWidth - 1) / kSharedWidth;
@@ -241,14 +276,9 @@ private:
         }
     }
 
-    // Panels of B of the `count` columns from `column` on.
-    void pack_b(T* out, Range panels, int64_t column, int64_t count, int64_t k, int64_t kc) const {
-        g.b.pack_all(panels, kc, [&](int64_t p, int64_t k1, int64_t run) {
-            const int64_t n = count - p * kWidth;
-            const int64_t width = n <= kLanes<T> ? kLanes<T> : kWidth;
-            g.b.pack(out + (p - panels.begin) * kWidth * kc + k1 * width, width,
-                     column + p * kWidth, n < width ? n : width, k + k1, run);
-        });
+    // Where panel p of all columns begins in packed B, depths [k, k + kc).
+    const T* panel_of(int64_t p, int64_t k, int64_t kc) const {
+        return g.b_panels + (k * ((g.N + kWidth - 1) / kWidth) + p * kc) * kWidth;
     }
 
     // Row blocks of A, of which the first is packed at ap, by one panel of n columns.
@@ -294,13 +324,17 @@ private:
             for (int64_t k = part.k; k < part.k_end; k += depth) {
                 const int64_t kc = depth_from(part, k);
                 const T* const ap = shared + (k - part.k) * part.count;
-                pack_b(own, {p0, p1}, 0, g.N, k, kc);
+                const T* bp = own;
+                if (g.b_panels != nullptr)
+                    bp = panel_of(p0, k, kc);
+                else
+                    pack_panels(own, g.b, {p0, p1}, 0, g.N, k, kc);
                 const int64_t fit = kRowBytesInL2 / (kc * kTileRows * int64_t(sizeof(T))) + 1;
                 for (int64_t i = 0; i < blocks.blocks; i += fit) {
                     const Range range{i, i + fit < blocks.blocks ? i + fit : blocks.blocks};
                     for (int64_t p = p0; p < p1; ++p)
                         tiles(blocks, range, part.from, ap + blocks.first(i) * kc,
-                              own + (p - p0) * kWidth * kc, p * kWidth, g.N - p * kWidth, k, kc);
+                              bp + (p - p0) * kWidth * kc, p * kWidth, g.N - p * kWidth, k, kc);
                 }
             }
         }
@@ -310,12 +344,12 @@ private:
     void rows(const Part& part, T* shared, T* own, int tid, int size) const {
         const int64_t panels = (part.count + kWidth - 1) / kWidth;
         const Range packing = share(panels, 1, tid, size);
-        for (int64_t k = part.k; k < part.k_end; k += depth) {
+        for (int64_t k = part.k; k < part.k_end && g.b_panels == nullptr; k += depth) {
             const int64_t kc = depth_from(part, k);
-            pack_b(shared + (k - part.k) * panels * kWidth + packing.begin * kWidth * kc, packing,
-                   part.from, part.count, k, kc);
+            pack_panels(shared + (k - part.k) * panels * kWidth + packing.begin * kWidth * kc, g.b,
+                        packing, part.from, part.count, k, kc);
         }
-        team_barrier(size);
+        if (g.b_panels == nullptr) team_barrier(size);
         const RowBlocks blocks = row_blocks(g.M, size);
         const Range mine = share(blocks.blocks, 1, tid, size);
         const int64_t most = own_blocks();
@@ -323,7 +357,8 @@ private:
             const Range range{i, i + most < mine.end ? i + most : mine.end};
             for (int64_t k = part.k; k < part.k_end; k += depth) {
                 const int64_t kc = depth_from(part, k);
-                const T* const bp = shared + (k - part.k) * panels * kWidth;
+                const T* const bp = g.b_panels != nullptr ? panel_of(part.from / kWidth, k, kc)
+                                                          : shared + (k - part.k) * panels * kWidth;
                 pack_a(own, blocks, range, 0, k, kc, g.a_sum != nullptr && part.from == 0);
                 for (int64_t p = 0; p < panels; ++p)
                     tiles(blocks, range, 0, own, bp + p * kWidth * kc, part.from + p * kWidth,

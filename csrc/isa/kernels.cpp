@@ -41,6 +41,7 @@ namespace {
 #include "recurrent/gru-inl.h"
 #include "recurrent/rnn_math.h"
 #include "recurrent/rnn-inl.h"
+#include "pack/pack-inl.h"
 #include "linear/linear-inl.h"
 #include "softmax/xent-inl.h"
 #include "embedding/embedding-inl.h"

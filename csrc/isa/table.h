@@ -10,6 +10,7 @@
 #include "optim/adam.h"
 #include "optim/clip.h"
 #include "optim/sgd.h"
+#include "pack/pack.h"
 #include "recurrent/gru.h"
 #include "recurrent/lstm.h"
 #include "recurrent/rnn.h"
@@ -42,6 +43,7 @@
     X(adam_update_rows, AdamUpdateRowsArgs)       \
     X(adagrad_update, AdagradUpdateArgs)          \
     X(adagrad_update_rows, AdagradUpdateRowsArgs) \
+    X(pack_weights, PackWeightsArgs)              \
     X(fma_peak, FmaPeakArgs)
 
 namespace nlm {

@@ -6,10 +6,11 @@ void linear_forward(const LinearForwardArgs<T>& a) {
                      .N = a.O,
                      .K = a.I,
                      .a = {a.x, a.I, false},
-                     .b = {a.w, a.I, false},
+                     .b = {a.w.p, a.I, false},
                      .c = a.y,
                      .ldc = a.O,
-                     .bias = a.b});
+                     .bias = a.b,
+                     .b_panels = a.w.panels});
 }
 
 template <class T>

@@ -10,13 +10,15 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
+
 namespace nlm {
 
 template <class T>
 struct LinearForwardArgs {
     T* y;
     const T* x;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, I, O;
 };

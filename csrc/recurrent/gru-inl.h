@@ -141,8 +141,9 @@ void gru_forward(const GruForwardArgs<T>& a) {
     const StateNorm<T> norm = forward_norm(v, s.steps, a.B, 3 * H, scratch);
     Second<T> second;
     if (reset_before) {
-        second = {a.w_hh + 2 * H * H, H, H, panels + panel_size<T>(H, 2 * H),
-                  scratch.take<T>(a.B * H)};
+        const int64_t first = panel_size<T>(H, 2 * H);
+        const T* const packed = a.w_hh.panels != nullptr ? a.w_hh.panels + first : nullptr;
+        second = {{a.w_hh.p + 2 * H * H, packed}, H, H, panels + first, scratch.take<T>(a.B * H)};
     }
     const Split split = split_of(s.steps, a.B, H, 3 * H, 3 * H * H * int64_t(sizeof(T)));
     for (int64_t t = 0; t < s.steps; t += chunk) {
@@ -152,12 +153,13 @@ void gru_forward(const GruForwardArgs<T>& a) {
                          .N = 3 * H,
                          .K = a.I,
                          .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
-                         .b = {a.w_ih, a.I, false},
+                         .b = {a.w_ih.p, a.I, false},
                          .c = gates,
                          .ldc = 3 * H,
                          .bias = v.ln_gates != nullptr ? nullptr : a.b,
                          .c_at = rows.at,
-                         .part = s.many_rows()});
+                         .part = s.many_rows(),
+                         .b_panels = a.w_ih.panels});
         if (v.ln_gates != nullptr)
             normalise_inputs(s, t, end, gates, v.norm, v.rstd, v.ln_gates, a.b, 3 * H);
         const T* const h_start = t == 0 ? input.h0 : input.y + (t - 1) * a.B * H;
@@ -317,7 +319,10 @@ void gru_backward(const GruBackwardArgs<T>& a) {
             backward_loop(cell, s, a.w_hh, state.rec, split, panels, states);
         };
         if (reset_before) {
-            const Second<T> second{a.w_hh + 2 * H * H, H, H, panels + panel_size<T>(H, 2 * H),
+            const Second<T> second{{a.w_hh + 2 * H * H},
+                                   H,
+                                   H,
+                                   panels + panel_size<T>(H, 2 * H),
                                    scratch.take<T>(a.B * H)};
             run(GruBeforeBackwardCell<T>{
                 {false, second}, a, input, zoneout, state, scratch.take<T>(a.B * H)});

@@ -20,6 +20,7 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
 #include "recurrent/variant.h"
 
 namespace nlm {
@@ -32,8 +33,8 @@ struct GruForwardArgs {
     T* hn;
     const T* x;
     const T* h0;
-    const T* w_ih;
-    const T* w_hh;
+    Weights<T> w_ih;
+    Weights<T> w_hh;
     const T* b;
     const T* b_hn;                // null: reset before
     const std::int32_t* lengths;  // may be null

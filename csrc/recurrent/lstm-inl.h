@@ -54,12 +54,13 @@ void lstm_forward(const LstmForwardArgs<T>& a) {
                          .N = 4 * a.H,
                          .K = a.I,
                          .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
-                         .b = {a.w_ih, a.I, false},
+                         .b = {a.w_ih.p, a.I, false},
                          .c = gates,
                          .ldc = 4 * a.H,
                          .bias = a.b,
                          .c_at = rows.at,
-                         .part = s.many_rows()});
+                         .part = s.many_rows(),
+                         .b_panels = a.w_ih.panels});
         forward_loop(LstmForwardCell<T>{a, gates, t}, s, t, end, a.w_hh,
                      t == 0 ? a.h0 : a.y + (t - 1) * a.B * a.H, static_cast<const T*>(a.y), a.y,
                      split, panels, states, t == 0);

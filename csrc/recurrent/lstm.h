@@ -33,6 +33,7 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
 #include "recurrent/variant.h"
 
 namespace nlm {
@@ -42,7 +43,7 @@ struct LstmVariant : RecurrentVariant<T> {
     const T* peephole = nullptr;
     double zoneout_c = 0, clip_c = 0;
     bool coupled = false;
-    const T* w_hr = nullptr;
+    Weights<T> w_hr;
     T* m = nullptr;
     std::int64_t P = 0;          // width of h with w_hr
     const T* ln_cell = nullptr;  // with ln_gates
@@ -54,7 +55,7 @@ struct LstmVariant : RecurrentVariant<T> {
 
     bool any() const {
         return RecurrentVariant<T>::any() || peephole != nullptr || zoneout_c > 0 || clip_c > 0 ||
-               coupled || w_hr != nullptr;
+               coupled || w_hr.p != nullptr;
     }
 };
 
@@ -68,8 +69,8 @@ struct LstmForwardArgs {
     const T* x;
     const T* h0;
     const T* c0;
-    const T* w_ih;
-    const T* w_hh;
+    Weights<T> w_ih;
+    Weights<T> w_hh;
     const T* b;
     const std::int32_t* lengths;  // may be null
     std::int64_t T_, B, I, H;

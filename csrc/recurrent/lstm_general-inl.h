@@ -149,14 +149,14 @@ private:
 template <class T>
 Sequence<T> lstm_sequence(int64_t steps, int64_t batch, int64_t hidden, const int32_t* lengths,
                           const LstmVariant<T>& v) {
-    return {steps, batch, hidden, lengths, v.w_hr != nullptr ? v.P : 0};
+    return {steps, batch, hidden, lengths, v.w_hr.p != nullptr ? v.P : 0};
 }
 
 // The product with w_hr [P, H] (forward: H deep, P columns; backward: the other way).
 template <class T>
 Second<T> lstm_projection(const LstmVariant<T>& v, int64_t B, int64_t columns, int64_t depth,
                           Scratch& scratch) {
-    if (v.w_hr == nullptr) return {};
+    if (v.w_hr.p == nullptr) return {};
     return {v.w_hr, columns, depth, scratch.take<T>(panel_size<T>(columns, depth)),
             scratch.take<T>(B * depth)};
 }
@@ -172,7 +172,7 @@ void lstm_general_forward(const LstmForwardArgs<T>& a, const Sequence<T>& s) {
     if (v.m != nullptr) clear_ended(s, v.m, H, H);
     const int64_t chunk = saves ? s.steps : chunk_steps(s);
     T* const gates = saves ? a.gates : scratch.take<T>(chunk * a.B * columns);
-    T* const m = v.w_hr == nullptr || saves ? v.m : scratch.take<T>(a.B * H);
+    T* const m = v.w_hr.p == nullptr || saves ? v.m : scratch.take<T>(a.B * H);
     T* const norm_c = v.ln_gates == nullptr || saves ? v.norm_c : scratch.take<T>(a.B * H);
     T* const panels = scratch.take<T>(panel_size<T>(H, G * P));
     T* const states = scratch.take<T>(2 * a.B * P);
@@ -186,12 +186,13 @@ void lstm_general_forward(const LstmForwardArgs<T>& a, const Sequence<T>& s) {
                          .N = columns,
                          .K = a.I,
                          .a = {a.x + t * a.B * a.I, a.I, false, rows.at},
-                         .b = {a.w_ih, a.I, false},
+                         .b = {a.w_ih.p, a.I, false},
                          .c = gates,
                          .ldc = columns,
                          .bias = v.ln_gates != nullptr ? nullptr : a.b,
                          .c_at = rows.at,
-                         .part = s.many_rows()});
+                         .part = s.many_rows(),
+                         .b_panels = a.w_ih.panels});
         if (v.ln_gates != nullptr)
             normalise_inputs(s, t, end, gates, v.norm, v.rstd, v.ln_gates, a.b, columns);
         const LstmGeneralForwardCell<T, G> cell{
@@ -361,8 +362,8 @@ void lstm_general_backward(const LstmBackwardArgs<T>& a, const Sequence<T>& s) {
     T* const dln_cell =
         v.ln_gates != nullptr ? zeros(scratch.take<T>(B * 2 * H), B * 2 * H) : nullptr;
     T* const spare = v.ln_gates != nullptr ? scratch.take<T>(B * 2 * H) : nullptr;
-    T* const dr = v.w_hr != nullptr ? scratch.take<T>(s.steps * B * P) : nullptr;
-    T* const dm = v.w_hr != nullptr ? scratch.take<T>(B * H) : nullptr;
+    T* const dr = v.w_hr.p != nullptr ? scratch.take<T>(s.steps * B * P) : nullptr;
+    T* const dm = v.w_hr.p != nullptr ? scratch.take<T>(B * H) : nullptr;
     const Second<T> second = lstm_projection(v, B, H, P, scratch);
     const Split split = split_of(s.steps, B, columns, P, columns * P * int64_t(sizeof(T)));
     const LstmGeneralBackwardCell<T, G> cell{{v.ln_gates != nullptr, second},
@@ -391,7 +392,7 @@ void lstm_general_backward(const LstmBackwardArgs<T>& a, const Sequence<T>& s) {
         norm_gradients(s, v, norm, a.db, d);
         d = v.norm, d_hh = norm.norm, db = nullptr;
     }
-    if (v.w_hr != nullptr) {
+    if (v.w_hr.p != nullptr) {
         const ActiveRows rows(s, 0, s.steps);
         gemm(GemmArgs<T>{.M = P,
                          .N = H,

@@ -77,11 +77,12 @@ void rnn_forward(const RnnForwardArgs<T>& a) {
                      .N = a.H,
                      .K = a.I,
                      .a = {a.x, a.I, false, rows.at},
-                     .b = {a.w_ih, a.I, false},
+                     .b = {a.w_ih.p, a.I, false},
                      .c = a.y,
                      .ldc = a.H,
                      .bias = a.variant.ln_gates != nullptr ? nullptr : a.b,
-                     .c_at = rows.at});
+                     .c_at = rows.at,
+                     .b_panels = a.w_ih.panels});
     if (a.variant.ln_gates != nullptr)
         normalise_inputs(s, 0, s.steps, a.y, a.variant.norm, a.variant.rstd, a.variant.ln_gates,
                          a.b, a.H);

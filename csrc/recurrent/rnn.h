@@ -16,6 +16,7 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
 #include "recurrent/variant.h"
 
 namespace nlm {
@@ -26,8 +27,8 @@ struct RnnForwardArgs {
     T* h_last;
     const T* x;
     const T* h0;
-    const T* w_ih;
-    const T* w_hh;
+    Weights<T> w_ih;
+    Weights<T> w_hh;
     const T* b;
     const std::int32_t* lengths;  // may be null
     bool relu;

@@ -111,17 +111,18 @@ inline int panel_vecs(const Sequence<T>& s, const Split& split) {
     return s.batch <= kFewRows && !split.by_rows ? kFewVecs : kTileVecs;
 }
 template <class T>
-inline Share share_of(const Sequence<T>& s, int64_t units, const Split& split, int tid, int size) {
+inline Share share_of(const Sequence<T>& s, int64_t units, const Split& split, int tid, int size,
+                      int64_t grain = 1) {
     const int64_t vectors = (units + kLanes<T> - 1) / kLanes<T>;
     if (split.by_rows) return {share_of_rows(s, tid, size), {0, vectors}, true, tid, size};
-    return {{0, s.batch}, share(vectors, 1, tid, size), false, tid, size};
+    return {{0, s.batch}, share(vectors, grain, tid, size), false, tid, size};
 }
 
 // A second product in each step of a general cell: its weights are packed beside w_hh's, and its
 // operand as `packed` when the step has computed it.
 template <class T>
 struct Second {
-    const T* w = nullptr;  // [columns, depth]; null: none
+    Weights<T> w{};  // [columns, depth]; null: none
     int64_t columns = 0, depth = 0;
     T* panels = nullptr;
     T* packed = nullptr;  // [batch, depth]
@@ -165,26 +166,35 @@ inline Range own_rows(const Share& own, int64_t begin, int64_t end) {
 // product, operand(t) [batch, depth], second_column and finish_second.
 // h_start is the state before t0 and h_in [steps, batch, width] the states that follow, as they
 // enter w_hh (y itself, or y masked); y beyond a row's length becomes zero. pack_weights: the
-// panels do not hold w_hh from an earlier call of the same pass.
+// panels do not hold w_hh from an earlier call of the same pass. Weights that come packed are read
+// where they are, unless the panels are those of few rows.
 template <class T, class Cell>
-void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1, const T* w_hh,
+void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1, Weights<T> w_hh,
                   const T* h_start, const T* h_in, T* y, const Split& split, T* panels, T* states,
                   bool pack_weights) {
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch;
     const bool dots = takes_dots(s, split);
     const int wide = panel_vecs(s, split);
+    const auto packed = [&](const Weights<T>& w) {
+        return w.panels != nullptr && wide == kTileVecs;
+    };
+    const T* const w_panels = packed(w_hh) ? w_hh.panels : panels;
+    // a member's units begin where a panel of all units does
+    int64_t grain = packed(w_hh) && G % kTileVecs != 0 ? kTileVecs : 1;
+    if constexpr (Cell::kGeneral)
+        if (packed(cell.second.w)) grain = kTileVecs;
     auto body = [&](int tid, int size) {
-        const Share own = share_of(s, H, split, tid, size);
-        const Share out = share_of(s, P, split, tid, size);
+        const Share own = share_of(s, H, split, tid, size, grain);
+        const Share out = share_of(s, P, split, tid, size, grain);
         // own panels depend on the size of the team, which another caller's work may have changed
         if (!dots && (!own.by_rows || pack_weights)) {
             const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
-            pack_forward(panels, H, P, w_hh, G, wide, own.vectors, of, all);
+            if (!packed(w_hh)) pack_forward(panels, H, P, w_hh.p, G, wide, own.vectors, of, all);
             if constexpr (Cell::kGeneral) {
                 const Second<T>& second = cell.second;
-                if (second.w != nullptr)
-                    pack_forward(second.panels, second.columns, second.depth, second.w, 1, wide,
+                if (second.w.p != nullptr && !packed(second.w))
+                    pack_forward(second.panels, second.columns, second.depth, second.w.p, 1, wide,
                                  out.vectors, of, all);
             }
         }
@@ -210,9 +220,9 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
             };
             if (end > begin && dots)
                 dot_vectors<T, G>(end, own.vectors, H, P, t > t0 ? h_in + (t - 1) * B * P : h_start,
-                                  w_hh, column, finish);
+                                  w_hh.p, column, finish);
             else if (end > begin)
-                run_vectors<T, G>(blocks, begin, own.vectors, wide, H, P, now, panels, column,
+                run_vectors<T, G>(blocks, begin, own.vectors, wide, H, P, now, w_panels, column,
                                   finish);
             if constexpr (Cell::kGeneral) {
                 if (cell.whole_rows) {
@@ -221,7 +231,7 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                     for (int64_t r = mine.begin; r < mine.end; ++r) cell.finish_row(t, r);
                     if (!own.by_rows) team_barrier(size);
                 }
-                if (const Second<T>& second = cell.second; second.w != nullptr) {
+                if (const Second<T>& second = cell.second; second.w.p != nullptr) {
                     if (!dots && end > begin && units.end > units.begin)
                         pack_state(second.packed, blocks, begin, cell.operand(t), H, units.begin,
                                    units.end, units.begin, second.depth);
@@ -234,10 +244,11 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                     };
                     if (end > begin && dots)
                         dot_vectors<T, 1>(end, out.vectors, P, second.depth, cell.operand(t),
-                                          second.w, column_2, finish_2);
+                                          second.w.p, column_2, finish_2);
                     else if (end > begin)
-                        run_vectors<T, 1>(blocks, begin, out.vectors, wide, P, second.depth,
-                                          second.packed, second.panels, column_2, finish_2);
+                        run_vectors<T, 1>(
+                            blocks, begin, out.vectors, wide, P, second.depth, second.packed,
+                            packed(second.w) ? second.w.panels : second.panels, column_2, finish_2);
                 }
             }
             for (int64_t r = end; r < own.rows.end; ++r)
@@ -284,8 +295,9 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
         pack_backward(panels, P, depth, w_hh, wide, out.vectors, of, all);
         if constexpr (Cell::kGeneral) {
             const Second<T>& second = cell.second;
-            if (second.w != nullptr)
-                pack_backward(second.panels, H, second.depth, second.w, wide, own.vectors, of, all);
+            if (second.w.p != nullptr)
+                pack_backward(second.panels, H, second.depth, second.w.p, wide, own.vectors, of,
+                              all);
         }
         if (own.by_rows) team_barrier(size);
         const Range units = units_of<T>(own.vectors, H), kept = units_of<T>(out.vectors, P);
@@ -297,7 +309,7 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
             const Range rows{begin, end};
             bool by_vectors = end > begin;
             if constexpr (Cell::kGeneral) {
-                if (const Second<T>& second = cell.second; second.w != nullptr) {
+                if (const Second<T>& second = cell.second; second.w.p != nullptr) {
                     for (int64_t v = out.vectors.begin; v < out.vectors.end && end > begin; ++v)
                         cell.before(t, rows, v * L, units_in<T>(P, v));
                     if (end > begin && kept.end > kept.begin)

@@ -79,16 +79,17 @@ inline void divide_by_temperature(T* z, int64_t count, double temperature) {
 }
 
 template <class T>
-inline void block_logits(T* z, const T* h, const T* w, const T* b, int64_t tokens, int64_t H,
+inline void block_logits(T* z, const T* h, Weights<T> w, const T* b, int64_t tokens, int64_t H,
                          int64_t V) {
     gemm(GemmArgs<T>{.M = tokens,
                      .N = V,
                      .K = H,
                      .a = {h, H, false},
-                     .b = {w, H, false},
+                     .b = {w.p, H, false},
                      .c = z,
                      .ldc = V,
-                     .bias = b});
+                     .bias = b,
+                     .b_panels = w.panels});
 }
 
 // Calls body(n, z) with the logits of each token n, which it may overwrite.
@@ -171,7 +172,7 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
     for (int64_t n0 = 0; n0 < a.N; n0 += block) {
         const int64_t tokens = a.N - n0 < block ? a.N - n0 : block;
         const T* const h = a.h + n0 * a.H;
-        block_logits(z, h, a.w, a.b, tokens, a.H, a.V);
+        block_logits(z, h, Weights<T>{a.w}, a.b, tokens, a.H, a.V);
         auto softmax = [&](int tid, int size) {
             const Range mine = share(tokens, 1, tid, size);
             for (int64_t n = mine.begin; n < mine.end; ++n) {

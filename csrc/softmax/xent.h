@@ -26,6 +26,8 @@
 
 #include <cstdint>
 
+#include "pack/pack.h"
+
 namespace nlm {
 
 template <class T>
@@ -33,7 +35,7 @@ struct XentForwardArgs {
     T* nll;
     T* loss;  // may be null
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     const std::int32_t* targets;
     std::int64_t N, H, V;
@@ -60,7 +62,7 @@ template <class T>
 struct XentLogProbArgs {
     T* log_prob;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V;
     double temperature;
@@ -71,7 +73,7 @@ struct XentTopKArgs {
     T* log_prob;
     std::int32_t* ids;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V, K;
     double temperature;
@@ -81,7 +83,7 @@ template <class T>
 struct XentSampleArgs {
     std::int32_t* ids;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;                // may be null
     const std::int32_t* rows;  // [N] of the caller's batch; null: 0 ... N - 1
     std::int64_t N, H, V;
@@ -93,7 +95,7 @@ template <class T>
 struct XentEntropyArgs {
     T* entropy;
     const T* h;
-    const T* w;
+    Weights<T> w;
     const T* b;  // may be null
     std::int64_t N, H, V;
     double temperature;

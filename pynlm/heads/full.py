@@ -139,7 +139,7 @@ class Full(FusedHead):
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         """What makes the logits."""
         b = None if self.bias is None else self.bias.data
-        parts = {"h": h, "w": self.weight.data, "b": b}
+        parts = {"h": h, "w": self.weight.for_product(len(h)), "b": b}
         return {**parts, "temperature": self.temperature, "backend": ctx.backend}
 
     def _penalties(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from .embedding import embedding_backward, embedding_forward
 from .gru import gru_backward, gru_forward
 from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
+from .pack import Packed, pack
 from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
 from .threads import get_num_threads, set_num_threads
@@ -31,6 +32,7 @@ from .xent import (
 )
 
 __all__ = [
+    "Packed",
     "Variant",
     "adagrad_update",
     "adagrad_update_rows",
@@ -47,6 +49,7 @@ __all__ = [
     "linear_forward",
     "lstm_backward",
     "lstm_forward",
+    "pack",
     "rnn_backward",
     "rnn_forward",
     "set_num_threads",

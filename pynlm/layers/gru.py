@@ -60,7 +60,8 @@ class GRU(Recurrent):
             saved["hn"] = self.pool.lease((time, batch, size), self.dtype)
         b_hn = self.extra.get("b_hn")
         gru_forward(
-            y=y, h_last=last[0], **saved, x=x, h0=state[0], **self._weights(drawn), b=self.b.data,
+            y=y, h_last=last[0], **saved, x=x, h0=state[0],
+            **self._weights(drawn, x), b=self.b.data,
             b_hn=None if b_hn is None else b_hn.data, mask_h=drawn.mask_h, lengths=lengths,
             variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
@@ -83,7 +84,7 @@ class GRU(Recurrent):
         with self._gradients(ctx) as gradients:
             gru_backward(
                 dx=dx, dh0=dstart[0], **{"db_hn": None, **gradients}, **saved, y=y, x=x,
-                h0=start[0], **self._weights(drawn), mask_h=drawn.mask_h, dy=dy,
+                h0=start[0], **self._weights(drawn, x), mask_h=drawn.mask_h, dy=dy,
                 dh_last=None if dstate is None else dstate[0], lengths=lengths,
                 variant=drawn.variant, backend=ctx.backend,
             )  # fmt: skip

@@ -66,6 +66,7 @@ class Linear:
         rows = x.reshape(-1, w.shape[1])
         y = self.weight.pool.lease((len(rows), w.shape[0]), w.dtype)
         bias = None if self.bias is None else self.bias.data
+        w = self.weight.for_product(len(rows))
         linear_forward(y=y, x=rows, w=w, b=bias, backend=ctx.backend)
         backprop = LinearBackprop(self.name, self, rows, x.shape, ctx) if ctx.train else None
         return y.reshape(*x.shape[:-1], w.shape[0]), backprop

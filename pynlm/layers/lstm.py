@@ -73,7 +73,7 @@ class LSTM(Recurrent):
                 saved["norm_c"] = self.pool.lease((time, batch, size), self.dtype)
         lstm_forward(
             y=y, h_last=h_last, c_last=c_last, **saved, x=x, h0=h0, c0=c0,
-            **self._weights(drawn), b=self.b.data, mask_h=drawn.mask_h, lengths=lengths,
+            **self._weights(drawn, x), b=self.b.data, mask_h=drawn.mask_h, lengths=lengths,
             variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
         return y, last, saved
@@ -96,6 +96,7 @@ class LSTM(Recurrent):
         with self._gradients(ctx) as gradients:
             lstm_backward(
                 dx=dx, dh0=dstart[0], dc0=dstart[1], **gradients, **saved, y=y, x=x, h0=start[0],
-                c0=start[1], **self._weights(drawn), mask_h=drawn.mask_h, dy=dy, dh_last=dh_last,
-                dc_last=dc_last, lengths=lengths, variant=drawn.variant, backend=ctx.backend,
+                c0=start[1], **self._weights(drawn, x), mask_h=drawn.mask_h, dy=dy,
+                dh_last=dh_last, dc_last=dc_last, lengths=lengths, variant=drawn.variant,
+                backend=ctx.backend,
             )  # fmt: skip

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.kernels.pack import Packed, pack
 from pynlm.layers.convert import take
-from pynlm.layers.pool import Pool
+from pynlm.layers.pool import ALIGN, Pool, aligned_zeros
 
 Array = npt.NDArray[Any]
 IntArray = npt.NDArray[np.int32]
 
-_ALIGN = 64
+FEW_ROWS = 4  # a product of so few reads weights as they stand
 UNSET, DENSE, ROWS = "unset", "dense", "rows"
 
 
@@ -101,7 +102,7 @@ class Parameter:
     """
 
     __slots__ = (
-        "_claim", "_clock", "_rows", "_stamp", "_state",
+        "_claim", "_clock", "_packed", "_rows", "_stamp", "_state",
         "data", "grad", "group", "name", "pool", "sparse", "start",
     )  # fmt: skip
 
@@ -129,6 +130,7 @@ class Parameter:
         self._state = UNSET
         self._rows: list[tuple[IntArray, Array]] = []
         self._claim: weakref.ref[Claim] | None = None
+        self._packed: dict[int | tuple[int, int], Packed] | None = None
 
     def __repr__(self) -> str:
         shape = list(self.data.shape)
@@ -163,6 +165,18 @@ class Parameter:
                 sums[np.searchsorted(ids, rows)] += drows
             self._rows = [(ids, sums)]
         return self._rows[0]
+
+    def for_product(self, rows: int, gates: int | tuple[int, int] = 0) -> Array:
+        """The weights for forward products of `rows` rows.
+
+        After `Parameters.pack` they come packed (`pynlm.kernels.pack`, with its `gates`), if there
+        are more than a few rows.
+        """
+        if self._packed is None or rows <= FEW_ROWS:
+            return self.data
+        if gates not in self._packed:
+            self._packed[gates] = pack(self.data, gates=gates)
+        return self._packed[gates]
 
     def zero_grad(self) -> None:
         """Mark the gradient unset."""
@@ -359,16 +373,16 @@ class Parameters(Mapping[str, Parameter]):
         self.groups: dict[str, Group] = {}
         self._clock = _Clock()
         self._parameters: dict[str, Parameter] = {}
-        unit = _ALIGN // self.dtype.itemsize
+        unit = ALIGN // self.dtype.itemsize
         places: list[tuple[Spec, int, int]] = []
         end = 0
         for spec in (Spec(*s) for s in specs):
             start, size = end, prod(spec.shape)
             end = start + -(-size // unit) * unit
             places.append((spec, start, size))
-        self.data = _aligned_zeros(end, self.dtype)
+        self.data = aligned_zeros(end, self.dtype)
         """Flat weights, padding included."""
-        self.grad = _aligned_zeros(end, self.dtype)
+        self.grad = aligned_zeros(end, self.dtype)
         """Flat gradients; only where `blocks` says so do they mean anything."""
         for spec, start, size in places:
             if spec.name in self._parameters:
@@ -399,6 +413,28 @@ class Parameters(Mapping[str, Parameter]):
         """How many weights there are (padding excluded)."""
         return sum(p.data.size for p in self._parameters.values())
 
+    @property
+    def packed(self) -> bool:
+        """Whether `pack` has been called, and `unpack` not since."""
+        return not self.data.flags.writeable
+
+    def pack(self) -> None:
+        """Make the weights read-only, and let layers keep packed copies (as much memory again).
+
+        For models that only score: a step of 5 to 64 histories becomes 1.3 to 2.2 times as fast.
+        """
+        self._set_packed(True)
+
+    def unpack(self) -> None:
+        """Drop packed copies; the weights may change again."""
+        self._set_packed(False)
+
+    def _set_packed(self, packed: bool) -> None:
+        self.data.flags.writeable = not packed
+        for p in self._parameters.values():
+            p.data.flags.writeable = not packed
+            p._packed = {} if packed else None
+
     def zero_grad(self) -> None:
         """Mark all gradients unset; touches no gradient memory."""
         self._clock.now += 1
@@ -412,7 +448,7 @@ class Parameters(Mapping[str, Parameter]):
         that are not sparse are zeroed here, so that the stretches are what they count as.
         """
         blocks: list[Block] = []
-        unit = _ALIGN // self.dtype.itemsize
+        unit = ALIGN // self.dtype.itemsize
         for p in self._parameters.values():
             if p.sparse and p.state != DENSE:
                 continue
@@ -441,8 +477,12 @@ class Parameters(Mapping[str, Parameter]):
             Names missing or unknown.
         TypeError, ValueError
             Another dtype; another shape.
+        RuntimeError
+            The weights are packed.
         """
         func = "load_state_dict"
+        if self.packed:
+            raise RuntimeError(f"{func}: the weights are packed and read-only; call unpack() first")
         missing = [name for name in self._parameters if name not in state]
         unknown = [name for name in state if name not in self._parameters]
         if missing or unknown:
@@ -458,10 +498,3 @@ class Parameters(Mapping[str, Parameter]):
                 raise ValueError(f"{func}: {name} must be {want}, got {a.dtype} {list(a.shape)}")
         for name, p in self._parameters.items():
             np.copyto(p.data, state[name])
-
-
-def _aligned_zeros(size: int, dtype: np.dtype[Any]) -> Array:
-    # np.zeros maps zero pages lazily: the gradient of a sparse table never takes memory.
-    raw = np.zeros(size * dtype.itemsize + _ALIGN, np.uint8)
-    zeros: Array = np.ndarray((size,), dtype, raw, -raw.ctypes.data % _ALIGN)
-    return zeros

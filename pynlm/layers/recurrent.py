@@ -170,7 +170,10 @@ class Recurrent(ABC):
             x = order.sort(x, self.pool)
             start = order.sort_state(start)
             rows = order.rows if rows is None else rows[order.rows]
-        drawn = draw(self.options, self.w_hh.data, batch, rows, self.index, ctx, self.pool)
+        w_hh = self.w_hh.data
+        if not ctx.train:
+            w_hh = self.w_hh.for_product(batch, self.recurrent_gates)
+        drawn = draw(self.options, w_hh, batch, rows, self.index, ctx, self.pool)
         y, last, saved = self._forward(x, start, lengths, ctx, drawn, cells is not None)
         if cells is not None:
             c: Array = saved["c"]
@@ -209,10 +212,18 @@ class Recurrent(ABC):
             "rstd": self.pool.lease((self.states + 1, time, batch), self.dtype),
         }
 
-    def _weights(self, drawn: Drawn) -> dict[str, Array]:
+    @property
+    def recurrent_gates(self) -> int | tuple[int, int]:
+        """Gates of `w_hh` that are computed together, for `pynlm.kernels.pack`."""
+        return (2, 1) if self.options.reset_before else self.gates
+
+    def _weights(self, drawn: Drawn, x: Array) -> dict[str, Array]:
         """Weights of a call by the kernels' names, but for b."""
+        time, batch, _ = x.shape
         extra = {name: p.data for name, p in self.extra.items() if not name.startswith("b_")}
-        return {"w_ih": self.w_ih.data, "w_hh": drawn.w_hh, **extra}
+        if "w_hr" in extra:
+            extra["w_hr"] = self.extra["w_hr"].for_product(batch, 1)
+        return {"w_ih": self.w_ih.for_product(time * batch), "w_hh": drawn.w_hh, **extra}
 
     @contextmanager
     def _gradients(self, ctx: Context) -> Iterator[dict[str, Any]]:

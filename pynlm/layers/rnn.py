@@ -78,7 +78,8 @@ class RNN(Recurrent):
         y = self.pool.lease((time, batch, self.hidden_size), self.dtype)
         saved: Saved = {"h_in": self._h_in(x, drawn), **self._norms(x, ctx)}
         rnn_forward(
-            y=y, h_last=last[0], **saved, x=x, h0=state[0], **self._weights(drawn), b=self.b.data,
+            y=y, h_last=last[0], **saved, x=x, h0=state[0],
+            **self._weights(drawn, x), b=self.b.data,
             mask_h=drawn.mask_h, nonlinearity=self.nonlinearity, lengths=lengths,
             variant=drawn.variant, backend=ctx.backend,
         )  # fmt: skip
@@ -102,7 +103,7 @@ class RNN(Recurrent):
         with self._gradients(ctx) as gradients:
             rnn_backward(
                 dx=dx, dh0=dstart[0], **gradients, dpre=dpre, **saved, y=y, x=x, h0=start[0],
-                **self._weights(drawn), mask_h=drawn.mask_h, dy=dy,
+                **self._weights(drawn, x), mask_h=drawn.mask_h, dy=dy,
                 dh_last=None if dstate is None else dstate[0], nonlinearity=self.nonlinearity,
                 lengths=lengths, variant=drawn.variant, backend=ctx.backend,
             )  # fmt: skip

@@ -64,6 +64,11 @@ def test_variants_beside_the_plain_cell() -> None:
     assert found["GRU weight drop", 1].greatest == pytest.approx(1.4)
     assert found["GRU weight drop", 1].plain == pytest.approx((1.1**3 * 1.4) ** 0.25)
     assert found["GRU weight drop", 2].loop == pytest.approx(3)
+    work = {variant: found[f"LSTM {variant}", 1].work for variant in ("coupled gates", "clipping")}
+    assert work == pytest.approx({"coupled gates": 0.75, "clipping": 1})
+    assert found["GRU bidirectional", 1].work == pytest.approx(2)
+    # w_ih and half of w_hh in four gates, and w_hr: 4 + 2 + 1/2 beside 8
+    assert found["LSTM projection", 1].work == pytest.approx(6.5 / 8)
     assert all(v.loop is None for v in made_up(peer=False).variants())
 
 
@@ -139,7 +144,8 @@ def test_files_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "RNN forward only | 2 threads | ONNX Runtime | 9 | 1.02× | 1.05× | 1.00× | 0.95× | **no**",
         "RNN zoneout, H ≤ 128 | 2 threads | torch's loop | 1 | 3.00× | 5× | 3.00× |  | **no**",
         "LSTM training, B ≥ 32, H ≥ 512 | 2 threads | 1 | 50 % | 75 % | **no**",
-        "RNN zoneout | 2 threads | 4 | 1.17× | 1.40× | yes | 3.00×",
+        "RNN zoneout | 2 threads | 4 | 1.17× | 1.40× | yes | 1.00× | 3.00×",
+        "LSTM bidirectional | 2 threads | 4 | 1.17× | 1.40× |  | 2.00× | 3.00×",
         "case | 1 thread: pynlm | torch | ONNX Runtime | ratio | share of peak | peer's",
     ):
         assert f"| {line} |" in text or f"| {line} " in text, line

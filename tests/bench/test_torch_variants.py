@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.catalogue import VARIANTS, Recurrent, cells_of
+from bench.catalogue import CLIP_C, CLIP_H, VARIANTS, Recurrent, cells_of
 from bench.inputs import recurrent_inputs
 from bench.peers import TORCH
 from pynlm.testing.checks import assert_close
@@ -17,7 +17,7 @@ from pynlm.testing.tolerances import torch_tolerance
 
 pytest.importorskip("torch")
 
-from bench.peers.torch_variants import variants
+from bench.peers import with_torch
 
 Array = NDArray[Any]
 Weights = dict[str, Array]
@@ -58,6 +58,40 @@ def layer_norm_gru(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Arr
     return (1 - z) * np.tanh(a_n + r * (u_n + w["b_hn"])) + z * h, c
 
 
+def layer_norm_rnn(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    of_x = normed(w["w_ih"] @ x, w["ln_gates"][0], w["b"])
+    return np.tanh(of_x + normed(w["w_hh"] @ h, w["ln_gates"][1], 0.0)), c
+
+
+def lstm(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    i, f, g, o = np.split(w["w_ih"] @ x + w["w_hh"] @ h + w["b"], 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def gru(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    a_r, a_z, a_n = np.split(w["w_ih"] @ x + w["b"], 3)
+    u_r, u_z, u_n = np.split(w["w_hh"] @ h, 3)
+    r, z = sigmoid(a_r + u_r), sigmoid(a_z + u_z)
+    return (1 - z) * np.tanh(a_n + r * (u_n + w["b_hn"])) + z * h, c
+
+
+def clipped_lstm(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    i, f, g, o = np.split(w["w_ih"] @ x + w["w_hh"] @ h + w["b"], 4)
+    c = np.clip(sigmoid(f) * c + sigmoid(i) * np.tanh(g), -CLIP_C, CLIP_C)
+    return np.clip(sigmoid(o) * np.tanh(c), -CLIP_H["lstm"], CLIP_H["lstm"]), c
+
+
+def clipped_gru(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    h, c = gru(w, x, h, c)
+    return np.clip(h, -CLIP_H["gru"], CLIP_H["gru"]), c
+
+
+def clipped_rnn(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    h = np.tanh(w["w_ih"] @ x + w["w_hh"] @ h + w["b"])
+    return np.clip(h, -CLIP_H["rnn"], CLIP_H["rnn"]), c
+
+
 def coupled_lstm(w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
     i, g, o = np.split(w["w_ih"] @ x + w["w_hh"] @ h + w["b"], 3)
     c = (1 - sigmoid(i)) * c + sigmoid(i) * np.tanh(g)
@@ -89,6 +123,12 @@ STEPS: dict[tuple[str, str], Step] = {
     ("lstm", "layer norm"): layer_norm_lstm,
     ("lstm", "layer norm of the state"): layer_norm_lstm_of_the_state,
     ("gru", "layer norm"): layer_norm_gru,
+    ("rnn", "layer norm"): layer_norm_rnn,
+    ("lstm", "bidirectional"): lstm,
+    ("gru", "bidirectional"): gru,
+    ("lstm", "clipping"): clipped_lstm,
+    ("gru", "clipping"): clipped_gru,
+    ("rnn", "clipping"): clipped_rnn,
     ("lstm", "coupled gates"): coupled_lstm,
     ("lstm", "projection"): projected_lstm,
     ("gru", "reset before"): reset_before_gru,
@@ -97,6 +137,14 @@ STEPS: dict[tuple[str, str], Step] = {
 
 
 def transcribed(case: Recurrent, weights: Weights, x: Array) -> Array:
+    there = in_one_direction(case, weights, x)
+    if case.directions == 1:
+        return there
+    reverse = {name: weights[f"{name}_reverse"] for name in weights if f"{name}_reverse" in weights}
+    return np.concatenate([there, in_one_direction(case, reverse, x[::-1])[::-1]], axis=2)
+
+
+def in_one_direction(case: Recurrent, weights: Weights, x: Array) -> Array:
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     y = np.zeros((case.T, case.B, case.P))
     for b in range(case.B):
@@ -115,7 +163,7 @@ def name(case: Recurrent) -> str:
 def test_torch_does_what_the_equations_say(case: Recurrent) -> None:
     inputs = recurrent_inputs(case)
     (weights,) = inputs.weights
-    found = variants(case, inputs)[TORCH].results()
+    found = with_torch.make(case, inputs)[TORCH].results()
     y = transcribed(case, weights, inputs.x)
     tolerance = torch_tolerance(np.dtype(np.float32))
     assert_close(
@@ -131,7 +179,7 @@ def test_torch_does_what_the_equations_say(case: Recurrent) -> None:
 def test_gradients_follow_a_step_of_each_weight(case: Recurrent) -> None:
     inputs = recurrent_inputs(case)
     (weights,) = inputs.weights
-    found = variants(case, inputs)[TORCH].results()
+    found = with_torch.make(case, inputs)[TORCH].results()
     rng = np.random.default_rng(2)
     for weight, value in weights.items():
         # central difference of <dy, y> along a random direction, in double precision
@@ -153,7 +201,14 @@ def test_gradients_follow_a_step_of_each_weight(case: Recurrent) -> None:
 def test_work_and_widths(case: Recurrent) -> None:
     inputs = recurrent_inputs(case)
     (weights,) = inputs.weights
-    products = sum(weights[name].size for name in ("w_ih", "w_hh", "w_hr") if name in weights)
+    products = sum(w.size for name, w in weights.items() if name.startswith("w_"))
     assert case.flops == 3 * 2 * case.T * case.B * products
-    assert inputs.dy.shape == (case.T, case.B, case.P)
+    assert inputs.dy.shape == (case.T, case.B, case.P * case.directions)
     assert (case.P == case.H) == (case.variant != "projection")
+
+
+@pytest.mark.parametrize("cell", CLIP_H)
+def test_a_few_values_are_clipped(cell: str) -> None:
+    case = Recurrent(cell, 50, 32, 128, 128, variant="clipping")
+    y = with_torch.make(case, recurrent_inputs(case))[TORCH].results()["y"]
+    assert 0.001 < np.mean(np.abs(y) == np.float32(CLIP_H[cell])) < 0.05

@@ -8,7 +8,7 @@ from bench import ours
 from bench.catalogue import GATES, Recurrent, Softmax
 from bench.measure import check_agreement, contenders
 from bench.peers import JAX, available, with_jax
-from bench.timing import threads
+from bench.timing import settle, threads
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["training", "forward"])
@@ -34,6 +34,15 @@ def test_each_number_of_threads_has_a_client() -> None:
             works = contenders(case, peers)
             assert with_jax._made_for == count
             check_agreement(case, works)
+
+
+def test_its_threads_rest_between_turns() -> None:
+    case = Recurrent("lstm", 20, 16, 64, 64)
+    with threads(2, [with_jax]):  # type: ignore[list-item]
+        work = with_jax.make(case, ours.make_inputs(case))[JAX]
+        for _ in range(3):
+            work.run()
+            assert settle()
 
 
 def test_nothing_that_it_is_not_made_for() -> None:

@@ -29,6 +29,7 @@ def test_eval_json(pynlm_command: Run, run_folder: Path, texts: Path) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     result = LanguageModel.load(run_folder).evaluate(texts / "test.txt")
+    assert LanguageModel.load(run_folder).model.parameters.packed
     assert record["perplexity"] == pytest.approx(result.perplexity, rel=1e-9)
     assert {
         "perplexity",

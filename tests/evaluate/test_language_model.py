@@ -221,3 +221,19 @@ def test_uniform_model_has_the_perplexity_of_its_vocabulary(word_lm: LanguageMod
     size = word_lm.tokenizer.vocab_size
     assert word_lm.perplexity("the cat sat") == pytest.approx(size, rel=1e-6)
     assert word_lm.score("the")[0].log2_probs[0] == pytest.approx(-math.log2(size), rel=1e-6)
+
+
+def test_packed_weights_score_the_same(word_lm: LanguageModel) -> None:
+    """Steps of many histories, sentences and a stream, to the bit."""
+
+    def figures() -> list[np.ndarray]:
+        logp, state = word_lm.step(list(range(6)), word_lm.start())
+        more, _ = word_lm.step(list(range(6)), state)
+        text = "the cat sat\na dog saw the mat\nthe old dog"
+        scores = word_lm.score(text)
+        return [logp, more, *(s.log2_probs for s in scores), word_lm.perplexity(text)]
+
+    before = [np.array(a) for a in figures()]
+    word_lm.model.parameters.pack()
+    for a, b in zip(figures(), before, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pynlm.layers import Group, Parameter, Parameters
+from pynlm.train.optimisers import SGD
 
 
 def make(dtype: type = np.float64) -> Parameters:
@@ -275,3 +276,32 @@ def test_construction_errors() -> None:
         Parameters([("w", (2,), "a")], np.int32)
     with pytest.raises(ValueError, match=r"w is sparse and must be \[V, D\], got \[2\]"):
         Parameters([("w", (2,), "a", True)])
+
+
+def test_packed_weights_are_read_only_until_unpacked() -> None:
+    p = make()
+    w = p["w"]
+    assert not p.packed and w.for_product(8) is w.data
+    p.pack()
+    assert p.packed
+    assert w.for_product(4) is w.data  # few rows read weights as they stand
+    packed = w.for_product(5)
+    assert packed is w.for_product(500) is not w.for_product(5, gates=1)
+    for array in (w.data, p.data, packed):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    with pytest.raises(RuntimeError, match=r"load_state_dict: the weights are packed.*unpack"):
+        p.load_state_dict({name: np.ones_like(q.data) for name, q in p.items()})
+    p.unpack()
+    w.data.fill(2)
+    assert not p.packed and w.for_product(8) is w.data and (p.data[w.start] == 2)
+
+
+def test_an_update_of_packed_weights_is_refused() -> None:
+    p = make()
+    p["w"].add(np.ones((5, 7)))
+    p.pack()
+    before = p.data.copy()
+    with pytest.raises(ValueError, match="read-only"):
+        SGD(p).step(lr=0.1)
+    np.testing.assert_array_equal(p.data, before)

@@ -304,3 +304,36 @@ def test_cell_states_into_a_read_only_array() -> None:
     message = r"LSTM l: cells must be writeable, got a read-only float32 \[4, 2, 7\]"
     with pytest.raises(ValueError, match=message):
         layer(x, layer.initial_state(2), Context(train=False), cells=cells)
+
+
+VARIED: dict[str, tuple[type[Recurrent], dict[str, Any]]] = {
+    "lstm": (LSTM, {}),
+    "lstm-projection": (LSTM, {"projection": 9, "peephole": True}),
+    "lstm-coupled": (LSTM, {"coupled_gates": True, "layer_norm": True}),
+    "gru": (GRU, {}),
+    "gru-before": (GRU, {"reset_before": True, "zoneout": 0.2}),
+    "rnn": (RNN, {"layer_norm": True}),
+}
+
+
+@pytest.mark.parametrize("varied", VARIED.values(), ids=VARIED)
+@pytest.mark.parametrize("batch", [2, 7])
+def test_packed_parameters_give_the_same_bits(
+    varied: tuple[type[Recurrent], dict[str, Any]], batch: int, score: Context
+) -> None:
+    cell, chosen = varied
+    options = RecurrentOptions(**chosen)
+    parameters = Parameters(cell.specs("0", 23, 37, options=options))
+    rng = np.random.default_rng(3)
+    parameters.data[:] = rng.standard_normal(parameters.data.size) * 0.3
+    layer = cell(parameters, "0", options=options)
+    x = rng.standard_normal((3, batch, 23)).astype(np.float32)
+    state = tuple(s + np.float32(0.1) for s in layer.initial_state(batch))
+    (y, last), _ = layer(x, state, score)
+    before = [np.array(a) for a in (y, *last)]
+    parameters.pack()
+    (y, last), _ = layer(x, state, score)
+    for a, b in zip((y, *last), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert bool(layer.w_hh._packed) == (batch > 4)  # few rows read weights as they stand
+    assert layer.w_ih._packed  # its product has a row for each step
