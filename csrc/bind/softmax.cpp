@@ -128,8 +128,8 @@ void bind_softmax(py::module_& m) {
 
     m.def(
         "xent_sample",
-        [](O ids, O h, O w, O b, O rows, std::uint32_t seed, std::uint32_t step,
-           std::uint32_t time, std::uint32_t layer, double temperature) {
+        [](O ids, O h, O w, O b, O rows, std::uint32_t seed, std::uint32_t step, std::uint32_t time,
+           std::uint32_t layer, double temperature) {
             if (layer >= 65536)
                 throw py::value_error("xent_sample: layer must be < 65536, got " +
                                       std::to_string(layer));

@@ -302,8 +302,8 @@ void xent_sample(const XentSampleArgs<T>& a) {
     each_row<T>(a, [&](int64_t n, T* z) {
         const double sum = exp_sum<T, true>(z, a.V, row_max(z, a.V));
         const uint32_t row = uint32_t(a.rows != nullptr ? a.rows[n] : n);
-        const PhiloxWords drawn = philox(
-            a.seed, a.step, {{0, row, a.time, philox_purpose(kPhiloxSample, a.layer)}});
+        const PhiloxWords drawn =
+            philox(a.seed, a.step, {{0, row, a.time, philox_purpose(kPhiloxSample, a.layer)}});
         const double u =
             (double(drawn.word[0] >> 5) * 67108864.0 + double(drawn.word[1] >> 6)) * 0x1p-53;
         a.ids[n] = sum < std::numeric_limits<double>::infinity() ? find_share(z, a.V, u * sum) : -1;
