@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, check_integer, check_number
+from pynlm.arrays import check_ids, check_integer
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.linear import linear_backward, linear_forward
 from pynlm.kernels.xent import (
@@ -19,6 +19,7 @@ from pynlm.kernels.xent import (
     xent_sample,
     xent_top_k,
 )
+from pynlm.layers.clusters import check_cutoffs, cluster_widths, places_by_cluster
 from pynlm.layers.context import SCORING, Context
 from pynlm.layers.convert import IntArray, as_floats, take
 from pynlm.layers.parameters import Claim, Parameter, Spec
@@ -134,7 +135,7 @@ class Adaptive(FusedHead):
         if bias:
             specs.append(Spec(f"{prefix}.head.bias", (rows,), group))
         ends = (*cutoffs[1:], vocab_size)
-        widths = tail_sizes(size, len(cutoffs), div_value)
+        widths = cluster_widths(size, len(cutoffs), div_value, func="Adaptive")
         for i, (first, end, width) in enumerate(zip(cutoffs, ends, widths, strict=True)):
             specs.append(Spec(f"{prefix}.tail.{i}.0.weight", (width, size), group))
             specs.append(Spec(f"{prefix}.tail.{i}.1.weight", (end - first, width), group))
@@ -315,67 +316,26 @@ class Adaptive(FusedHead):
     def _by_cluster(self, ids: IntArray) -> tuple[IntArray, list[npt.NDArray[np.intp]]]:
         """Targets of the head's softmax, and the rows of each cluster, rising."""
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
-        cluster = np.searchsorted(self.cutoffs, ids, side="right").astype(np.int16)
-        # int16 is sorted by its digits, in time that grows with N only
-        order = np.argsort(cluster, kind="stable")
-        ends = np.cumsum(np.bincount(cluster, minlength=len(self.tails) + 1))
-        targets = np.where(cluster == 0, ids, self.shortlist - 1 + cluster).astype(np.int32)
-        return targets, [order[ends[i] : ends[i + 1]] for i in range(len(self.tails))]
+        _, *clusters = places_by_cluster(ids, self.cutoffs)
+        targets = ids.copy()
+        for i, rows in enumerate(clusters, self.shortlist):
+            targets[rows] = i
+        return targets, clusters
 
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         """What makes the head's logits."""
         b = None if self.bias is None else self.bias.data
-        return {"h": h, "w": self.weight.data, "b": b, "backend": ctx.backend}
+        return {"h": h, "w": self.weight.for_product(len(h)), "b": b, "backend": ctx.backend}
 
     def _tail_map(self, x: Array, tail: Tail, ctx: Context) -> dict[str, Any]:
         """What makes the logits of a cluster."""
-        w = tail.weight.data
+        w = tail.weight.for_product(len(x))
         return {"h": self._project(x, tail, ctx), "w": w, "backend": ctx.backend}
 
     def _project(self, x: Array, tail: Tail, ctx: Context) -> Array:
         y = self.pool.lease((len(x), len(tail.projection.data)), self.dtype)
-        linear_forward(y=y, x=x, w=tail.projection.data, backend=ctx.backend)
+        linear_forward(y=y, x=x, w=tail.projection.for_product(len(x)), backend=ctx.backend)
         return y
-
-
-def check_cutoffs(cutoffs: object, vocab_size: int, *, func: str) -> None:
-    """Raise unless `cutoffs` is a sequence of strictly increasing integers in [1, V - 1].
-
-    Raises
-    ------
-    TypeError, ValueError
-        Naming `func` and the cutoff.
-    """
-    if not isinstance(cutoffs, Sequence) or isinstance(cutoffs, str):
-        raise TypeError(f"{func}: cutoffs must be a sequence of integers, got {cutoffs!r}")
-    before = 0
-    for i, cutoff in enumerate(cutoffs):
-        name = f"cutoffs[{i}]"
-        check_integer(cutoff, func=func, name=name, low=1, high=vocab_size - 1)
-        if cutoff <= before:
-            raise ValueError(
-                f"{func}: cutoffs must be strictly increasing, got {name}={cutoff} after {before}"
-            )
-        before = cutoff
-
-
-def tail_sizes(size: int, tails: int, div_value: float) -> list[int]:
-    """Dimensions of each cluster, `size // div_value^(i+1)`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        `div_value` is no number of at least 1, or leaves a cluster no dimension.
-    """
-    check_number(div_value, func="Adaptive", name="div_value", low=1.0)
-    sizes = [int(size // div_value ** (i + 1)) for i in range(tails)]
-    if 0 in sizes:
-        i = sizes.index(0)
-        raise ValueError(
-            f"Adaptive: div_value={div_value:g} leaves tail {i} no dimension: "
-            f"{size} // {div_value:g}^{i + 1} = 0"
-        )
-    return sizes
 
 
 def _merge(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number
-from pynlm.heads.adaptive import tail_sizes
+from pynlm.layers.clusters import cluster_widths
 
 Array = npt.NDArray[Any]
 
@@ -101,7 +101,7 @@ def _plan(
     ends = np.append(grid, len(below) - 1)
     least = np.where(np.arange(len(ends)) == len(grid), 0.0, np.inf)
     choices = []
-    for width in reversed(tail_sizes(size, tails, div_value)):
+    for width in reversed(cluster_widths(size, tails, div_value, func="choose_cutoffs")):
         first, last = ends[:, None], ends[None, :]
         words = last - first
         share = np.maximum(below[last] - below[first], 0.0)

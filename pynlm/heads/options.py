@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pynlm.arrays import check_number
-from pynlm.heads.adaptive import Adaptive, check_cutoffs
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
+from pynlm.layers.clusters import check_cutoffs
 from pynlm.layers.parameters import Parameter, Spec
 
 KINDS = ("full", "adaptive")
