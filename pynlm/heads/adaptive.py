@@ -134,7 +134,7 @@ class Adaptive(FusedHead):
         specs = [Spec(f"{prefix}.head.weight", (rows, size), group)]
         if bias:
             specs.append(Spec(f"{prefix}.head.bias", (rows,), group))
-        ends = (*cutoffs[1:], vocab_size)
+        ends = (*cutoffs, vocab_size)[1:]
         widths = cluster_widths(size, len(cutoffs), div_value, func="Adaptive")
         for i, (first, end, width) in enumerate(zip(cutoffs, ends, widths, strict=True)):
             specs.append(Spec(f"{prefix}.tail.{i}.0.weight", (width, size), group))
