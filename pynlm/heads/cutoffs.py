@@ -12,14 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number
-from pynlm.layers.clusters import cluster_widths
 
 Array = npt.NDArray[Any]
 
+SHORTLIST = 0.04
+"""Least share of the vocabulary in the shortlist; published ones hold 4 to 8 %. Costs alone would
+leave a few hundred words there, and those in clusters are told apart with fewer dimensions."""
+
+NARROWEST = 16
+"""Clusters behind the first have at least so many dimensions: fewer are hardly faster."""
+
 MAX_TAILS = 4
-SHORTLIST_SHARE = 0.85
-"""Least share of the text's tokens in the shortlist; costs alone would leave a few hundred words
-there, and words in clusters are told apart with fewer dimensions (Grave et al., §4.2, §5)."""
 
 # Cutoffs are such numbers times powers of ten.
 _MANTISSAS = (10, 11, 12, 14, 16, 18, 20, 22, 25, 28, 32, 36, 40, 45, 50, 56, 63, 70, 80, 90)
@@ -31,16 +34,16 @@ def choose_cutoffs(
     rows: int,
     div_value: float = 4.0,
     *,
-    shortlist_share: float = SHORTLIST_SHARE,
+    shortlist: float = SHORTLIST,
 ) -> tuple[int, ...]:
     """The cutoffs with which a training step of the adaptive head costs least.
 
     The cost of a step is that of the head's softmax over `rows` tokens and of each cluster's over
     its expected share of them, after a table of costs that comes with pynlm: nothing is measured
     here, so the same arguments give the same cutoffs everywhere. Clusters are filled by falling
-    count, so only their sizes are to be chosen: for each number of clusters up to 4, a dynamic
-    programme over a grid of round numbers. The shortlist is bounded from below (see
-    `shortlist_share`), because costs know nothing of perplexity.
+    count, so only their sizes are to be chosen: for each number of clusters, a dynamic programme
+    over a grid of round numbers. Costs know nothing of perplexity, so the shortlist has a least
+    size, and clusters behind the first have 16 dimensions or more.
 
     Parameters
     ----------
@@ -51,9 +54,9 @@ def choose_cutoffs(
     rows
         N, tokens in a batch.
     div_value
-        As `Adaptive.specs`; clusters that it would leave without dimensions are not made.
-    shortlist_share
-        0 to 1; least share of the tokens that the shortlist holds.
+        As `Adaptive.specs`.
+    shortlist
+        0 to 1; least share of the vocabulary that the shortlist holds.
 
     Returns
     -------
@@ -78,30 +81,35 @@ def choose_cutoffs(
     n = _checked(counts, func)
     check_integer(size, func=func, name="size", low=1, high=2**31 - 1)
     check_integer(rows, func=func, name="rows", low=1, high=2**31 - 1)
-    check_number(shortlist_share, func=func, name="shortlist_share", low=0.0, high=1.0)
+    check_number(div_value, func=func, name="div_value", low=1.0)
+    check_number(shortlist, func=func, name="shortlist", low=0.0, high=1.0)
     vocab_size = len(n)
     below = np.concatenate([[0.0], np.cumsum(n, dtype=np.float64)])
     below /= below[-1]
     grid = _round_numbers(vocab_size)
-    shortlists = grid[below[grid] >= shortlist_share]
+    grid = grid[grid >= shortlist * vocab_size]
     best, cutoffs = float(step_cost(rows, size, vocab_size)), ()
-    most = next(j for j in range(MAX_TAILS, -1, -1) if _has_room(size, j, div_value))
-    for tails in range(1, min(most, len(shortlists)) + 1):
-        cost, ends = _plan(tails, below, shortlists, rows, size, div_value)
+    widths: list[int] = []
+    for tails in range(1, min(MAX_TAILS, len(grid)) + 1):
+        width = int(size // div_value**tails)
+        if width < (NARROWEST if widths else 1):
+            break
+        widths.append(width)
+        cost, ends = _plan(widths, below, grid, rows, size)
         if cost < best:
             best, cutoffs = cost, ends
     return cutoffs
 
 
 def _plan(
-    tails: int, below: Array, grid: Array, rows: int, size: int, div_value: float
+    widths: Sequence[int], below: Array, grid: Array, rows: int, size: int
 ) -> tuple[float, tuple[int, ...]]:
-    """Least cost with so many clusters, and the cutoffs; infinite if there are none."""
+    """Least cost with clusters of these widths, and the cutoffs."""
     # least[a]: cost of the words from grid[a] on, in the clusters from i on
     ends = np.append(grid, len(below) - 1)
     least = np.where(np.arange(len(ends)) == len(grid), 0.0, np.inf)
     choices = []
-    for width in reversed(cluster_widths(size, tails, div_value, func="choose_cutoffs")):
+    for width in reversed(widths):
         first, last = ends[:, None], ends[None, :]
         words = last - first
         share = np.maximum(below[last] - below[first], 0.0)
@@ -109,7 +117,7 @@ def _plan(
         total = np.where(words > 0, tail + least[None, :], np.inf)
         choices.append(total.argmin(axis=1))
         least = total.min(axis=1)
-    whole = step_cost(rows, size, grid + tails) + least[:-1]
+    whole = step_cost(rows, size, grid + len(widths)) + least[:-1]
     at = int(whole.argmin())
     cost, cutoffs = float(whole[at]), [int(grid[at])]
     for choice in reversed(choices[1:]):
@@ -165,10 +173,6 @@ def _expected(n: Array, cost: Any) -> Array:
 def _round_numbers(vocab_size: int) -> npt.NDArray[np.int64]:
     numbers = {m * 10**e // 10 for m in _MANTISSAS for e in range(len(str(vocab_size)))}
     return np.array(sorted(m for m in numbers if 1 <= m < vocab_size), np.int64)
-
-
-def _has_room(size: int, tails: int, div_value: float) -> bool:
-    return int(size // div_value**tails) >= 1
 
 
 def _checked(counts: object, func: str) -> npt.NDArray[np.int64]:

@@ -127,6 +127,10 @@ class RecurrentLMConfig:
             "hidden_sizes", "equal for two neighbours when residual", list(self.hidden_sizes),
         )  # fmt: skip
         _require(
+            not self.tied or self.head.kind == "full",
+            "tied", f"false for head {self.head.kind!r}", self.tied,
+        )  # fmt: skip
+        _require(
             not self.tied or self.output_sizes[-1] == self.embedding_size,
             "projection" if self.projection else "hidden_sizes",
             f"{'' if self.projection else 'ended by '}embedding_size={self.embedding_size} when "

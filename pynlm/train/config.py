@@ -105,15 +105,20 @@ class ModelConfig(_Section):
 
 
 class HeadConfig(_Section):
-    """The output layer: `full` is the exact softmax over the whole vocabulary.
+    """The output layer: `full` is the exact softmax over the whole vocabulary, `adaptive` has rare
+    words in clusters of their own.
 
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `cutoffs` are the first ids of the adaptive softmax's clusters, each with `div_value` times fewer
+    dimensions than the one before; without them they are chosen from the training text's counts.
     """
 
-    kind: Literal["full"] = "full"
+    kind: Literal["full", "adaptive"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    cutoffs: tuple[int, ...] | None = None
+    div_value: float = Field(default=4.0, ge=1.0, allow_inf_nan=False)
 
 
 class TrainConfig(_Section):
