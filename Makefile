@@ -12,7 +12,7 @@ sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick recipes parity isa fuzz asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick recipes costs parity isa fuzz asan tsan neon lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ recipes: build  ## train the small recipes, and report them in bench/results/rec
 	for run in $(recipe_runs); do \
 	  $(bin)/pynlm train --recipe $${run%-*} --seed $${run##*-} --out runs/$$run || exit 1; done
 	$(bin)/python -m bench.runs $(addprefix runs/,$(recipe_runs))
+
+costs: build  ## measure the table of costs by which adaptive softmax chooses cutoffs (idle machine)
+	$(bin)/python -m bench.costs
 
 parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 300 steps
 	$(bin)/python bench/parity.py $(ARGS)

@@ -21,9 +21,9 @@ constexpr int64_t kNarrow = 128;  // H of at most so much: logits rather twice t
 template <class T>
 inline XentTile xent_tile(int64_t N, int64_t H, int64_t V) {
     static_assert(kNarrow <= kMaxDepth<T>, "packed weights of a tile must be contiguous");
-    constexpr int64_t kCached = (int64_t(4) << 20) / int64_t(sizeof(T)), kMostTokens = 512;
+    constexpr int64_t kCached = (int64_t(2) << 20) / int64_t(sizeof(T)), kMostTokens = 512;
     const XentTile whole{token_block(N, V, int64_t(sizeof(T))), V};
-    if (H > kNarrow || whole.tokens * V <= 2 * kCached) return whole;
+    if (H > kNarrow || whole.tokens * V <= 4 * kCached) return whole;
     const int64_t blocks = (N + kMostTokens - 1) / kMostTokens, tokens = (N + blocks - 1) / blocks;
     constexpr int64_t kUnit = 8 * kPanelWidth<T>;
     const int64_t words = kCached / tokens / kUnit * kUnit;

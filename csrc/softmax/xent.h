@@ -22,7 +22,7 @@
 //             results have the bits of the plain equations.
 // Threading   any number of threads gives the same bits.
 //             Memory: a block of about 10 MB of logits (at least 128 tokens; of H <= 128 a tile of
-//             4 MB), whatever N.
+//             2 MB), whatever N.
 #pragma once
 
 #include <cstdint>

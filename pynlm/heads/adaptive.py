@@ -103,6 +103,11 @@ class Adaptive(FusedHead):
         self.name = f"Adaptive {prefix}"
         self.pool, self.dtype = self.weight.pool, self.weight.data.dtype
 
+    @property
+    def tables(self) -> list[Parameter]:
+        """The weights of shortlist and clusters, which an adaptive input may share."""
+        return [self.weight, *(tail.weight for tail in self.tails)]
+
     @staticmethod
     def specs(
         prefix: str,

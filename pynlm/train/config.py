@@ -89,6 +89,7 @@ class ModelConfig(_Section):
     reset_before: bool = False
     residual: bool = False
     tied: bool = False
+    adaptive_input: bool = False
     head_bias: bool = True
     init: Literal["uniform", "xavier", "he", "orthogonal", "torch"] = "uniform"
     init_scale: float = Field(default=0.1, gt=0.0)
