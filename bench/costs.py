@@ -1,6 +1,6 @@
 """Measures what `pynlm.heads.choose_cutoffs` reckons with: `pynlm/heads/costs.json`.
 
-`make costs`, on an otherwise idle machine, in a minute: the fused cross-entropy with gradients over
+`make costs`, on an otherwise idle machine, in seconds: the fused cross-entropy with gradients over
 a grid of shapes, and a cluster's gathered projection; the least time of several calls each. Prices
 of the terms that a call's cost is the sum of are fitted to that, by least squares of relative
 errors, none of them below zero.
