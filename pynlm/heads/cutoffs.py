@@ -74,8 +74,10 @@ def choose_cutoffs(
 
     Examples
     --------
-    >>> choose_cutoffs([10**8 // rank for rank in range(1, 100_001)], size=256, rows=1024)
-    (36000,)
+    >>> counts = [10**8 // rank for rank in range(1, 100_001)]
+    >>> cutoffs = choose_cutoffs(counts, size=256, rows=1024)
+    >>> 4_000 <= cutoffs[0] < cutoffs[-1] < 100_000
+    True
     """
     func = "choose_cutoffs"
     n = _checked(counts, func)
