@@ -36,12 +36,12 @@ class Tail(NamedTuple):
 
 
 class Adaptive(FusedHead):
-    """Adaptive softmax: probabilities of rare tokens are those of their cluster times a softmax in it.
+    """Adaptive softmax: a rare token's probability is its cluster's times that of a softmax in it.
 
-    Ids must fall in frequency. The head's softmax is over the `cutoffs[0]` most frequent tokens (the
-    shortlist) and one entry for each of J further clusters; cluster i (from 0) holds the ids from
-    `cutoffs[i]` to `cutoffs[i + 1]` (the last: to V) and sees hidden states through a projection
-    to d_i = H // div_value^(i+1) dimensions::
+    Ids must fall in frequency. The head's softmax is over the `cutoffs[0]` most frequent tokens
+    (the shortlist) and one entry for each of J further clusters; cluster i (from 0) holds the ids
+    from `cutoffs[i]` to `cutoffs[i + 1]` (the last: to V) and sees hidden states through a
+    projection to d_i = H // div_value^(i+1) dimensions::
 
         p(v) = p_head(v)                                 v < cutoffs[0]
         p(v) = p_head(cluster i) p_i(v)                  else

@@ -101,9 +101,7 @@ class HeadOptions:
         if self.kind == "adaptive":
             if self.cutoffs is None:
                 raise ValueError("HeadOptions: kind 'adaptive' needs cutoffs (see choose_cutoffs)")
-            return Adaptive.specs(
-                prefix, vocab_size, size, self.cutoffs, self.div_value, bias=bias
-            )
+            return Adaptive.specs(prefix, vocab_size, size, self.cutoffs, self.div_value, bias=bias)
         return Full.specs(prefix, vocab_size, size, bias=bias, tied=tied)
 
     def make(

@@ -156,9 +156,7 @@ class Trainer:
         run = self.folder
         snapshot = self._last_snapshot()
         tokenizer = None if snapshot is None else stored_tokenizer(run, snapshot)
-        self.data = prepare(
-            self.recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer
-        )
+        self.data = prepare(self.recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
         recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs

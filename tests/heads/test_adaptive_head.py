@@ -204,9 +204,7 @@ def test_what_the_head_says_fits_together(score: Context, dtype: str, scale: flo
         assert all(len(set(row)) == k for row in ids.tolist())
 
 
-def test_top_k_opens_only_what_it_must(
-    score: Context, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_top_k_opens_only_what_it_must(score: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     head, parameters = make()
     bias = parameters["head.head.bias"].data
     top_k = kernels.xent_top_k

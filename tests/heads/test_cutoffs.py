@@ -60,7 +60,11 @@ def test_small_vocabularies_need_no_clusters() -> None:
     ("change", "error", "message"),
     [
         ({"counts": [3, 4]}, ValueError, r"counts must fall and be at least 0, got counts\[1\]=4"),
-        ({"counts": [3, -1]}, ValueError, r"counts must fall and be at least 0, got counts\[1\]=-1 after 3"),
+        (
+            {"counts": [3, -1]},
+            ValueError,
+            r"counts must fall and be at least 0, got counts\[1\]=-1 after 3",
+        ),
         ({"counts": [0, 0]}, ValueError, "counts must not all be 0"),
         ({"counts": []}, TypeError, r"counts must be integers \[V\], got float64 \[0\]"),
         ({"counts": [[3, 2]]}, TypeError, r"counts must be integers \[V\], got int64 \[1, 2\]"),
