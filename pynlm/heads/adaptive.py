@@ -89,7 +89,7 @@ class Adaptive(FusedHead):
     def __init__(self, parameters: Mapping[str, Parameter], prefix: str = "head") -> None:
         self.weight = parameters[f"{prefix}.head.weight"]
         self.bias = parameters.get(f"{prefix}.head.bias")
-        pairs = []
+        pairs: list[tuple[Parameter, Parameter]] = []
         while f"{prefix}.tail.{len(pairs)}.1.weight" in parameters:
             place = f"{prefix}.tail.{len(pairs)}"
             pairs.append((parameters[f"{place}.0.weight"], parameters[f"{place}.1.weight"]))
@@ -219,8 +219,8 @@ class Adaptive(FusedHead):
     def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
         """The k most probable tokens after hidden states `h` [N, H], exactly.
 
-        No token is more probable than its cluster, so clusters are opened from the most probable one
-        on, and only while they are more probable than the k-th best token so far.
+        No token is more probable than its cluster, so clusters are opened from the most probable
+        one on, and only while they are more probable than the k-th best token so far.
 
         Returns
         -------
@@ -286,7 +286,7 @@ class Adaptive(FusedHead):
         """
         h = as_floats(h, self.dtype)
         drawn = np.empty(len(h), np.int32)
-        key = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
+        key: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
         xent_sample(ids=drawn, **key, **self._map(h, rng))
         ids = drawn.copy()
         for i, tail in enumerate(self.tails, self.shortlist):

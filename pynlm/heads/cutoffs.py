@@ -90,7 +90,7 @@ def choose_cutoffs(
     below /= below[-1]
     grid = _round_numbers(vocab_size)
     grid = grid[grid >= shortlist * vocab_size]
-    best, cutoffs = float(step_cost(rows, size, vocab_size)), ()
+    best, cutoffs = float(step_cost(rows, size, vocab_size)), tuple[int, ...]()
     widths: list[int] = []
     for tails in range(1, min(MAX_TAILS, len(grid)) + 1):
         width = int(size // div_value**tails)
@@ -114,8 +114,9 @@ def _plan(
     for width in reversed(widths):
         first, last = ends[:, None], ends[None, :]
         words = last - first
-        share = np.maximum(below[last] - below[first], 0.0)
-        tail = _expected(rows * share, lambda n: tail_cost(n, size, width, words))
+        # with less than one row expected, most steps have none
+        n = rows * np.maximum(below[last] - below[first], 0.0)
+        tail = np.minimum(n, 1.0) * tail_cost(np.maximum(n, 1.0), size, width, words)
         total = np.where(words > 0, tail + least[None, :], np.inf)
         choices.append(total.argmin(axis=1))
         least = total.min(axis=1)
@@ -137,7 +138,7 @@ def step_cost(rows: float | Array, size: int, words: int | Array) -> Array:
 
 
 def tail_cost(rows: float | Array, size: int, width: int, words: int | Array) -> Array:
-    """Seconds of a cluster: rows gathered and projected from `size` to `width`, then `step_cost`."""
+    """Seconds of a cluster: rows gathered, projected from `size` to `width`, and `step_cost`."""
     return _cost("projection", rows, size, width) + _cost("softmax", rows, width, words)
 
 
@@ -164,12 +165,6 @@ def _table() -> Mapping[str, Mapping[str, float]]:
     text = resources.files("pynlm.heads").joinpath("costs.json").read_text(encoding="utf-8")
     table: dict[str, Any] = json.loads(text)
     return {part: table[part]["prices"] for part in ("softmax", "projection")}
-
-
-def _expected(n: Array, cost: Any) -> Array:
-    """Cost of a cluster with `n` expected rows: below one, most steps have none."""
-    expected: Array = np.minimum(n, 1.0) * cost(np.maximum(n, 1.0))
-    return expected
 
 
 def _round_numbers(vocab_size: int) -> npt.NDArray[np.int64]:

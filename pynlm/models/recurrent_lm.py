@@ -45,10 +45,10 @@ class RecurrentLM:
     Attributes
     ----------
     parameters
-        `embedding.weight` (or what `layers.AdaptiveEmbedding` has), `recurrent.{l}.w_ih`, `.w_hh`, `.b` and what else its layer has (see
-        `layers.LSTM`, `GRU`, `RNN`), `head.weight`
-        (unless tied), `head.bias` (if any) or what another head has; groups embedding, recurrent, head. Zero until
-        `initialise` or `load_state_dict`.
+        `embedding.weight` (or what `layers.AdaptiveEmbedding` has), `recurrent.{l}.w_ih`, `.w_hh`,
+        `.b` and what else its layer has (see `layers.LSTM`, `GRU`, `RNN`), `head.weight` (unless
+        tied), `head.bias` (if any) or what another head has; groups embedding, recurrent, head.
+        Zero until `initialise` or `load_state_dict`.
     pool
         Lends all buffers of the model's passes.
 

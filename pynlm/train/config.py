@@ -110,8 +110,8 @@ class HeadConfig(_Section):
     words in clusters of their own.
 
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
-    `cutoffs` are the first ids of the adaptive softmax's clusters, each with `div_value` times fewer
-    dimensions than the one before; without them they are chosen from the training text's counts.
+    `cutoffs` are the first ids of the adaptive softmax's clusters, each with `div_value` times
+    fewer dimensions than the one before; None: they are chosen from the training text's counts.
     """
 
     kind: Literal["full", "adaptive"] = "full"

@@ -1,4 +1,4 @@
-"""Adaptive softmax: against torch, finite differences, its own definition; top k, samples, errors."""
+"""Adaptive softmax: torch, finite differences, its own definition; top k, samples, errors."""
 
 from __future__ import annotations
 
