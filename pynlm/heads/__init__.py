@@ -5,6 +5,8 @@ from pynlm.heads.base import BaseHead, Head, HeadBackprop
 from pynlm.heads.cutoffs import choose_cutoffs
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead
+from pynlm.heads.hierarchical import Hierarchical
+from pynlm.heads.mixture import Mixture
 from pynlm.heads.options import HeadOptions
 
 __all__ = [
@@ -15,5 +17,7 @@ __all__ = [
     "Head",
     "HeadBackprop",
     "HeadOptions",
+    "Hierarchical",
+    "Mixture",
     "choose_cutoffs",
 ]

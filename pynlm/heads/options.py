@@ -6,20 +6,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from pynlm.arrays import check_number
+import numpy.typing as npt
+
+from pynlm.arrays import check_integer, check_number
 from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
+from pynlm.heads.hierarchical import Hierarchical
+from pynlm.heads.mixture import MOST_EXPERTS, Mixture
+from pynlm.heads.trees import MOST, TREES, Tree, make_tree
 from pynlm.layers.clusters import check_cutoffs
 from pynlm.layers.parameters import Parameter, Spec
 
-KINDS = ("full", "adaptive")
-_OF_KIND = {  # options that are not defined for all kinds
-    "label_smoothing": "full",
-    "z_loss": "full",
-    "temperature": "full",
-    "cutoffs": "adaptive",
-    "div_value": "adaptive",
+# Each kind with the options that it has.
+KINDS = {
+    "full": ("label_smoothing", "z_loss", "temperature"),
+    "adaptive": ("cutoffs", "div_value"),
+    "hierarchical": ("tree", "arity", "classes", "clusters"),
+    "mixture": ("temperature", "experts"),
+}
+_TREE_OPTIONS = {
+    "huffman": ("arity",),
+    "balanced": ("arity",),
+    "classes": ("classes",),
+    "clusters": ("clusters",),
 }
 
 
@@ -30,19 +40,30 @@ class HeadOptions:
     Parameters
     ----------
     kind
-        "full": `pynlm.heads.Full`; "adaptive": `pynlm.heads.Adaptive`.
+        "full": `pynlm.heads.Full`; "adaptive": `pynlm.heads.Adaptive`; "hierarchical":
+        `pynlm.heads.Hierarchical`; "mixture": `pynlm.heads.Mixture`.
     label_smoothing, z_loss, temperature
-        Of the full softmax, see `pynlm.heads.Full`.
+        See `pynlm.heads.Full`; a mixture has the last only.
     cutoffs, div_value
-        Of the adaptive softmax, see `pynlm.heads.Adaptive`; None stands for cutoffs still to be
-        chosen (`pynlm.heads.choose_cutoffs`).
+        Of "adaptive", see `pynlm.heads.Adaptive`; without cutoffs it is not decided yet
+        (`pynlm.heads.choose_cutoffs`).
+    tree
+        Of "hierarchical": "huffman", "balanced", "classes" or "clusters", see `pynlm.heads.trees`.
+    arity
+        Of trees "huffman" and "balanced": children of a node.
+    classes
+        Of tree "classes": how many; None: the square root of V.
+    clusters
+        Of tree "clusters": a file, see `pynlm.text.read_clusters`.
+    experts
+        Of "mixture": how many softmaxes.
 
     Raises
     ------
     TypeError
         An option that is no number.
     ValueError
-        An unknown kind; an option out of its range, or of another kind.
+        An unknown kind, an option out of its range, or one that the kind does not have.
 
     Examples
     --------
@@ -56,11 +77,18 @@ class HeadOptions:
     temperature: float = 1.0
     cutoffs: tuple[int, ...] | None = None
     div_value: float = 4.0
+    tree: str = "huffman"
+    arity: int = 2
+    classes: int | None = None
+    clusters: str | None = None
+    experts: int = 10
 
     def __post_init__(self) -> None:
         func = "HeadOptions"
-        if self.kind not in KINDS:
-            raise ValueError(f"{func}: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        for name, known in (("kind", KINDS), ("tree", TREES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{func}: {name} must be one of {', '.join(known)}, got {value!r}")
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
@@ -68,12 +96,25 @@ class HeadOptions:
         if self.cutoffs is not None:
             check_cutoffs(self.cutoffs, 2**31, func=func)
             object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
-        for field in fields(self):
-            kind = _OF_KIND.get(field.name, self.kind)
-            if kind != self.kind and getattr(self, field.name) != field.default:
-                raise ValueError(
-                    f"{func}: {field.name} is not defined for kind {self.kind!r}, only for {kind!r}"
-                )
+        check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
+        check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
+        if self.classes is not None:
+            check_integer(self.classes, func=func, name="classes", low=1, high=MOST)
+        self._refuse(KINDS[self.kind], "kind", "kind")
+        if self.kind == "hierarchical":
+            self._refuse(("tree", *_TREE_OPTIONS[self.tree]), "tree", "kind")
+            if self.tree == "clusters" and not self.clusters:
+                raise ValueError(f"{func}: tree 'clusters' needs clusters, the file that has them")
+
+    def _refuse(self, known: tuple[str, ...], of: str, *besides: str) -> None:
+        """Raise ValueError for an option that would do nothing."""
+        for option in fields(self):
+            if option.name in (*known, *besides) or getattr(self, option.name) == option.default:
+                continue
+            raise ValueError(
+                f"HeadOptions: {option.name} is not defined for {of} {getattr(self, of)!r}, got "
+                f"{getattr(self, option.name)!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, for TOML or JSON."""
@@ -94,6 +135,11 @@ class HeadOptions:
             raise ValueError(f"HeadOptions: unknown option {min(unknown)!r}")
         return cls(**values)
 
+    @property
+    def can_tie(self) -> bool:
+        """Whether an embedding's table may be the head's weight."""
+        return self.kind in ("full", "mixture")
+
     def specs(
         self, prefix: str, vocab_size: int, size: int, *, bias: bool, tied: bool
     ) -> list[Spec]:
@@ -102,14 +148,46 @@ class HeadOptions:
             if self.cutoffs is None:
                 raise ValueError("HeadOptions: kind 'adaptive' needs cutoffs (see choose_cutoffs)")
             return Adaptive.specs(prefix, vocab_size, size, self.cutoffs, self.div_value, bias=bias)
+        if self.kind == "hierarchical":
+            return Hierarchical.specs(prefix, vocab_size, size, bias=bias)
+        if self.kind == "mixture":
+            return Mixture.specs(prefix, vocab_size, size, self.experts, bias=bias, tied=tied)
         return Full.specs(prefix, vocab_size, size, bias=bias, tied=tied)
 
     def make(
-        self, parameters: Mapping[str, Parameter], tied: Parameter | None, prefix: str = "head"
+        self,
+        parameters: Mapping[str, Parameter],
+        tied: Parameter | None,
+        prefix: str = "head",
+        *,
+        counts: npt.ArrayLike | None = None,
+        tree: Tree | None = None,
     ) -> Head:
-        """The head over its parameters."""
+        """The head over its parameters.
+
+        Parameters
+        ----------
+        counts
+            Integers [V], how often each token occurs: trees "huffman" and "classes" need them.
+        tree
+            Stands in for the tree that would be made; "clusters" needs it.
+
+        Raises
+        ------
+        ValueError
+            What the kind needs is missing; counts or tree of another number of tokens.
+        """
         if self.kind == "adaptive":
             return Adaptive(parameters, prefix)
+        if self.kind == "hierarchical":
+            if tree is None:
+                size = len(parameters[f"{prefix}.weight"].data) + 1
+                tree = make_tree(
+                    self.tree, size, counts=counts, arity=self.arity, classes=self.classes
+                )
+            return Hierarchical(parameters, tree, prefix)
+        if self.kind == "mixture":
+            return Mixture(parameters, tied, prefix, temperature=self.temperature)
         return Full(
             parameters,
             tied,

@@ -133,12 +133,13 @@ class RecurrentLMConfig:
         adaptive = self.head.kind == "adaptive"
         _require(
             not self.adaptive_input or adaptive,
-            "adaptive_input", f"false for head {self.head.kind!r}: it has no cutoffs", True,
+            "adaptive_input", f"false for head kind {self.head.kind!r}: no cutoffs", True,
         )  # fmt: skip
         _require(
-            not self.tied or self.head.kind == "full" or self.adaptive_input,
+            not self.tied or (self.adaptive_input if adaptive else self.head.can_tie),
             "tied",
-            f"false for head {self.head.kind!r}" + " without adaptive_input" * adaptive, self.tied,
+            f"false for head kind {self.head.kind!r}" + " without adaptive_input" * adaptive,
+            self.tied,
         )  # fmt: skip
         _require(
             not self.tied or self.output_sizes[-1] == self.embedding_size,

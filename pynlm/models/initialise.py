@@ -65,7 +65,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
             rows, fan_in = p.data.shape
             whole = _is_whole(name)
             fan_out = rows if whole else config.hidden_sizes[_layer(name)]
-            for first in range(0, rows, fan_out):
+            for first in range(0, rows, max(1, fan_out)):
                 _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
         elif config.init_bias == "zero" and not name.endswith("peephole"):
             p.data.fill(0)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head, HeadBackprop
+from pynlm.heads.trees import Tree
 from pynlm.layers.adaptive_embedding import AdaptiveEmbedding, AdaptiveEmbeddingBackprop
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context, Site
@@ -41,6 +42,8 @@ class RecurrentLM:
         Sizes, dropout, initial weights.
     dtype
         float32 or float64.
+    counts, tree
+        What a head may need besides its options, see `pynlm.heads.HeadOptions.make`.
 
     Attributes
     ----------
@@ -63,7 +66,14 @@ class RecurrentLM:
     ((2, 2), [(2, 6), (2, 5)])
     """
 
-    def __init__(self, config: RecurrentLMConfig, dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(
+        self,
+        config: RecurrentLMConfig,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        counts: npt.ArrayLike | None = None,
+        tree: Tree | None = None,
+    ) -> None:
         self.config = config
         self.pool = Pool()
         cell, head = _CELLS[config.cell], config.head
@@ -98,7 +108,8 @@ class RecurrentLM:
             )
         else:
             self.embedding = Embedding(self.parameters, "embedding")
-            self.head = head.make(self.parameters, self.embedding.weight if config.tied else None)
+            own = self.embedding.weight if config.tied else None
+            self.head = head.make(self.parameters, own, counts=counts, tree=tree)
         self.dropout_input = self._dropout(config.dropout_input, Site.INPUT, 0)
         self.dropout_between = tuple(
             self._dropout(config.dropout_between, Site.BETWEEN, i)
@@ -236,8 +247,11 @@ class RecurrentLM:
         return self.head.log_prob(hidden, ctx)
 
     def state_dict(self) -> dict[str, Array]:
-        """Name -> weights, as views: they change when the model is trained."""
-        return self.parameters.state_dict()
+        """Name -> weights, as views: they change when the model is trained.
+
+        And what a head has of constants that are saved with them (`BaseHead.constants`).
+        """
+        return {**self.parameters.state_dict(), **self.head.constants()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy weights in; nothing is written unless all names, shapes and dtypes fit.
@@ -245,9 +259,14 @@ class RecurrentLM:
         Raises
         ------
         KeyError, TypeError, ValueError
-            See `Parameters.load_state_dict`.
+            See `Parameters.load_state_dict`; a ValueError for other constants than the head's.
         """
-        self.parameters.load_state_dict(state)
+        constants = self.head.constants()
+        for name, own in constants.items():
+            if name in state and not np.array_equal(state[name], own):
+                raise ValueError(f"RecurrentLM: {name} is of a model with another head")
+        weights = {name: x for name, x in state.items() if name not in constants}
+        self.parameters.load_state_dict(weights)
 
     def _ids(self, ids: object, func: str) -> IntArray:
         numbers = as_ids(ids, func=func, name="ids")

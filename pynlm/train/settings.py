@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.heads import HeadOptions, choose_cutoffs
+from pynlm.heads.trees import Tree, make_tree
 from pynlm.models import RecurrentLMConfig
-from pynlm.text import Tokenizer
+from pynlm.text import Tokenizer, read_clusters
 from pynlm.train.checkpoint import CheckpointError, CheckpointMissing, Snapshot
 from pynlm.train.config import (
     Recipe,
@@ -160,6 +161,14 @@ def with_cutoffs(recipe: Recipe, counts: NDArray[np.int64]) -> Recipe:
     size = model_config(recipe, len(counts)).output_sizes[-1]
     cutoffs = choose_cutoffs(counts, size, train.batch_size * train.bptt, head.div_value)
     return recipe.model_copy(update={"head": head.model_copy(update={"cutoffs": cutoffs})})
+
+
+def given_tree(recipe: Recipe, tokenizer: Tokenizer) -> Tree | None:
+    """The tree of a recipe's file of clusters; None if it has none."""
+    if recipe.head.clusters is None:
+        return None
+    labels = read_clusters(recipe.head.clusters, tokenizer)
+    return make_tree("clusters", tokenizer.vocab_size, labels=labels)
 
 
 def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:

@@ -22,9 +22,9 @@ from pynlm.train.checkpoint import (
     CheckpointMissing,
     RunLock,
     Snapshot,
-    check_parameters,
     find_checkpoint,
     load_checkpoint,
+    make_model,
     restore_links,
     save_checkpoint,
 )
@@ -42,6 +42,7 @@ from pynlm.train.settings import (
     check_data,
     check_unchanged,
     decide,
+    given_tree,
     model_config,
     stored_tokenizer,
     with_cutoffs,
@@ -161,14 +162,18 @@ class Trainer:
         recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
         config = model_config(recipe, self.tokenizer.vocab_size)
-        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
+        if snapshot is None:
+            counts, tree = self.tokenizer.counts, given_tree(recipe, self.tokenizer)
+            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+        else:
+            check_data(run, self.data, snapshot)
+            place = run / "last" / "model.safetensors"
+            self.model = make_model(config, recipe.train.dtype, snapshot.model, place)
         # Only now, so that a text that cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
             file.write(to_toml(recipe).encode())
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
-        else:
-            check_data(run, self.data, snapshot)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
@@ -208,8 +213,6 @@ class Trainer:
 
     def _restore(self, snapshot: Snapshot) -> None:
         place = self.folder / "last"
-        check_parameters(self.model, snapshot.model, place / "model.safetensors")
-        self.model.load_state_dict(snapshot.model)
         try:
             self._bptt.load_tensors(snapshot.training)
             self._schedule.load_state_dict(snapshot.state["schedule"])
