@@ -1,6 +1,8 @@
 """Heads: from hidden states to the loss of the next token."""
 
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import BaseHead, Head, HeadBackprop
+from pynlm.heads.cutoffs import choose_cutoffs
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead
 from pynlm.heads.hierarchical import Hierarchical
@@ -8,6 +10,7 @@ from pynlm.heads.mixture import Mixture
 from pynlm.heads.options import HeadOptions
 
 __all__ = [
+    "Adaptive",
     "BaseHead",
     "Full",
     "FusedHead",
@@ -16,4 +19,5 @@ __all__ = [
     "HeadOptions",
     "Hierarchical",
     "Mixture",
+    "choose_cutoffs",
 ]

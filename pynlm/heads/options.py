@@ -9,16 +9,19 @@ from typing import Any
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
 from pynlm.heads.hierarchical import Hierarchical
 from pynlm.heads.mixture import MOST_EXPERTS, Mixture
 from pynlm.heads.trees import MOST, TREES, Tree, make_tree
+from pynlm.layers.clusters import check_cutoffs
 from pynlm.layers.parameters import Parameter, Spec
 
 # Each kind with the options that it has.
 KINDS = {
     "full": ("label_smoothing", "z_loss", "temperature"),
+    "adaptive": ("cutoffs", "div_value"),
     "hierarchical": ("tree", "arity", "classes", "clusters"),
     "mixture": ("temperature", "experts"),
 }
@@ -37,10 +40,13 @@ class HeadOptions:
     Parameters
     ----------
     kind
-        "full": `pynlm.heads.Full`; "hierarchical": `pynlm.heads.Hierarchical`; "mixture":
-        `pynlm.heads.Mixture`.
+        "full": `pynlm.heads.Full`; "adaptive": `pynlm.heads.Adaptive`; "hierarchical":
+        `pynlm.heads.Hierarchical`; "mixture": `pynlm.heads.Mixture`.
     label_smoothing, z_loss, temperature
         See `pynlm.heads.Full`; a mixture has the last only.
+    cutoffs, div_value
+        Of "adaptive", see `pynlm.heads.Adaptive`; without cutoffs it is not decided yet
+        (`pynlm.heads.choose_cutoffs`).
     tree
         Of "hierarchical": "huffman", "balanced", "classes" or "clusters", see `pynlm.heads.trees`.
     arity
@@ -69,6 +75,8 @@ class HeadOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     temperature: float = 1.0
+    cutoffs: tuple[int, ...] | None = None
+    div_value: float = 4.0
     tree: str = "huffman"
     arity: int = 2
     classes: int | None = None
@@ -84,6 +92,10 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(self.div_value, func=func, name="div_value", low=1.0)
+        if self.cutoffs is not None:
+            check_cutoffs(self.cutoffs, 2**31, func=func)
+            object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
         check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
         check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
         if self.classes is not None:
@@ -106,7 +118,8 @@ class HeadOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, for TOML or JSON."""
-        return asdict(self)
+        values = asdict(self)
+        return {**values, "cutoffs": None if self.cutoffs is None else list(self.cutoffs)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HeadOptions:
@@ -131,6 +144,10 @@ class HeadOptions:
         self, prefix: str, vocab_size: int, size: int, *, bias: bool, tied: bool
     ) -> list[Spec]:
         """The parameters of the head, for `Parameters`."""
+        if self.kind == "adaptive":
+            if self.cutoffs is None:
+                raise ValueError("HeadOptions: kind 'adaptive' needs cutoffs (see choose_cutoffs)")
+            return Adaptive.specs(prefix, vocab_size, size, self.cutoffs, self.div_value, bias=bias)
         if self.kind == "hierarchical":
             return Hierarchical.specs(prefix, vocab_size, size, bias=bias)
         if self.kind == "mixture":
@@ -160,6 +177,8 @@ class HeadOptions:
         ValueError
             What the kind needs is missing; counts or tree of another number of tokens.
         """
+        if self.kind == "adaptive":
+            return Adaptive(parameters, prefix)
         if self.kind == "hierarchical":
             if tree is None:
                 size = len(parameters[f"{prefix}.weight"].data) + 1
