@@ -1,5 +1,5 @@
 # Every target works from a clean clone: it makes .venv, installs what it needs there and builds.
-# VENV=dir uses another environment; ARGS='...' is handed on to pytest (by `make bench`, to bench.report).
+# VENV=dir uses another environment; ARGS='...' is handed on to pytest, or to the module that a target runs.
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +12,7 @@ sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick recipes parity isa fuzz asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick recipes heads parity isa fuzz asan tsan neon lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,10 @@ recipes: build  ## train the small recipes, and report them in bench/results/rec
 	for run in $(recipe_runs); do \
 	  $(bin)/pynlm train --recipe $${run%-*} --seed $${run##*-} --out runs/$$run || exit 1; done
 	$(bin)/python -m bench.runs $(addprefix runs/,$(recipe_runs))
+
+# Hours on two cores; the novels are looked for in PYNLM_DATA.
+heads: build  ## train one model with each head on the novels, and report them in bench/results/heads.md
+	$(bin)/python -m bench.heads $(ARGS)
 
 parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 300 steps
 	$(bin)/python bench/parity.py $(ARGS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
@@ -216,7 +217,10 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Train:
-    """A whole training step of a recipe's model: forward, backward, clipping, update."""
+    """A whole training step: forward, backward, clipping, update.
+
+    `recipe` is one of pynlm's, or the stem of a file beside this one.
+    """
 
     recipe: str
     V: int = 10_000
@@ -233,7 +237,8 @@ class Train:
     def settings(self) -> Recipe:
         from pynlm.train.config import load_recipe
 
-        return load_recipe(self.recipe)
+        path = Path(__file__).with_name(f"{self.recipe}.toml")
+        return load_recipe(path if path.is_file() else self.recipe)
 
     @cached_property
     def config(self) -> RecurrentLMConfig:
@@ -316,7 +321,7 @@ HEADS = [  # N, H, V
     (1024, 256, 81_000),
     (1024, 512, 267_000),
 ]
-RECIPES = ["zaremba-small", "zaremba-medium"]
+RECIPES = ["zaremba-small", "zaremba-medium", "awd-lstm-shape"]
 
 _RECURRENT = [
     *(
@@ -374,7 +379,7 @@ SHARE_GOALS = [(32, 512, 0.75), (16, 1, 0.70)]  # B, H, share
 # A variant's time over that of our plain cell: geometric mean of a group, and the greatest.
 PLAIN_GOAL = (1.25, 1.5)
 # Whole steps have a goal each.
-STEP_GOALS = {"zaremba-small": 2.0, "zaremba-medium": 1.6}
+STEP_GOALS = {"zaremba-small": 2.0, "zaremba-medium": 1.6, "awd-lstm-shape": 2.0}
 # How much slower the median step of `zaremba-small` may be beside so many busy processes, where
 # pynlm has two CPUs.
 LOAD_CPUS, LOAD_GOALS = 2, {1: 2.5, 2: 4.0}

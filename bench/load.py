@@ -91,6 +91,10 @@ def measure(case: Train, peers: list[Peer], seconds: float, rounds: int = ROUNDS
                 with competitors(load):
                     for name, work in works.items():
                         figures[name][load] += piece(work.run, seconds)
+                        median_step = page.duration(median(figures[name][load]))
+                        print(
+                            f"beside {load}: {name:32} {median_step}", file=sys.stderr, flush=True
+                        )
     return figures
 
 
@@ -155,7 +159,7 @@ def render(
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each piece (default 5)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each piece (default 3)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
     given = parser.parse_args(arguments)
     peers = available(TORCH)

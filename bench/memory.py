@@ -97,14 +97,14 @@ def follow(case: Train, contender: str, threads: int, steps: int) -> Memory:
     gc.collect()
 
     base = _resident()
-    _reset_peak()
+    reset_peak()
     # The batches are the data, not the training; they are small beside any model.
     step = make(case, threads, steps)
     grown = []
     for i in range(steps):
         step(i)
         grown.append(_resident() - base)
-    peak = max(_peak() - base, *grown)
+    peak = max(peak_memory() - base, *grown)
     return Memory(case.name, contender, threads, steps, grown[0], grown[1], grown[-1], peak)
 
 
@@ -143,7 +143,7 @@ def _resident() -> int:
     return int(found[1]) * 1024
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Forget the peak so far, where the system can (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -151,7 +151,7 @@ def _reset_peak() -> None:
         return
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """The most bytes that this process had in memory at once."""
     try:
         found = re.search(r"^VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(), re.M)

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from bench.catalogue import Case, Recurrent, Softmax, Train
 from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.peers.torch_models import SUFFIXES, WEIGHTS, Model, gradient, load_layer, model_for
 from bench.peers.torch_variants import MODULES, variants
 from bench.work import Work
-from pynlm.heads import HeadOptions
-from pynlm.layers import RecurrentOptions
 from pynlm.text import Batch
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Loss = Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 Clip = Callable[[Iterable[Tensor], float], Any]
-# Weights by pynlm's and by torch's names, which in both end so in a second direction.
-_WEIGHTS = (("w_ih", "weight_ih"), ("w_hh", "weight_hh"), ("b", "bias_ih"))
-_SUFFIXES = ("", "_reverse")
 
 
 def set_threads(n: int) -> None:
@@ -84,7 +80,7 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
     module = MODULES[case.cell](case.I, case.H, case.layers, bidirectional=two)
     x, dy = torch.tensor(inputs.x), torch.tensor(inputs.dy)
     for layer, weights in enumerate(inputs.weights):
-        _load_layer(module, layer, weights)
+        load_layer(module, layer, weights)
     lengths = None if inputs.lengths is None else torch.tensor(inputs.lengths).long()
 
     def forward() -> Tensor:
@@ -110,14 +106,14 @@ def _recurrent(case: Recurrent, inputs: RecurrentInputs) -> Work:
     def results() -> dict[str, Array]:
         if not case.train:
             return {"y": forward_only().numpy()}
-        found = {"y": train().detach().numpy(), "dx": _gradient(x)}
-        for layer, suffix in product(range(case.layers), _SUFFIXES[: case.directions]):
+        found = {"y": train().detach().numpy(), "dx": gradient(x)}
+        for layer, suffix in product(range(case.layers), SUFFIXES[: case.directions]):
             found |= {
-                f"d{name}{suffix}.{layer}": _gradient(getattr(module, f"{theirs}_l{layer}{suffix}"))
-                for name, theirs in _WEIGHTS
+                f"d{name}{suffix}.{layer}": gradient(getattr(module, f"{theirs}_l{layer}{suffix}"))
+                for name, theirs in WEIGHTS
             }
             if case.cell == "gru":
-                second = _gradient(getattr(module, f"bias_hh_l{layer}{suffix}"))
+                second = gradient(getattr(module, f"bias_hh_l{layer}{suffix}"))
                 found[f"db_hn{suffix}.{layer}"] = second[2 * case.H :]
         return found
 
@@ -149,72 +145,12 @@ def _softmax(case: Softmax, inputs: SoftmaxInputs, loss: Loss) -> Work:
             return {"nll": loss_only().numpy().reshape(1)}
         found = {"nll": train().detach().numpy().reshape(1)}
         return found | {
-            "dh": _gradient(h),
-            "dw": _gradient(head.weight),
-            "db": _gradient(head.bias),
+            "dh": gradient(h),
+            "dw": gradient(head.weight),
+            "db": gradient(head.bias),
         }
 
     return Work(train if case.train else loss_only, results)
-
-
-class LanguageModel(nn.Module):
-    """Embedding, dropout, recurrent layers with dropout between, dropout, linear layer."""
-
-    def __init__(self, config: RecurrentLMConfig) -> None:
-        super().__init__()
-        size, layers = config.hidden_sizes[0], len(config.hidden_sizes)
-        dropped = config.dropout_input or config.dropout_between or config.dropout_output
-        variants = config.recurrent != RecurrentOptions() or (config.locked and dropped)
-        if set(config.hidden_sizes) != {size} or variants or config.head != HeadOptions():
-            raise ValueError(f"LanguageModel: {config} is no stack of one torch module")
-        self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
-        self.dropout_input = nn.Dropout(config.dropout_input)
-        between = config.dropout_between if layers > 1 else 0.0
-        cell, _, nonlinearity = config.cell.partition("_")
-        kind = {"nonlinearity": nonlinearity} if nonlinearity else {}
-        self.recurrent = MODULES[cell](config.embedding_size, size, layers, dropout=between, **kind)
-        self.dropout_output = nn.Dropout(config.dropout_output)
-        self.head = nn.Linear(size, config.vocab_size, bias=config.head_bias)
-        if config.tied:
-            self.head.weight = self.embedding.weight
-
-    def load(self, weights: dict[str, Array]) -> None:
-        """Take over the weights of a `pynlm.models.RecurrentLM` with the same configuration."""
-        with torch.no_grad():
-            self.embedding.weight.copy_(torch.tensor(weights["embedding.weight"]))
-            if self.head.weight is not self.embedding.weight:
-                self.head.weight.copy_(torch.tensor(weights["head.weight"]))
-            if self.head.bias is not None:
-                self.head.bias.copy_(torch.tensor(weights["head.bias"]))
-        for layer in range(self.recurrent.num_layers):
-            prefix = f"recurrent.{layer}."
-            own = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-            _load_layer(self.recurrent, layer, own)
-
-    def arrays(self, *, gradients: bool = False) -> dict[str, Array]:
-        """The inverse of `load`: weights, or gradients, by pynlm's names, as views."""
-
-        def view(tensor: Tensor) -> Array:
-            return _gradient(tensor) if gradients else tensor.detach().numpy()
-
-        found = {"embedding.weight": view(self.embedding.weight)}
-        if self.head.weight is not self.embedding.weight:
-            found["head.weight"] = view(self.head.weight)
-        if self.head.bias is not None:
-            found["head.bias"] = view(self.head.bias)
-        for layer in range(self.recurrent.num_layers):
-            prefix = f"recurrent.{layer}."
-            for name, theirs in _WEIGHTS:
-                found[prefix + name] = view(getattr(self.recurrent, f"{theirs}_l{layer}"))
-            if self.recurrent.mode == "GRU":
-                second = view(getattr(self.recurrent, f"bias_hh_l{layer}"))
-                found[prefix + "b_hn"] = second[-self.recurrent.hidden_size :]
-        return found
-
-    def forward(self, ids: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Hidden states [T·B, H] before the linear layer, and the new state."""
-        y, state = self.recurrent(self.dropout_input(self.embedding(ids)), state)
-        return self.dropout_output(y).flatten(0, 1), state
 
 
 class Trainee:
@@ -227,7 +163,7 @@ class Trainee:
         loss: Loss,
         clip: Clip = nn.utils.clip_grad_norm_,
     ) -> None:
-        self.model = LanguageModel(config).to(getattr(torch, settings.train.dtype))
+        self.model: Model = model_for(config).to(getattr(torch, settings.train.dtype))
         self.optimiser = _optimiser(settings.optimiser, self.model)
         self.clip_value, self.clip_norm = settings.train.clip_value, settings.train.clip_norm
         self.sums_time, self.loss, self.clip = settings.train.loss == "sum_time", loss, clip
@@ -236,10 +172,7 @@ class Trainee:
     def step(self, ids: Tensor, targets: Tensor) -> float:
         """One training step; its loss."""
         self.optimiser.zero_grad()
-        state = self.state
-        if state is not None:
-            state = tuple(s.detach() for s in state) if type(state) is tuple else state.detach()
-        hidden, self.state = self.model(ids, state)
+        hidden, self.state = self.model(ids, _detached(self.state))
         if self.sums_time:
             loss = self.loss(hidden, self.model.head, targets.flatten(), "sum") / ids.shape[1]
         else:
@@ -251,6 +184,13 @@ class Trainee:
             self.clip(self.model.parameters(), self.clip_norm)
         self.optimiser.step()
         return loss.item()
+
+
+def _detached(state: Any) -> Any:
+    """The same numbers without their history: a tensor, nested tuples of such, or None."""
+    if isinstance(state, tuple):
+        return tuple(map(_detached, state))
+    return None if state is None else state.detach()
 
 
 def norm_in_double(parameters: Iterable[Tensor]) -> float:
@@ -321,28 +261,9 @@ def _train(case: Train, inputs: TrainInputs, loss: Loss) -> Work:
     return Work(lambda: trainee.step(*next(supply)), results)
 
 
-def _load_layer(module: nn.RNNBase, layer: int, weights: dict[str, Array]) -> None:
-    """Ours has one bias where torch has two: it becomes the first, and the second is 0."""
-    with torch.no_grad():
-        for suffix in _SUFFIXES[: 1 + module.bidirectional]:
-            for name, theirs in _WEIGHTS:
-                given = torch.tensor(weights[name + suffix])
-                getattr(module, f"{theirs}_l{layer}{suffix}").copy_(given)
-            second = getattr(module, f"bias_hh_l{layer}{suffix}")
-            second.zero_()
-            if "b_hn" in weights:
-                b_hn = torch.tensor(weights[f"b_hn{suffix}"])
-                second[-len(b_hn) :] = b_hn
-
-
 def _linear(w: Array, b: Array) -> nn.Linear:
     head = nn.utils.skip_init(nn.Linear, w.shape[1], w.shape[0])
     with torch.no_grad():
         head.weight.copy_(torch.tensor(w))
         head.bias.copy_(torch.tensor(b))
     return head
-
-
-def _gradient(tensor: Tensor) -> Array:
-    assert tensor.grad is not None
-    return tensor.grad.numpy()

@@ -12,6 +12,7 @@ from pynlm.arrays import check_integer, check_number
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
 from pynlm.heads.hierarchical import Hierarchical
+from pynlm.heads.mixture import MOST_EXPERTS, Mixture
 from pynlm.heads.trees import MOST, TREES, Tree, make_tree
 from pynlm.layers.parameters import Parameter, Spec
 
@@ -19,6 +20,7 @@ from pynlm.layers.parameters import Parameter, Spec
 KINDS = {
     "full": ("label_smoothing", "z_loss", "temperature"),
     "hierarchical": ("tree", "arity", "classes", "clusters"),
+    "mixture": ("temperature", "experts"),
 }
 _TREE_OPTIONS = {
     "huffman": ("arity",),
@@ -35,9 +37,10 @@ class HeadOptions:
     Parameters
     ----------
     kind
-        "full": `pynlm.heads.Full`; "hierarchical": `pynlm.heads.Hierarchical`.
+        "full": `pynlm.heads.Full`; "hierarchical": `pynlm.heads.Hierarchical`; "mixture":
+        `pynlm.heads.Mixture`.
     label_smoothing, z_loss, temperature
-        Of "full", see `pynlm.heads.Full`.
+        See `pynlm.heads.Full`; a mixture has the last only.
     tree
         Of "hierarchical": "huffman", "balanced", "classes" or "clusters", see `pynlm.heads.trees`.
     arity
@@ -46,6 +49,8 @@ class HeadOptions:
         Of tree "classes": how many; None: the square root of V.
     clusters
         Of tree "clusters": a file, see `pynlm.text.read_clusters`.
+    experts
+        Of "mixture": how many softmaxes.
 
     Raises
     ------
@@ -68,6 +73,7 @@ class HeadOptions:
     arity: int = 2
     classes: int | None = None
     clusters: str | None = None
+    experts: int = 10
 
     def __post_init__(self) -> None:
         func = "HeadOptions"
@@ -78,12 +84,13 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
         check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
         if self.classes is not None:
             check_integer(self.classes, func=func, name="classes", low=1, high=MOST)
         self._refuse(KINDS[self.kind], "kind", "kind")
         if self.kind == "hierarchical":
-            self._refuse(("tree", *KINDS["full"], *_TREE_OPTIONS[self.tree]), "tree", "kind")
+            self._refuse(("tree", *_TREE_OPTIONS[self.tree]), "tree", "kind")
             if self.tree == "clusters" and not self.clusters:
                 raise ValueError(f"{func}: tree 'clusters' needs clusters, the file that has them")
 
@@ -118,7 +125,7 @@ class HeadOptions:
     @property
     def can_tie(self) -> bool:
         """Whether an embedding's table may be the head's weight."""
-        return self.kind == "full"
+        return self.kind in ("full", "mixture")
 
     def specs(
         self, prefix: str, vocab_size: int, size: int, *, bias: bool, tied: bool
@@ -126,6 +133,8 @@ class HeadOptions:
         """The parameters of the head, for `Parameters`."""
         if self.kind == "hierarchical":
             return Hierarchical.specs(prefix, vocab_size, size, bias=bias)
+        if self.kind == "mixture":
+            return Mixture.specs(prefix, vocab_size, size, self.experts, bias=bias, tied=tied)
         return Full.specs(prefix, vocab_size, size, bias=bias, tied=tied)
 
     def make(
@@ -158,6 +167,8 @@ class HeadOptions:
                     self.tree, size, counts=counts, arity=self.arity, classes=self.classes
                 )
             return Hierarchical(parameters, tree, prefix)
+        if self.kind == "mixture":
+            return Mixture(parameters, tied, prefix, temperature=self.temperature)
         return Full(
             parameters,
             tied,

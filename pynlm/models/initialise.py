@@ -62,7 +62,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
                 p.data[1] = 0
         elif p.data.ndim == 2:
             rows, fan_in = p.data.shape
-            whole = name.endswith(("head.weight", "w_hr"))
+            whole = _is_whole(name)
             fan_out = rows if whole else config.hidden_sizes[_layer(name)]
             for first in range(0, rows, max(1, fan_out)):
                 _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
@@ -73,6 +73,11 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
         if config.forget_bias and name.startswith("recurrent.") and name.endswith(".b"):
             size = len(p.data) // 4
             p.data[size : 2 * size] += config.forget_bias
+
+
+def _is_whole(name: str) -> bool:
+    """Whether a matrix has no gates."""
+    return not name.startswith("recurrent.") or name.endswith("w_hr")
 
 
 def _layer(name: str) -> int:
@@ -92,7 +97,7 @@ def _matrix(
             "xavier": xavier_bound(fan_in, fan_out),
             "orthogonal": xavier_bound(fan_in, fan_out),
             "he": he_bound(fan_in),
-            "torch": fan_bound(fan_in if name.endswith(("head.weight", "w_hr")) else fan_out),
+            "torch": fan_bound(fan_in if _is_whole(name) else fan_out),
         }[config.init],
     )
 
@@ -101,7 +106,7 @@ def _bias(stream: Stream, b: Array, name: str, config: RecurrentLMConfig) -> Non
     if config.init == "uniform":
         stream.uniform(b, config.init_scale)
         return
-    head = name == "head.bias"
+    head = name.startswith("head.")
     bound = fan_bound(config.output_sizes[-1] if head else config.hidden_sizes[_layer(name)])
     stream.uniform(b, bound)
     if config.init == "torch" and not head and not name.endswith("peephole"):

@@ -107,12 +107,13 @@ class ModelConfig(_Section):
 class HeadConfig(_Section):
     """The output layer: `full` is the exact softmax over the whole vocabulary.
 
+    `mixture` is that of so many `experts`, each a softmax over the whole vocabulary.
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
     `hierarchical` is a softmax down a tree over the vocabulary: by `tree` of the counts, with nodes
     of `arity` children, in so many frequency `classes`, or from a file of `clusters`.
     """
 
-    kind: Literal["full", "hierarchical"] = "full"
+    kind: Literal["full", "hierarchical", "mixture"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
@@ -120,6 +121,7 @@ class HeadConfig(_Section):
     arity: int = Field(default=2, ge=2)
     classes: int | None = Field(default=None, ge=1)
     clusters: str | None = None
+    experts: int = Field(default=10, ge=1)
 
 
 class TrainConfig(_Section):

@@ -312,7 +312,7 @@ def test_options_make_the_head() -> None:
     head = options.make(parameters, None)
     assert isinstance(head, Full) and head.bias is None
     assert (head.label_smoothing, head.z_loss, head.temperature) == (0.1, 1e-4, 2.0)
-    with pytest.raises(ValueError, match="HeadOptions: kind must be one of full, .*, got 'flat'"):
+    with pytest.raises(ValueError, match=r"HeadOptions: kind must be one of full, .*got 'flat'"):
         HeadOptions(kind="flat")
     with pytest.raises(ValueError, match="HeadOptions: unknown option 'smooth'"):
         HeadOptions.from_dict({"smooth": 1})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pynlm.evaluate import evaluate_stream
-from pynlm.heads import Full, HeadOptions
+from pynlm.heads import Full, HeadOptions, Mixture
 from pynlm.models import RecurrentLM
 from pynlm.train import RecipeError, Trainer, load_model
 from pynlm.train.config import apply_overrides, load_recipe
@@ -48,6 +48,14 @@ def test_a_temperature_is_part_of_the_model(make: Make, tmp_path: Path) -> None:
     assert isinstance(model.head, Full) and model.head.temperature == 2.0
 
 
+def test_a_mixture_is_trained_and_saved(make: Make, tmp_path: Path) -> None:
+    chosen = {"head.kind": "mixture", "head.experts": 3}
+    result = make(overrides=chosen).run()
+    model, _, recipe = load_model(tmp_path / "run")
+    assert isinstance(model.head, Mixture) and model.head.experts == recipe.head.experts == 3
+    assert result.valid is not None and result.valid.perplexity < result.unigram_perplexity
+
+
 def test_a_run_goes_on_with_the_head_it_began_with(make: Make) -> None:
     make(overrides={**SMOOTHED, "train.epochs": 1}).run()
     with pytest.raises(ResumeError, match=r"head\.z_loss"):
@@ -65,7 +73,13 @@ def test_models_of_before_have_the_exact_head() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["head.label_smoothing=1.5", "head.z_loss=-1", "head.temperature=0", "head.kind=flat"],
+    [
+        "head.label_smoothing=1.5",
+        "head.z_loss=-1",
+        "head.temperature=0",
+        "head.kind=flat",
+        "head.experts=0",
+    ],
 )
 def test_bad_options_are_named(override: str) -> None:
     key = override.partition("=")[0].replace(".", r"\.")

@@ -1,0 +1,128 @@
+"""The comparison of heads: two tiny runs, and the page from made-up rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import heads
+
+OWN, USERS = "adaptive, own cutoffs", "adaptive, users' cutoffs"
+EQUAL, EPOCH = 4000, 9000
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """`bench(*arguments)`: the report's rows after a call, on a text of 40 words."""
+    words = np.random.default_rng(0).zipf(1.5, (6000, 10)) % 40
+    for name, rows in (("text", words[:5900]), ("test", words[5900:])):
+        lines = [" ".join(f"w{i}" for i in row) for row in rows]
+        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    chosen = {heads.EXACT: (), USERS: ("head.kind=flat",), OWN: ("head.label_smoothing=0.1",)}
+    monkeypatch.setattr(heads, "HEADS", chosen)
+
+    def call(*arguments: str) -> list[dict[str, Any]]:
+        small = ["--set", "model.embedding_size=8", "--set", "model.hidden_sizes=[8]"]
+        small += ["--seconds", "0.004"]
+        texts = ["--text", str(tmp_path / "text"), "--test", str(tmp_path / "test")]
+        heads.main([*small, *texts, "--out", str(tmp_path / "report"), *arguments])
+        found: list[dict[str, Any]] = json.loads((tmp_path / "report" / "heads.json").read_text())
+        return found
+
+    return call
+
+
+def test_heads_are_trained_on_the_tokens_of_the_exact_one(
+    bench: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    (exact,) = bench("--heads", heads.EXACT)
+    points = [point["tokens"] for point in exact["points"]]
+    assert exact["points"][-1]["seconds"] >= 0.004 and points == sorted(points)
+    assert exact["step_tokens"] == 32 * 35 and exact["vocabulary"] == 42
+    assert exact["peak_bytes"] > 1e7
+
+    equal = bench("--heads", OWN, "--phase", "equal", "--seeds", "1", "2")
+    assert [(row["name"], row["seed"]) for row in equal] == [
+        (heads.EXACT, 1), (OWN, 1), (OWN, 2),
+    ]  # fmt: skip
+    for row in equal[1:]:
+        assert [point["tokens"] for point in row["points"]] == points
+        assert row["head"]["label_smoothing"] == 0.1
+    losses = [row["points"][-1]["test"]["nats"] for row in equal]
+    assert len(set(losses)) == 3
+
+    # The same run, further: at the points that both have it was the same model.
+    again = bench("--heads", OWN, "--seeds", "1")
+    assert again[0] == exact and again[2] == equal[2]
+    further = again[1]["points"]
+    assert len(further) > len(points)
+    assert [p["test"] for p in further[: len(points)]] == [p["test"] for p in equal[1]["points"]]
+    # One token in twenty is held out.
+    assert further[-1]["tokens"] == 5900 * 11 * 19 // 20 // (32 * 35) * (32 * 35)
+    assert (tmp_path / "report" / "heads.png").stat().st_size > 5000
+
+
+def test_a_head_that_fails_leaves_the_others(
+    bench: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match=r"head\.kind=flat.* failed"):
+        bench("--phase", "equal", "--seeds", "1")
+    rows = json.loads((tmp_path / "report" / "heads.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in rows] == [heads.EXACT, OWN]
+
+
+def test_the_exact_head_comes_first(bench: Callable[..., list[dict[str, Any]]]) -> None:
+    with pytest.raises(ValueError, match="run the head 'exact' first"):
+        bench("--heads", OWN)
+
+
+def row(name: str, seed: int, *perplexities: float, tokens: int = 500) -> dict[str, Any]:
+    points = [
+        {
+            "tokens": at,
+            "seconds": at / 100,
+            "test": {
+                "tokens": tokens, "unk_tokens": 7, "perplexity": x, "perplexity_without_unk": x - 1,
+            },
+        }
+        for at, x in zip((EQUAL, EPOCH), perplexities, strict=False)
+    ]  # fmt: skip
+    return {
+        "name": name,
+        "seed": seed,
+        "set": list(heads.HEADS[name]),
+        "head": {"kind": "adaptive", "cutoffs": [20, 30]},
+        "parameters": 1234,
+        "vocabulary": 42,
+        "step_tokens": 1120,
+        "step_seconds": 0.01,
+        "peak_bytes": 5 * 10**6 * seed,
+        "points": points,
+    }
+
+
+def test_page() -> None:
+    rows = [row(heads.EXACT, 1, 200.0), row(USERS, 1, 210.0), row(OWN, 2, 204.0, 104.0)]
+    rows = heads.merged(rows, row(OWN, 1, 208.0, 108.0))
+    assert [(r["name"], r["seed"]) for r in rows[2:]] == [(OWN, 1), (OWN, 2)]
+    text = heads.page(rows)
+    equal, epoch = re.split(r"^## .*epoch$", text, flags=re.M)
+    ours = "1,234 | 112,000 ± 0 | {} ± 0.0 | 10 | {} ± 2.83 | {} ± 2.83 |"
+    name = f"| {OWN} | kind=adaptive (20, 30) | 2 | "
+    assert name + ours.format("0.7", "206.00", "205.00") in equal
+    assert name + ours.format("1.5", "106.00", "105.00") in epoch
+    assert "| kind=adaptive cutoffs=[4000,20000] | 1 |" in equal
+    assert "| exact |" in equal and "| exact |" not in epoch
+    replaced = heads.merged(rows, row(OWN, 2, 300.0))
+    assert len(replaced) == 4 and replaced[3]["points"][0]["test"]["perplexity"] == 300.0
+
+
+def test_perplexities_of_other_texts_do_not_stand_in_one_table() -> None:
+    with pytest.raises(ValueError, match="different test texts"):
+        heads.page([row(heads.EXACT, 1, 200.0), row(OWN, 1, 200.0, tokens=501)])
