@@ -44,6 +44,7 @@ GOAL = 10.0
 """Rate over the exact head's, of a Huffman tree on the largest vocabulary."""
 
 OURS, GENSIM = "pynlm", "gensim"
+GENSIM_WAY = "`Word2Vec(sg=1, hs=1, negative=0, window=1, workers=1)` on a corpus file"
 WIDTHS = (100, 200, 300)
 WORDS = 500_000
 PAIRS = 4096
@@ -231,9 +232,6 @@ def render(facts: dict[str, str], tables: dict[str, list[Row]], n: int) -> str:
             page.table(head, rows),
         ]
     return "\n\n".join([*parts, "`python -m bench.hierarchical` makes this page.\n"])
-
-
-GENSIM_WAY = "`Word2Vec(sg=1, hs=1, negative=0, window=1, workers=1)` on a corpus file"
 
 
 def _goal(row: Row) -> list[str]:
