@@ -48,7 +48,9 @@ class SkipGram:
         self.model.build_vocab(corpus_file=self._path)
         vectors = self.model.wv
         self.words: list[str] = vectors.index_to_key
-        facts = [[vectors.get_vecattr(w, x) for w in self.words] for x in ("count", "code", "point")]
+        facts = [
+            [vectors.get_vecattr(w, x) for w in self.words] for x in ("count", "code", "point")
+        ]
         self.counts: NDArray[np.int64] = np.array(facts[0])
         self.tree = _tree(facts[1], facts[2])
 

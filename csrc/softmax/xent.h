@@ -21,7 +21,8 @@
 //             row, and -1 as its sample. Without label smoothing, z-loss and temperature the
 //             results have the bits of the plain equations.
 // Threading   any number of threads gives the same bits.
-//             Memory: a block of about 10 MB of logits (at least 128 tokens), whatever N.
+//             Memory: a block of about 10 MB of logits (at least 128 tokens; of H <= 128 a tile of
+//             2 MB), whatever N.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,8 @@
 """Heads: from hidden states to the loss of the next token."""
 
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import BaseHead, Head, HeadBackprop
+from pynlm.heads.cutoffs import choose_cutoffs
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead
 from pynlm.heads.hierarchical import Hierarchical
@@ -11,6 +13,7 @@ from pynlm.heads.samplers import TokenSampler
 
 __all__ = [
     "NCE",
+    "Adaptive",
     "BaseHead",
     "Full",
     "FusedHead",
@@ -23,4 +26,5 @@ __all__ = [
     "Sampled",
     "SampledHead",
     "TokenSampler",
+    "choose_cutoffs",
 ]

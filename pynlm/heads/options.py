@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head
 from pynlm.heads.full import Full
 from pynlm.heads.hierarchical import Hierarchical
@@ -16,6 +17,7 @@ from pynlm.heads.mixture import MOST_EXPERTS, Mixture
 from pynlm.heads.sampled import NCE, NegativeSampling, Sampled, SampledHead, check_log_z
 from pynlm.heads.samplers import check_options
 from pynlm.heads.trees import MOST, TREES, Tree, make_tree
+from pynlm.layers.clusters import check_cutoffs
 from pynlm.layers.parameters import Parameter, Spec
 
 _SAMPLED: dict[str, type[SampledHead]] = {
@@ -27,6 +29,7 @@ _OF_SAMPLES = ("temperature", "samples", "sampler", "alpha", "unique", "remove_h
 # Each kind with the options that it has.
 KINDS = {
     "full": ("label_smoothing", "z_loss", "temperature"),
+    "adaptive": ("cutoffs", "div_value"),
     "hierarchical": ("tree", "arity", "classes", "clusters"),
     "sampled": _OF_SAMPLES,
     "nce": (*_OF_SAMPLES, "log_z"),
@@ -48,11 +51,14 @@ class HeadOptions:
     Parameters
     ----------
     kind
-        "full": `pynlm.heads.Full`; "hierarchical": `pynlm.heads.Hierarchical`; "mixture":
-        `pynlm.heads.Mixture`; "sampled", "nce" and "negative-sampling": `pynlm.heads.Sampled`,
-        `NCE` and `NegativeSampling`.
+        "full": `pynlm.heads.Full`; "adaptive": `pynlm.heads.Adaptive`; "hierarchical":
+        `pynlm.heads.Hierarchical`; "mixture": `pynlm.heads.Mixture`; "sampled", "nce" and
+        "negative-sampling": `pynlm.heads.Sampled`, `NCE` and `NegativeSampling`.
     label_smoothing, z_loss, temperature
         See `pynlm.heads.Full`; a mixture and the heads that sample have the last only.
+    cutoffs, div_value
+        Of "adaptive", see `pynlm.heads.Adaptive`; without cutoffs it is not decided yet
+        (`pynlm.heads.choose_cutoffs`).
     tree
         Of "hierarchical": "huffman", "balanced", "classes" or "clusters", see `pynlm.heads.trees`.
     arity
@@ -85,6 +91,8 @@ class HeadOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     temperature: float = 1.0
+    cutoffs: tuple[int, ...] | None = None
+    div_value: float = 4.0
     tree: str = "huffman"
     arity: int = 2
     classes: int | None = None
@@ -106,6 +114,10 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(self.div_value, func=func, name="div_value", low=1.0)
+        if self.cutoffs is not None:
+            check_cutoffs(self.cutoffs, 2**31, func=func)
+            object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
         check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
         check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
         if self.classes is not None:
@@ -130,7 +142,8 @@ class HeadOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by name, for TOML or JSON."""
-        return asdict(self)
+        values = asdict(self)
+        return {**values, "cutoffs": None if self.cutoffs is None else list(self.cutoffs)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HeadOptions:
@@ -160,6 +173,10 @@ class HeadOptions:
         self, prefix: str, vocab_size: int, size: int, *, bias: bool, tied: bool
     ) -> list[Spec]:
         """The parameters of the head, for `Parameters`."""
+        if self.kind == "adaptive":
+            if self.cutoffs is None:
+                raise ValueError("HeadOptions: kind 'adaptive' needs cutoffs (see choose_cutoffs)")
+            return Adaptive.specs(prefix, vocab_size, size, self.cutoffs, self.div_value, bias=bias)
         if self.kind == "hierarchical":
             return Hierarchical.specs(prefix, vocab_size, size, bias=bias)
         if self.kind == "mixture":
@@ -195,6 +212,8 @@ class HeadOptions:
         ValueError
             What the kind needs is missing; counts or tree of another number of tokens.
         """
+        if self.kind == "adaptive":
+            return Adaptive(parameters, prefix)
         if self.kind == "hierarchical":
             if tree is None:
                 size = len(parameters[f"{prefix}.weight"].data) + 1

@@ -223,7 +223,9 @@ def balanced(vocab_size: int, arity: int = 2) -> Tree:
     return _split(vocab_size, [(0, vocab_size)], lambda begin, end: _parts(begin, end, arity))
 
 
-def frequency_classes(counts: npt.ArrayLike, classes: int | None = None, power: float = 0.5) -> Tree:
+def frequency_classes(
+    counts: npt.ArrayLike, classes: int | None = None, power: float = 0.5
+) -> Tree:
     """Two levels: a class, then a token in it; classes are bins of tokens of like frequency.
 
     Parameters

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head, HeadBackprop
 from pynlm.heads.trees import Tree
+from pynlm.layers.adaptive_embedding import AdaptiveEmbedding, AdaptiveEmbeddingBackprop
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context, Site
 from pynlm.layers.convert import IntArray, RowOrder, as_ids, row_order, take
@@ -46,10 +48,10 @@ class RecurrentLM:
     Attributes
     ----------
     parameters
-        `embedding.weight`, `recurrent.{l}.w_ih`, `.w_hh`, `.b` and what else its layer has (see
-        `layers.LSTM`, `GRU`, `RNN`), `head.weight`
-        (unless tied), `head.bias` (if any); groups embedding, recurrent, head. Zero until
-        `initialise` or `load_state_dict`.
+        `embedding.weight` (or what `layers.AdaptiveEmbedding` has), `recurrent.{l}.w_ih`, `.w_hh`,
+        `.b` and what else its layer has (see `layers.LSTM`, `GRU`, `RNN`), `head.weight` (unless
+        tied), `head.bias` (if any) or what another head has; groups embedding, recurrent, head.
+        Zero until `initialise` or `load_state_dict`.
     pool
         Lends all buffers of the model's passes.
 
@@ -74,28 +76,43 @@ class RecurrentLM:
     ) -> None:
         self.config = config
         self.pool = Pool()
-        cell = _CELLS[config.cell]
-        # The embedding comes first: what follows its sparse table is one stretch of dense weights.
-        specs: list[Spec] = Embedding.specs(
-            "embedding",
-            config.vocab_size,
-            config.embedding_size,
-            sparse=not config.tied or config.head.sparse,
-        )
+        cell, head = _CELLS[config.cell], config.head
+        # The embedding comes first: what follows its sparse tables is one stretch of dense weights.
+        specs: list[Spec]
+        if config.adaptive_input:
+            specs = AdaptiveEmbedding.specs(
+                "embedding", config.vocab_size, config.embedding_size, head.cutoffs or (),
+                head.div_value, tied=config.tied,
+            )  # fmt: skip
+        else:
+            specs = Embedding.specs(
+                "embedding",
+                config.vocab_size,
+                config.embedding_size,
+                sparse=not config.tied or head.sparse,
+            )
         widths = (config.embedding_size, *config.output_sizes)
         for i, size in enumerate(config.hidden_sizes):
             specs += cell.specs(f"recurrent.{i}", widths[i], size, options=config.recurrent)
-        specs += config.head.specs(
+        specs += head.specs(
             "head", config.vocab_size, widths[-1], bias=config.head_bias, tied=config.tied
         )
         self.parameters = Parameters(specs, dtype, self.pool)
         self.dtype = self.parameters.dtype
-        self.embedding = Embedding(self.parameters, "embedding")
         self.layers: tuple[Recurrent, ...] = tuple(
             self._layer(i) for i in range(len(config.hidden_sizes))
         )
-        tied = self.embedding.weight if config.tied else None
-        self.head: Head = config.head.make(self.parameters, tied, counts=counts, tree=tree)
+        self.embedding: Embedding | AdaptiveEmbedding
+        if config.adaptive_input:
+            self.head: Head = head.make(self.parameters, None)
+            tables = self.head.tables if config.tied and isinstance(self.head, Adaptive) else None
+            self.embedding = AdaptiveEmbedding(
+                self.parameters, "embedding", head.cutoffs or (), tables
+            )
+        else:
+            self.embedding = Embedding(self.parameters, "embedding")
+            own = self.embedding.weight if config.tied else None
+            self.head = head.make(self.parameters, own, counts=counts, tree=tree)
         self.dropout_input = self._dropout(config.dropout_input, Site.INPUT, 0)
         self.dropout_between = tuple(
             self._dropout(config.dropout_between, Site.BETWEEN, i)
@@ -300,7 +317,9 @@ class RecurrentLM:
 
 
 _Trail = tuple[
-    EmbeddingBackprop | None, list[RecurrentBackprop | None], list[DropoutBackprop | None]
+    EmbeddingBackprop | AdaptiveEmbeddingBackprop | None,
+    list[RecurrentBackprop | None],
+    list[DropoutBackprop | None],
 ]
 """Backprops of embedding, recurrent layers and (one more) dropouts, all there in training."""
 

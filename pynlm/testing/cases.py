@@ -270,6 +270,9 @@ def _xent() -> list[Case]:
         case("many-units", 13, 211, 67),
         case("threads", 200, 64, 3001, weights=True),
         case("threads-everything", 200, 64, 3001, **everything),
+        # logits in tiles of words, over blocks of rows
+        case("threads-tiles", 601, 3, 4001, weights=True),
+        case("threads-tiles-everything", 61, 2, 35_111, **everything, k=20),
     ]
 
 

@@ -45,10 +45,13 @@ from pynlm.train.settings import (
     given_tree,
     model_config,
     stored_tokenizer,
+    with_cutoffs,
 )
 
 CURVE_SECONDS = 20.0
 """The curve is drawn after an epoch, but not more often than this."""
+MANY_WORDS = 50_000
+"""Of a larger vocabulary the exact softmax comes with a hint."""
 
 
 class Trainer:
@@ -151,18 +154,20 @@ class Trainer:
 
     def _open(self) -> None:
         """Vocabulary, ids, model and optimiser, as new or as the last checkpoint left them."""
-        run, recipe = self.folder, self.recipe
+        run = self.folder
         snapshot = self._last_snapshot()
         tokenizer = None if snapshot is None else stored_tokenizer(run, snapshot)
-        self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
+        self.data = prepare(self.recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
+        recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
-        tree = None if snapshot is not None else given_tree(recipe, self.tokenizer)
         config = model_config(recipe, self.tokenizer.vocab_size)
         counts = self.tokenizer.counts
         if snapshot is None:
+            tree = given_tree(recipe, self.tokenizer)
             self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
         else:
+            check_data(run, self.data, snapshot)
             place = run / "last" / "model.safetensors"
             self.model = make_model(config, recipe.train.dtype, snapshot.model, place, counts)
         self._head = self.model.head
@@ -171,8 +176,6 @@ class Trainer:
             file.write(to_toml(recipe).encode())
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
-        else:
-            check_data(run, self.data, snapshot)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
@@ -241,6 +244,13 @@ class Trainer:
             f"{self.model.parameters.count:,} parameters; {sizes} tokens "
             f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
         )
+        if recipe.head.kind == "adaptive":
+            say(f"adaptive softmax, cutoffs {list(recipe.head.cutoffs or ())}")
+        elif recipe.head.kind == "full" and self.tokenizer.vocab_size > MANY_WORDS:
+            say(
+                f"the exact softmax over {self.tokenizer.vocab_size:,} tokens is most of the work; "
+                "--set head.kind=adaptive is several times as fast"
+            )
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:
