@@ -157,10 +157,16 @@ inline void node_logits(const HsoftmaxTree<T>& t, const PathStep& s, const T* h,
     for (int64_t r = 0; r < s.rows && t.b != nullptr; ++r) z[r] += t.b[s.row + r];
 }
 
+template <class T>
+struct NodeSum {
+    T top;
+    double sum;
+};
+
 // Maximum of the logits and 0, and the sum of all exponentials less it; with kStore those of z
 // replace it.
 template <class T, bool kStore>
-inline RowSum<T> node_sum(T* z, int64_t rows) {
+inline NodeSum<T> node_sum(T* z, int64_t rows) {
     T top = row_max(z, rows);
     top = top < 0 ? 0 : top;
     const double sum = exp_sum<T, kStore>(z, rows, top);
@@ -171,7 +177,7 @@ inline RowSum<T> node_sum(T* z, int64_t rows) {
 template <class T, bool kGradients>
 inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
     const T chosen = child > 0 ? z[child - 1] : T(0);
-    const RowSum<T> all = node_sum<T, kGradients>(z, rows);
+    const NodeSum<T> all = node_sum<T, kGradients>(z, rows);
     if (kGradients) {
         const T scale = T(double(weight) / all.sum);
         for (int64_t r = 0; r < rows; ++r) z[r] *= scale;

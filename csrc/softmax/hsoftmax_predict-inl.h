@@ -35,7 +35,7 @@ inline void log_probs_down(const HsoftmaxTree<T>& t, T* out, const T* z, double*
             log_sum = t.M == t.V - 1 ? double(soft[s.row])
                                      : std::log1p(std::exp(-std::fabs(double(own[0]))));
         } else {
-            const RowSum<T> sum = node_sum<T, false>(const_cast<T*>(own), s.rows);
+            const NodeSum<T> sum = node_sum<T, false>(const_cast<T*>(own), s.rows);
             top = double(sum.top), log_sum = std::log(sum.sum);
         }
         for (int64_t c = 0; c <= s.rows; ++c) {
@@ -140,7 +140,7 @@ inline void best_first(const HsoftmaxTree<T>& t, const T* h, int64_t K, T* log_p
         PathStep s;
         if (!node_rows(t, entry - t.V, s) || !once(t, ++opened <= t.M)) return;
         node_logits(t, s, h, z);
-        const RowSum<T> sum = node_sum<T, false>(z, s.rows);
+        const NodeSum<T> sum = node_sum<T, false>(z, s.rows);
         const double log_sum = s.rows == 1 ? std::log1p(std::exp(-std::fabs(double(z[0]))))
                                            : std::log(sum.sum);
         for (int64_t c = 0; c <= s.rows; ++c) {
@@ -179,7 +179,7 @@ inline double uniform_53(const PhiloxWords& drawn) {
 // The child of a node for u in [0, 1); -1 where there is no distribution.
 template <class T>
 inline int64_t draw_child(T* z, int64_t rows, double u) {
-    const RowSum<T> all = node_sum<T, true>(z, rows);
+    const NodeSum<T> all = node_sum<T, true>(z, rows);
     if (!(all.sum < std::numeric_limits<double>::infinity())) return -1;
     double rest = u * all.sum - std::exp(-double(all.top));
     if (rest < 0) return 0;
