@@ -1,5 +1,7 @@
 // CPU form of the fused cross-entropy (contract: xent.h). Tokens go in blocks: the block's logits,
-// then one pass over its rows, then its share of the gradients.
+// then one pass over its rows, then its share of the gradients. Of narrow hidden states the logits
+// cost little to compute and much to move, so there they exist for a tile of words only, and losses
+// with gradients compute them twice: for the sums of the rows, then for the gradients.
 
 // Tokens a block, equal over the blocks.
 inline int64_t token_block(int64_t tokens, int64_t vocabulary, int64_t element) {
@@ -7,6 +9,25 @@ inline int64_t token_block(int64_t tokens, int64_t vocabulary, int64_t element) 
     most = most < 128 ? 128 : most;  // fewer, and reading the weights bounds the block's products
     const int64_t blocks = (tokens + most - 1) / most;
     return blocks == 0 ? 1 : (tokens + blocks - 1) / blocks;
+}
+
+// Tokens and words whose logits exist at a time.
+struct XentTile {
+    int64_t tokens, words;
+};
+
+constexpr int64_t kNarrow = 128;  // H of at most so much: logits rather twice than out of the cache
+
+template <class T>
+inline XentTile xent_tile(int64_t N, int64_t H, int64_t V) {
+    static_assert(kNarrow <= kMaxDepth<T>, "packed weights of a tile must be contiguous");
+    constexpr int64_t kCached = (int64_t(2) << 20) / int64_t(sizeof(T)), kMostTokens = 512;
+    const XentTile whole{token_block(N, V, int64_t(sizeof(T))), V};
+    if (H > kNarrow || whole.tokens * V <= 4 * kCached) return whole;
+    const int64_t blocks = (N + kMostTokens - 1) / kMostTokens, tokens = (N + blocks - 1) / blocks;
+    constexpr int64_t kUnit = 8 * kPanelWidth<T>;
+    const int64_t words = kCached / tokens / kUnit * kUnit;
+    return {tokens, words < kUnit ? kUnit : words};
 }
 
 template <class T>
@@ -112,41 +133,92 @@ inline void each_row(const Args& a, Body body) {
     }
 }
 
+// What a row's losses are made of, over the words seen so far.
 template <class T>
-struct RowSum {
-    T top;
-    double sum;
+struct RowSums {
+    T top = std::numeric_limits<T>::lowest();
+    double sum = 0, offsets = 0;  // of exp(z - top), of z - top
+    T z_target = 0;
 };
 
-// nll and loss of token n from its logits z, of which exp(z - top) is left if kStore.
+// Logits z of the words from `first` on, of which exp(z - top) is left if kStore.
 template <class T, bool kStore, class Args>
-inline RowSum<T> row_losses(const Args& a, int64_t n, T* z) {
-    const T z_target = z[a.targets[n]], top = row_max(z, a.V);
-    const bool smooth = a.loss != nullptr && a.label_smoothing > 0;
-    const double mean = smooth ? offset_sum(z, a.V, top) / double(a.V) : 0;
-    const double sum = exp_sum<T, kStore>(z, a.V, top);
-    const double log_sum = std::log(sum), offset = double(top) - double(z_target);
+inline void add_words(RowSums<T>& row, const Args& a, int64_t n, T* z, int64_t first,
+                      int64_t count) {
+    const int64_t target = a.targets[n] - first;
+    if (target >= 0 && target < count) row.z_target = z[target];
+    const T before = row.top, top = row_max(z, count);
+    if (top > before) row.top = top;
+    const double fall = double(before) - double(row.top);
+    if (a.loss != nullptr && a.label_smoothing > 0)
+        row.offsets += double(first) * fall + offset_sum(z, count, row.top);
+    if (first > 0) row.sum *= std::exp(fall);
+    row.sum += exp_sum<T, kStore>(z, count, row.top);
+}
+
+template <class T, class Args>
+inline void row_losses(const Args& a, int64_t n, const RowSums<T>& row) {
+    const double log_sum = std::log(row.sum), offset = double(row.top) - double(row.z_target);
     a.nll[n] = T(offset + log_sum);
     if (a.loss != nullptr) {
         double loss = (1 - a.label_smoothing) * offset + log_sum;
-        if (smooth) loss -= a.label_smoothing * mean;
-        const double log_z = double(top) + log_sum;
+        if (a.label_smoothing > 0) loss -= a.label_smoothing * (row.offsets / double(a.V));
+        const double log_z = double(row.top) + log_sum;
         if (a.z_loss > 0) loss += a.z_loss * log_z * log_z;
         a.loss[n] = T(loss);
     }
-    return {top, sum};
+}
+
+// Calls body(n, z) on the team, with the logits of each of `tokens` tokens from n0 on for `count`
+// words from v0 on.
+template <class T, class Args, class Body>
+inline void each_tile_row(const Args& a, T* z, int64_t n0, int64_t tokens, Weights<T> w, int64_t v0,
+                          int64_t count, double work, Body body) {
+    // the panels of narrow weights are one depth block: a tile of them is contiguous
+    const Weights<T> some{w.p + v0 * a.H, w.panels ? w.panels + v0 * a.H : nullptr};
+    block_logits(z, a.h + n0 * a.H, some, a.b ? a.b + v0 : nullptr, tokens, a.H, count);
+    auto rows = [&](int tid, int size) {
+        const Range mine = share(tokens, 1, tid, size);
+        for (int64_t n = mine.begin; n < mine.end; ++n) {
+            divide_by_temperature(z + n * count, count, a.temperature);
+            body(n0 + n, z + n * count);
+        }
+    };
+    parallel(threads_for(work * double(tokens) * double(count)), rows);
+}
+
+// The sums of a block of tokens, and their losses, tile by tile.
+template <class T, class Args>
+inline void block_losses(const Args& a, T* z, RowSums<T>* sums, int64_t n0, int64_t tokens,
+                         Weights<T> w, int64_t words) {
+    for (int64_t v0 = 0; v0 < a.V; v0 += words) {
+        const int64_t count = a.V - v0 < words ? a.V - v0 : words;
+        each_tile_row(a, z, n0, tokens, w, v0, count, 16.0, [&](int64_t n, T* row) {
+            RowSums<T>& mine = sums[n - n0];
+            if (v0 == 0) mine = {};
+            add_words<T, false>(mine, a, n, row, v0, count);
+            if (v0 + count == a.V) row_losses(a, n, mine);
+        });
+    }
 }
 
 template <class T>
 void xent_forward(const XentForwardArgs<T>& a) {
-    each_row<T>(a, [&](int64_t n, T* z) { row_losses<T, false>(a, n, z); });
+    const XentTile tile = xent_tile<T>(a.N, a.H, a.V);
+    Scratch scratch;
+    T* const z = scratch.take<T>(tile.tokens * tile.words);
+    RowSums<T>* const sums = scratch.take<RowSums<T>>(tile.tokens);
+    for (int64_t n0 = 0; n0 < a.N; n0 += tile.tokens) {
+        const int64_t tokens = a.N - n0 < tile.tokens ? a.N - n0 : tile.tokens;
+        block_losses(a, z, sums, n0, tokens, a.w, tile.words);
+    }
 }
 
-// dz of token n, in place of its logits; nll and loss.
-template <class T>
-inline void row_gradient(const XentGradientsArgs<T>& a, int64_t n, T* z) {
+// dz of token n, in place of exp(z - top), or with kLogits of the logits.
+template <class T, bool kLogits>
+inline void row_gradient(const XentGradientsArgs<T>& a, int64_t n, const RowSums<T>& row, T* z,
+                         int64_t first, int64_t count) {
     constexpr int64_t L = kLanes<T>;
-    const RowSum<T> row = row_losses<T, true>(a, n, z);
     const double weight = a.weights != nullptr ? double(a.weights[n]) : 1;
     const double slope = weight / a.temperature, smoothing = a.label_smoothing;
     double factor = 1;
@@ -155,48 +227,66 @@ inline void row_gradient(const XentGradientsArgs<T>& a, int64_t n, T* z) {
     // adding -0 leaves every number as it is, signs of zeros too
     const T shift = smoothing > 0 ? T(-slope * smoothing / double(a.V)) : T(-0.0);
     int64_t v = 0;
-    for (; v + L <= a.V; v += L) store(z + v, load(z + v) * scale + shift);
-    for (; v < a.V; ++v) z[v] = z[v] * scale + shift;
-    z[a.targets[n]] -= T(slope * (1 - smoothing));
+    for (; v + L <= count; v += L) {
+        const Vec<T> x = load(z + v);
+        store(z + v, (kLogits ? exp_of<T>(x - row.top) : x) * scale + shift);
+    }
+    if (kLogits && v < count) {
+        const Vec<T> e = exp_of<T>(load_n(z + v, count - v) - row.top);
+        store_n(z + v, e * scale + shift, count - v);
+    } else {
+        for (; v < count; ++v) z[v] = z[v] * scale + shift;
+    }
+    const int64_t target = a.targets[n] - first;
+    if (target >= 0 && target < count) z[target] -= T(slope * (1 - smoothing));
 }
 
 template <class T>
+void filtered_gradients(const XentGradientsArgs<T>& a);  // xent_filter-inl.h
+
+template <class T>
 void xent_gradients(const XentGradientsArgs<T>& a) {
-    const int64_t block = token_block(a.N, a.V, int64_t(sizeof(T)));
+    if (a.gradient_filter > 0 && a.N > 0) return filtered_gradients(a);
+    const XentTile tile = xent_tile<T>(a.N, a.H, a.V);
+    const bool tiled = tile.words < a.V;
+    const Weights<T> w{a.w};
     Scratch scratch;
-    T* const z = scratch.take<T>(block * a.V);
+    T* const z = scratch.take<T>(tile.tokens * tile.words);
+    RowSums<T>* const sums = scratch.take<RowSums<T>>(tile.tokens);
     if (a.N == 0) {
         __builtin_memset(a.dw, 0, std::size_t(a.V * a.H) * sizeof(T));
         if (a.db != nullptr) __builtin_memset(a.db, 0, std::size_t(a.V) * sizeof(T));
     }
-    for (int64_t n0 = 0; n0 < a.N; n0 += block) {
-        const int64_t tokens = a.N - n0 < block ? a.N - n0 : block;
-        const T* const h = a.h + n0 * a.H;
-        block_logits(z, h, Weights<T>{a.w}, a.b, tokens, a.H, a.V);
-        auto softmax = [&](int tid, int size) {
-            const Range mine = share(tokens, 1, tid, size);
-            for (int64_t n = mine.begin; n < mine.end; ++n) {
-                divide_by_temperature(z + n * a.V, a.V, a.temperature);
-                row_gradient(a, n0 + n, z + n * a.V);
-            }
-        };
-        parallel(threads_for(32.0 * double(tokens) * double(a.V)), softmax);
-        gemm(GemmArgs<T>{.M = tokens,
-                         .N = a.H,
-                         .K = a.V,
-                         .a = {z, a.V, false},
-                         .b = {a.w, a.H, true},
-                         .c = a.dh + n0 * a.H,
-                         .ldc = a.H});
-        gemm(GemmArgs<T>{.M = a.V,
-                         .N = a.H,
-                         .K = tokens,
-                         .a = {z, a.V, true},
-                         .b = {h, a.H, true},
-                         .c = a.dw,
-                         .ldc = a.H,
-                         .accumulate = n0 > 0,
-                         .a_sum = a.db});
+    for (int64_t n0 = 0; n0 < a.N; n0 += tile.tokens) {
+        const int64_t tokens = a.N - n0 < tile.tokens ? a.N - n0 : tile.tokens;
+        if (tiled) block_losses(a, z, sums, n0, tokens, w, tile.words);
+        for (int64_t v0 = 0; v0 < a.V; v0 += tile.words) {
+            const int64_t count = a.V - v0 < tile.words ? a.V - v0 : tile.words;
+            each_tile_row(a, z, n0, tokens, w, v0, count, 32.0, [&](int64_t n, T* row) {
+                if (tiled) return row_gradient<T, true>(a, n, sums[n - n0], row, v0, count);
+                RowSums<T> own;
+                add_words<T, true>(own, a, n, row, 0, count);
+                row_losses(a, n, own);
+                row_gradient<T, false>(a, n, own, row, 0, count);
+            });
+            gemm(GemmArgs<T>{.M = tokens,
+                             .N = a.H,
+                             .K = count,
+                             .a = {z, count, false},
+                             .b = {a.w + v0 * a.H, a.H, true},
+                             .c = a.dh + n0 * a.H,
+                             .ldc = a.H,
+                             .accumulate = v0 > 0});
+            gemm(GemmArgs<T>{.M = count,
+                             .N = a.H,
+                             .K = tokens,
+                             .a = {z, count, true},
+                             .b = {a.h + n0 * a.H, a.H, true},
+                             .c = a.dw + v0 * a.H,
+                             .ldc = a.H,
+                             .accumulate = n0 > 0,
+                             .a_sum = a.db ? a.db + v0 : nullptr});
+        }
     }
 }
 
