@@ -14,7 +14,7 @@ from pynlm.layers.parameters import Parameter, Spec
 
 # Each kind with the options that it has.
 KINDS = {
-    "full": ("label_smoothing", "z_loss", "temperature"),
+    "full": ("label_smoothing", "z_loss", "temperature", "gradient_filter"),
     "mixture": ("temperature", "experts"),
 }
 
@@ -29,6 +29,8 @@ class HeadOptions:
         "full": `pynlm.heads.Full`; "mixture": `pynlm.heads.Mixture`.
     label_smoothing, z_loss, temperature
         See `pynlm.heads.Full`; a mixture has the last only.
+    gradient_filter
+        Of "full", see `pynlm.heads.Full`: above 0, gradients are approximate.
     experts
         Of "mixture": how many softmaxes.
 
@@ -49,6 +51,7 @@ class HeadOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     temperature: float = 1.0
+    gradient_filter: float = 0.0
     experts: int = 10
 
     def __post_init__(self) -> None:
@@ -58,6 +61,7 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(self.gradient_filter, func=func, name="gradient_filter", low=0.0, high=1.0)
         check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
         for option in fields(self):
             if option.name in ("kind", *KINDS[self.kind]):
@@ -107,4 +111,5 @@ class HeadOptions:
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             temperature=self.temperature,
+            gradient_filter=self.gradient_filter,
         )

@@ -109,12 +109,14 @@ class HeadConfig(_Section):
 
     `mixture` is that of so many `experts`, each a softmax over the whole vocabulary.
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `gradient_filter` > 0 makes gradients approximate, see `pynlm.heads.Full`.
     """
 
     kind: Literal["full", "mixture"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    gradient_filter: float = Field(default=0.0, ge=0.0, le=1.0)
     experts: int = Field(default=10, ge=1)
 
 
