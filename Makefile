@@ -12,7 +12,7 @@ sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick recipes heads parity isa fuzz asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick recipes heads costs parity isa fuzz asan tsan neon lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -63,6 +63,9 @@ recipes: build  ## train the small recipes, and report them in bench/results/rec
 # Hours on two cores; the novels are looked for in PYNLM_DATA.
 heads: build  ## train one model with each head on the novels, and report them in bench/results/heads.md
 	$(bin)/python -m bench.heads $(ARGS)
+
+costs: build  ## measure the table of costs by which adaptive softmax chooses cutoffs (idle machine)
+	$(bin)/python -m bench.costs
 
 parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 300 steps
 	$(bin)/python bench/parity.py $(ARGS)

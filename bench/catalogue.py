@@ -216,6 +216,84 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Adaptive:
+    """Adaptive softmax of N rows of H over V words, Zipfian targets: the loss with all gradients.
+
+    Attributes
+    ----------
+    users
+        The cutoffs that torch's users take.
+    chosen
+        Whether pynlm takes those that it chooses, rather than the same.
+    """
+
+    N: int
+    H: int
+    V: int
+    users: tuple[int, ...]
+    chosen: bool = False
+
+    family: ClassVar[str] = "softmax"
+    train: ClassVar[bool] = True
+    div_value: ClassVar[float] = 4.0
+
+    @property
+    def group(self) -> str:
+        return f"adaptive softmax, {'chosen' if self.chosen else 'same'} cutoffs"
+
+    @property
+    def name(self) -> str:
+        return f"{self.N},{self.H},{self.V} at {','.join(map(str, self.users))}"
+
+    @cached_property
+    def cutoffs(self) -> tuple[int, ...]:
+        """pynlm's."""
+        if not self.chosen:
+            return self.users
+        from pynlm.heads import choose_cutoffs
+
+        counts = [int(1e9 * p) for p in zipf_law(self.V)]
+        return choose_cutoffs(counts, self.H, self.N, self.div_value)
+
+    @property
+    def flops(self) -> float:
+        # of pynlm's cutoffs, with as many words in each cluster as are to be expected
+        law, edges = zipf_law(self.V), (*self.cutoffs, self.V)
+        products = (edges[0] + len(self.cutoffs)) * self.H * 1.0
+        for i, (first, end) in enumerate(pairwise(edges)):
+            width = int(self.H // self.div_value ** (i + 1))
+            products += sum(law[first:end]) * width * (self.H + end - first)
+        return 3 * 2.0 * self.N * products
+
+    @property
+    def bytes(self) -> int:
+        """Rough upper bound of the memory that all contenders together take."""
+        return FLOAT * 7 * (self.V * self.H + self.N * self.V)
+
+    @property
+    def quick(self) -> bool:
+        return self.flops <= 8e9
+
+    def smoke(self) -> Adaptive:
+        """The same rows over a small vocabulary."""
+        if self.V <= SMOKE_VOCABULARY:
+            return self
+        cutoffs = tuple(c * SMOKE_VOCABULARY // self.V for c in self.users)
+        return replace(self, V=SMOKE_VOCABULARY, users=cutoffs)
+
+    def certain(self) -> Adaptive:
+        """The same at the cutoffs of torch's users, so that results can be compared."""
+        return replace(self, chosen=False)
+
+
+def zipf_law(V: int) -> list[float]:
+    """Zipf-Mandelbrot: word k has a probability in proportion to 1 / (k + 2.7)."""
+    weights = [1 / (k + 2.7) for k in range(V)]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+@dataclass(frozen=True)
 class Train:
     """A whole training step: forward, backward, clipping, update.
 
@@ -285,7 +363,7 @@ class Train:
         return replace(self, V=min(self.V, SMOKE_VOCABULARY))
 
 
-Case = Recurrent | Softmax | Train
+Case = Recurrent | Softmax | Adaptive | Train
 
 GRID = [  # T, B, I, H, layers
     (50, 32, 128, 128, 1),
@@ -321,6 +399,11 @@ HEADS = [  # N, H, V
     (1024, 256, 81_000),
     (1024, 512, 267_000),
 ]
+ADAPTIVE = [  # N, H, V, the cutoffs of torch's users
+    (700, 650, 33_000, (2_000, 10_000)),
+    (1024, 256, 81_000, (4_000, 20_000)),
+    (1024, 512, 267_000, (20_000, 60_000)),
+]
 RECIPES = ["zaremba-small", "zaremba-medium", "awd-lstm-shape"]
 
 _RECURRENT = [
@@ -346,7 +429,10 @@ _RECURRENT = [
 ]
 FAMILIES: dict[str, list[Case]] = {
     "recurrent": [*_RECURRENT],
-    "softmax": [Softmax(*shape, train=train) for train in (True, False) for shape in HEADS],
+    "softmax": [
+        *(Softmax(*shape, train=train) for train in (True, False) for shape in HEADS),
+        *(Adaptive(*shape, chosen=chosen) for chosen in (False, True) for shape in ADAPTIVE),
+    ],
     "train": [Train(recipe) for recipe in RECIPES],
 }
 
@@ -356,6 +442,8 @@ GOALS: dict[str, tuple[Goal | None, Goal]] = {
     "GRU training": (None, Goal(2.6, 1.25)),
     "RNN training": (None, Goal(1.8, 1.15)),
     "softmax training": (None, Goal(1.8, 1.3)),
+    "adaptive softmax, same cutoffs": (None, Goal(1.6)),
+    "adaptive softmax, chosen cutoffs": (None, Goal(3.0)),
     "LSTM ragged training": (None, Goal(4.0)),
     "GRU ragged training": (None, Goal(4.0)),
 }

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.catalogue import Recurrent, Softmax, Train
+from bench.catalogue import Adaptive, Recurrent, Softmax, Train, zipf_law
+from pynlm import heads
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
 
@@ -42,11 +43,23 @@ class SoftmaxInputs:
 
 
 @dataclass(frozen=True)
+class AdaptiveInputs:
+    """h [N, H], targets int32 [N], weights at the users' cutoffs by torch's names."""
+
+    h: Array
+    targets: Array
+    weights: dict[str, Array]
+
+
+@dataclass(frozen=True)
 class TrainInputs:
     """Initial weights by name, and batches whose words fall off as in text."""
 
     weights: dict[str, Array]
     batches: list[Batch]
+
+
+Inputs = RecurrentInputs | SoftmaxInputs | AdaptiveInputs | TrainInputs
 
 
 def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
@@ -107,6 +120,22 @@ def softmax_inputs(case: Softmax) -> SoftmaxInputs:
     )
 
 
+def adaptive_inputs(case: Adaptive) -> AdaptiveInputs:
+    """As `softmax_inputs`."""
+    rng = np.random.default_rng(SEED)
+    h, targets = _uniform(rng, 1.0, case.N, case.H), zipf(rng, case.V, case.N)
+    return AdaptiveInputs(h, targets, adaptive_weights(case.certain()))
+
+
+def adaptive_weights(case: Adaptive) -> dict[str, Array]:
+    """Weights at the case's cutoffs, by torch's names."""
+    rng = np.random.default_rng(SEED)
+    specs = heads.Adaptive.specs(
+        "", case.V, case.H, case.cutoffs, div_value=case.div_value, bias=True
+    )
+    return {s.name[1:]: _uniform(rng, s.shape[-1] ** -0.5, *s.shape) for s in specs}
+
+
 def train_inputs(case: Train) -> TrainInputs:
     """The weights that the recipe's initialiser draws, and a few batches."""
     model = RecurrentLM(case.config)
@@ -126,8 +155,7 @@ def batches(case: Train, count: int) -> list[Batch]:
 
 def zipf(rng: np.random.Generator, V: int, *shape: int) -> Array:
     """Word ids int32, drawn by the Zipf-Mandelbrot law: probability of id k ~ 1 / (k + 2.7)."""
-    weight = 1.0 / (np.arange(V) + 2.7)
-    return rng.choice(V, shape, p=weight / weight.sum()).astype(np.int32)
+    return rng.choice(V, shape, p=zipf_law(V)).astype(np.int32)
 
 
 def _uniform(rng: np.random.Generator, bound: float, *shape: int) -> Array:

@@ -13,18 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.catalogue import CLIP_C, CLIP_H, GATES, Case, Recurrent, Softmax, Train
+from bench.catalogue import CLIP_C, CLIP_H, GATES, Adaptive, Case, Recurrent, Softmax, Train
 from bench.inputs import (
     SEED,
+    AdaptiveInputs,
+    Inputs,
     RecurrentInputs,
     SoftmaxInputs,
     TrainInputs,
+    adaptive_inputs,
+    adaptive_weights,
     recurrent_inputs,
     softmax_inputs,
     train_inputs,
 )
 from bench.work import Work
-from pynlm import kernels
+from pynlm import heads, kernels
 from pynlm.layers import GRU, LSTM, RNN, Bidirectional, Context, Parameters, RecurrentOptions
 from pynlm.layers import Recurrent as Layer
 from pynlm.models import RecurrentLM
@@ -33,7 +37,6 @@ from pynlm.train.bptt import BPTT
 from pynlm.train.optimisers import make_optimiser
 
 Array = NDArray[Any]
-Inputs = RecurrentInputs | SoftmaxInputs | TrainInputs
 NAME = "pynlm"
 PLAIN = "pynlm, plain cell"
 """Beside a variant: the same layer without it, which does less work and is no peer."""
@@ -64,6 +67,8 @@ def make_inputs(case: Case) -> Inputs:
         return recurrent_inputs(case)
     if isinstance(case, Softmax):
         return softmax_inputs(case)
+    if isinstance(case, Adaptive):
+        return adaptive_inputs(case)
     return train_inputs(case)
 
 
@@ -78,6 +83,9 @@ def make(case: Case, inputs: Inputs) -> dict[str, Work]:
     if isinstance(case, Softmax):
         assert isinstance(inputs, SoftmaxInputs)
         return {NAME: _softmax(case, inputs)}
+    if isinstance(case, Adaptive):
+        assert isinstance(inputs, AdaptiveInputs)
+        return {NAME: _adaptive(case, inputs)}
     assert isinstance(inputs, TrainInputs)
     return {NAME: _train(case, inputs)}
 
@@ -207,6 +215,33 @@ def _softmax(case: Softmax, inputs: SoftmaxInputs) -> Work:
         return {**out, "nll": out["nll"].mean(keepdims=True)}
 
     return Work(run, results)
+
+
+def _adaptive(case: Adaptive, inputs: AdaptiveInputs) -> Work:
+    same = _adaptive_step(case.certain(), inputs, inputs.weights)
+    if not case.chosen:
+        return Work(same, same)
+    return Work(_adaptive_step(case, inputs, adaptive_weights(case)), same)
+
+
+def _adaptive_step(
+    case: Adaptive, inputs: AdaptiveInputs, weights: dict[str, Array]
+) -> Callable[[], dict[str, Array]]:
+    """Mean loss and its gradients, through the head."""
+    specs = heads.Adaptive.specs("head", case.V, case.H, case.cutoffs, case.div_value, bias=True)
+    parameters = Parameters(specs)
+    parameters.load_state_dict({f"head.{name}": w for name, w in weights.items()})
+    head, ctx = heads.Adaptive(parameters), Context(train=True)
+
+    def step() -> dict[str, Array]:
+        parameters.zero_grad()
+        loss, backprop = head.loss(inputs.h, inputs.targets, ctx)
+        assert backprop is not None
+        found = {"nll": np.array([loss], np.float32), "dh": backprop()}
+        # an unset gradient's memory holds leftovers; every cluster of a case has tokens
+        return found | {f"d{n.removeprefix('head.')}": p.grad for n, p in parameters.items()}
+
+    return step
 
 
 class Trainee:

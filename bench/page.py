@@ -43,6 +43,12 @@ _SHAPES = {
         "`cross_entropy` and `linear_cross_entropy` in chunks; the faster one counts (marked ◦ "
         "where it is the latter)."
     ),
+    "adaptive": (
+        "Cases are N,H,V (rows, hidden, vocabulary) at the cutoffs of torch's users, with Zipfian "
+        "targets; torch has `nn.AdaptiveLogSoftmaxWithLoss` for them. Chosen cutoffs are those of "
+        "`heads.choose_cutoffs`, other work than torch's: results are compared at the same ones, "
+        "and the work counted is pynlm's."
+    ),
     "train": (
         "Forward, backward, clipping and update of the same model from the same weights. torch's "
         "head as above."
@@ -240,7 +246,8 @@ def _group(record: Record, group: str) -> str:
 
 def _kind(record: Record, group: str) -> str:
     """Which of `_SHAPES` explains a group."""
-    words = [word for word in ("projection", "bidirectional", "scoring", "ragged") if word in group]
+    kinds = ("projection", "bidirectional", "scoring", "ragged", "adaptive")
+    words = [word for word in kinds if word in group]
     if words:
         return words[0]
     if any(v.group == group for v in record.variants()):

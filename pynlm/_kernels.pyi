@@ -248,6 +248,62 @@ def xent_entropy(
     b: _Reals | None,
     temperature: float = 1.0,
 ) -> None: ...
+def hsoftmax_forward(
+    *,
+    nll: _Reals,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    first: _Ids,
+    parent: _Ids,
+    targets: _Ids,
+) -> None: ...
+def hsoftmax_gradients(
+    *,
+    nll: _Reals,
+    dh: _Reals,
+    rows: _Ids,
+    drows: _Reals,
+    db: _Reals | None,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    first: _Ids,
+    parent: _Ids,
+    targets: _Ids,
+    weights: _Reals | None = None,
+) -> int: ...
+def hsoftmax_log_prob(
+    *,
+    log_prob: _Reals,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    first: _Ids,
+    children: _Ids,
+) -> None: ...
+def hsoftmax_top_k(
+    *,
+    log_prob: _Reals,
+    ids: _Ids,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    first: _Ids,
+    children: _Ids,
+) -> None: ...
+def hsoftmax_sample(
+    *,
+    ids: _Ids,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    first: _Ids,
+    children: _Ids,
+    seed: int,
+    step: int,
+    time: int = 0,
+) -> None: ...
 def embedding_forward(
     *,
     y: _Reals,

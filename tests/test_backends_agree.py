@@ -104,6 +104,10 @@ def test_compiled_functions_guard_their_memory(function: str) -> None:
     [
         ("xent_forward", "primes", "targets"),
         ("xent_gradients", "primes", "targets"),
+        ("hsoftmax_forward", "primes", "targets"),
+        ("hsoftmax_gradients", "primes", "targets"),
+        ("hsoftmax_log_prob", "primes", "first"),
+        ("hsoftmax_log_prob", "primes", "children"),
         ("embedding_forward", "primes", "ids"),
         ("sgd_update_rows", "rows-plain", "rows"),
         ("adam_update_rows", "rows-plain", "rows"),

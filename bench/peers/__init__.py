@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import NamedTuple, Protocol, cast
 
 from bench.catalogue import Case
-from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.inputs import Inputs
 from bench.work import Work
 
 TORCH, ONNXRUNTIME, JAX = "torch", "ONNX Runtime", "JAX"
@@ -36,9 +36,7 @@ class Peer(Protocol):
     def versions(self) -> dict[str, str]:
         """The library's version, and that of what it computes with."""
 
-    def make(
-        self, case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs
-    ) -> dict[str, Work]:
+    def make(self, case: Case, inputs: Inputs) -> dict[str, Work]:
         """The ways in which the library does the case, by name; none if it is not made for it."""
 
 

@@ -21,7 +21,7 @@ from jax.extend.backend import clear_backends
 from numpy.typing import NDArray
 
 from bench.catalogue import Case, Recurrent
-from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.inputs import Inputs, RecurrentInputs
 from bench.peers import JAX
 from bench.work import Work
 
@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
     return {JAX: jax.__version__}
 
 
-def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> dict[str, Work]:
+def make(case: Case, inputs: Inputs) -> dict[str, Work]:
     """Plain recurrent layers."""
     if not isinstance(case, Recurrent) or case.variant:
         return {}

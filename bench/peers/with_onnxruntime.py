@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bench.catalogue import Case, Recurrent
-from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.inputs import Inputs, RecurrentInputs
 from bench.peers import ONNXRUNTIME
 from bench.work import Work
 
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
     return {ONNXRUNTIME: ort.__version__}
 
 
-def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> dict[str, Work]:
+def make(case: Case, inputs: Inputs) -> dict[str, Work]:
     """Plain recurrent layers without gradients."""
     if not isinstance(case, Recurrent) or case.train or case.variant:
         return {}

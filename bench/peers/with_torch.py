@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.catalogue import Case, Recurrent, Softmax, Train
-from bench.inputs import RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench.catalogue import Adaptive, Case, Recurrent, Softmax, Train
+from bench.inputs import AdaptiveInputs, Inputs, RecurrentInputs, SoftmaxInputs, TrainInputs
 from bench.peers.torch_models import SUFFIXES, WEIGHTS, Model, gradient, load_layer, model_for
 from bench.peers.torch_variants import MODULES, variants
 from bench.work import Work
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
     return {"torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})"}
 
 
-def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> dict[str, Work]:
+def make(case: Case, inputs: Inputs) -> dict[str, Work]:
     """The ways in which torch does the case; cases with a softmax have two."""
     if isinstance(case, Recurrent):
         assert isinstance(inputs, RecurrentInputs)
@@ -47,6 +47,9 @@ def make(case: Case, inputs: RecurrentInputs | SoftmaxInputs | TrainInputs) -> d
     if isinstance(case, Softmax):
         assert isinstance(inputs, SoftmaxInputs)
         return {name: _softmax(case, inputs, loss) for name, loss in losses().items()}
+    if isinstance(case, Adaptive):
+        assert isinstance(inputs, AdaptiveInputs)
+        return {"torch": _adaptive(case, inputs)}
     assert isinstance(inputs, TrainInputs)
     return {name: _train(case, inputs, loss) for name, loss in losses().items()}
 
@@ -151,6 +154,28 @@ def _softmax(case: Softmax, inputs: SoftmaxInputs, loss: Loss) -> Work:
         }
 
     return Work(train if case.train else loss_only, results)
+
+
+def _adaptive(case: Adaptive, inputs: AdaptiveInputs) -> Work:
+    head = nn.AdaptiveLogSoftmaxWithLoss(
+        case.H, case.V, list(case.users), div_value=case.div_value, head_bias=True
+    )
+    head.load_state_dict({name: torch.tensor(w) for name, w in inputs.weights.items()})
+    h = torch.tensor(inputs.h, requires_grad=True)
+    targets = torch.tensor(inputs.targets).long()
+
+    def train() -> Tensor:
+        head.zero_grad()
+        h.grad = None
+        loss: Tensor = head(h, targets).loss
+        loss.backward()
+        return loss
+
+    def results() -> dict[str, Array]:
+        found = {"nll": train().detach().numpy().reshape(1), "dh": gradient(h)}
+        return found | {f"d{name}": gradient(w) for name, w in head.named_parameters()}
+
+    return Work(train, results)
 
 
 class Trainee:

@@ -114,6 +114,10 @@ public:
     std::int32_t* ids_out(const char* name, const py::object& got, const char* shape) {
         return pointer<std::int32_t>(name, got, shape, true);
     }
+    // int32 indices that the kernel checks as it meets them.
+    const std::int32_t* indices(const char* name, const py::object& got, const char* shape) {
+        return pointer<std::int32_t>(name, got, shape, false);
+    }
     // int32 indices, each in [0, size), where `range` is the symbol of that size.
     const std::int32_t* ids(const char* name, const py::object& got, const char* shape, char range,
                             std::int64_t size) {

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_kernels, m) {
 
     nlm::bind_recurrent(m);
     nlm::bind_softmax(m);
+    nlm::bind_hsoftmax(m);
     nlm::bind_small(m);
 
     m.def("isa_name", &nlm::isa_name, "Instruction-set level in use.");

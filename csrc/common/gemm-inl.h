@@ -171,17 +171,16 @@ constexpr int64_t columns_size(int64_t N, int64_t K) {
     return (N + kPanelWidth<T> - 1) / kPanelWidth<T> * kPanelWidth<T> * K;
 }
 
-// Packs panels [panels.begin, panels.end) of the `count` columns from `column` on, depths
-// [k, k + kc).
+// Packs panels [panels.begin, panels.end) of the N columns, depths [k, k + kc).
 template <class T>
-inline void pack_panels(T* out, const Factor<T>& b, Range panels, int64_t column, int64_t count,
-                        int64_t k, int64_t kc) {
+inline void pack_panels(T* out, const Factor<T>& b, Range panels, int64_t N, int64_t k,
+                        int64_t kc) {
     constexpr int64_t W = kPanelWidth<T>;
     b.pack_all(panels, kc, [&](int64_t p, int64_t k1, int64_t run) {
-        const int64_t n = count - p * W;
+        const int64_t n = N - p * W;
         const int64_t width = n <= kLanes<T> ? kLanes<T> : W;
-        b.pack(out + (p - panels.begin) * W * kc + k1 * width, width, column + p * W,
-               n < width ? n : width, k + k1, run);
+        b.pack(out + (p - panels.begin) * W * kc + k1 * width, width, p * W, n < width ? n : width,
+               k + k1, run);
     });
 }
 
@@ -193,22 +192,25 @@ void pack_columns(T* out, const Factor<T>& b, int64_t N, int64_t K) {
         const Range mine = share(panels, 1, tid, size);
         for (int64_t k = 0; k < K; k += depth) {
             const int64_t kc = K - k < depth ? K - k : depth;
-            pack_panels(out + k * panels * W + mine.begin * W * kc, b, mine, 0, N, k, kc);
+            pack_panels(out + k * panels * W + mine.begin * W * kc, b, mine, N, k, kc);
         }
     };
     parallel(threads_for(4.0 * double(N) * double(K)), body);
 }
 
 // The larger operand is divided among the members: each packs a piece of its own just before it
-// is used, while it is in the second-level cache. The smaller one is packed by all, for all.
+// is used, while it is in the second-level cache. The smaller one is packed by all, for all. Where
+// there is a second product of the same A, its B and C stand beside the first's, from a panel of
+// their own on, and A is divided.
 template <class T>
 class Product {
 public:
-    explicit Product(const GemmArgs<T>& args) : g(args) {
+    explicit Product(const GemmArgs<T>& args, const GemmArgs<T>* beside = nullptr)
+        : g(args), second(beside), first_panels((g.N + kWidth - 1) / kWidth) {
         depth = depth_cut<T>(g.K);
         const int64_t depth_blocks = (g.K + depth - 1) / depth;
-        own_columns = g.N > g.M;
-        const int64_t whole = own_columns ? g.M : g.N;
+        own_columns = second == nullptr && g.N > g.M;
+        const int64_t whole = own_columns ? g.M : all_columns();
         const int64_t chunks = (whole + kSharedWidth - 1) / kSharedWidth;
         chunk = (whole + chunks - 1) / chunks;
         if (!own_columns) chunk = (chunk + kWidth - 1) / kWidth * kWidth;
@@ -219,12 +221,12 @@ public:
     }
 
     void run() const {
-        const int threads = threads_for(2.0 * double(g.M) * double(g.N) * double(g.K));
+        const int threads = threads_for(2.0 * double(g.M) * double(all_columns()) * double(g.K));
         Scratch scratch;
         T* const shared = scratch.take<T>((chunk * span + 15) / 16 * 16);
         T* const own = scratch.take<T>(own_size * threads);
         auto body = [&](int tid, int size) {
-            const int64_t whole = own_columns ? g.M : g.N;
+            const int64_t whole = own_columns ? g.M : all_columns();
             for (int64_t from = 0; from < whole; from += chunk)
                 for (int64_t k = 0; k < g.K; k += span) {
                     if (from > 0 || k > 0) team_barrier(size);  // others still read `shared`
@@ -245,8 +247,15 @@ private:
     static constexpr int64_t kOwnPanels = 8;
 
     const GemmArgs<T>& g;
+    const GemmArgs<T>* const second;
+    const int64_t first_panels;
     int64_t depth, chunk, span, own_size;
     bool own_columns;
+
+    // Columns of B, where those of a second product begin with a panel.
+    int64_t all_columns() const {
+        return second == nullptr ? g.N : first_panels * kWidth + second->N;
+    }
 
     // [from, from + count) of the shared operand's rows or columns, depths [k, k_end).
     struct Part {
@@ -276,14 +285,34 @@ private:
         }
     }
 
+    // Panels `range` of all columns, depths [k, k + kc), where panel `first` stands at out.
+    void pack_some(T* out, Range range, int64_t first, int64_t k, int64_t kc) const {
+        const int64_t cut = range.end < first_panels ? range.end : first_panels;
+        const auto at = [&](int64_t p) { return out + (p - first) * kWidth * kc; };
+        if (range.begin < cut) pack_panels(at(range.begin), g.b, {range.begin, cut}, g.N, k, kc);
+        const int64_t from = range.begin > cut ? range.begin : cut;
+        if (from < range.end)
+            pack_panels(at(from), second->b, {from - first_panels, range.end - first_panels},
+                        second->N, k, kc);
+    }
+
     // Where panel p of all columns begins in packed B, depths [k, k + kc).
     const T* panel_of(int64_t p, int64_t k, int64_t kc) const {
         return g.b_panels + (k * ((g.N + kWidth - 1) / kWidth) + p * kc) * kWidth;
     }
 
-    // Row blocks of A, of which the first is packed at ap, by one panel of n columns.
+    // Row blocks of A, of which the first is packed at ap, by panel p of all columns.
     void tiles(const RowBlocks& blocks, Range range, int64_t row, const T* ap, const T* panel,
-               int64_t column, int64_t n, int64_t k, int64_t kc) const {
+               int64_t p, int64_t k, int64_t kc) const {
+        if (p < first_panels)
+            tiles(g, blocks, range, row, ap, panel, p * kWidth, k, kc);
+        else
+            tiles(*second, blocks, range, row, ap, panel, (p - first_panels) * kWidth, k, kc);
+    }
+
+    static void tiles(const GemmArgs<T>& g, const RowBlocks& blocks, Range range, int64_t row,
+                      const T* ap, const T* panel, int64_t column, int64_t k, int64_t kc) {
+        const int64_t n = g.N - column;
         const int vecs = n <= kLanes<T> ? 1 : 2;
         const bool add = g.accumulate || k > 0;
         const T* bias = k == 0 ? g.bias : nullptr;
@@ -328,13 +357,13 @@ private:
                 if (g.b_panels != nullptr)
                     bp = panel_of(p0, k, kc);
                 else
-                    pack_panels(own, g.b, {p0, p1}, 0, g.N, k, kc);
+                    pack_panels(own, g.b, {p0, p1}, g.N, k, kc);
                 const int64_t fit = kRowBytesInL2 / (kc * kTileRows * int64_t(sizeof(T))) + 1;
                 for (int64_t i = 0; i < blocks.blocks; i += fit) {
                     const Range range{i, i + fit < blocks.blocks ? i + fit : blocks.blocks};
                     for (int64_t p = p0; p < p1; ++p)
                         tiles(blocks, range, part.from, ap + blocks.first(i) * kc,
-                              bp + (p - p0) * kWidth * kc, p * kWidth, g.N - p * kWidth, k, kc);
+                              bp + (p - p0) * kWidth * kc, p, k, kc);
                 }
             }
         }
@@ -342,12 +371,12 @@ private:
 
     // B is shared: every member multiplies rows of A of its own by it.
     void rows(const Part& part, T* shared, T* own, int tid, int size) const {
-        const int64_t panels = (part.count + kWidth - 1) / kWidth;
+        const int64_t panels = (part.count + kWidth - 1) / kWidth, before = part.from / kWidth;
         const Range packing = share(panels, 1, tid, size);
         for (int64_t k = part.k; k < part.k_end && g.b_panels == nullptr; k += depth) {
             const int64_t kc = depth_from(part, k);
-            pack_panels(shared + (k - part.k) * panels * kWidth + packing.begin * kWidth * kc, g.b,
-                        packing, part.from, part.count, k, kc);
+            T* const out = shared + (k - part.k) * panels * kWidth;
+            pack_some(out, {before + packing.begin, before + packing.end}, before, k, kc);
         }
         if (g.b_panels == nullptr) team_barrier(size);
         const RowBlocks blocks = row_blocks(g.M, size);
@@ -357,12 +386,11 @@ private:
             const Range range{i, i + most < mine.end ? i + most : mine.end};
             for (int64_t k = part.k; k < part.k_end; k += depth) {
                 const int64_t kc = depth_from(part, k);
-                const T* const bp = g.b_panels != nullptr ? panel_of(part.from / kWidth, k, kc)
+                const T* const bp = g.b_panels != nullptr ? panel_of(before, k, kc)
                                                           : shared + (k - part.k) * panels * kWidth;
                 pack_a(own, blocks, range, 0, k, kc, g.a_sum != nullptr && part.from == 0);
                 for (int64_t p = 0; p < panels; ++p)
-                    tiles(blocks, range, 0, own, bp + p * kWidth * kc, part.from + p * kWidth,
-                          part.count - p * kWidth, k, kc);
+                    tiles(blocks, range, 0, own, bp + p * kWidth * kc, before + p, k, kc);
             }
         }
     }
@@ -384,4 +412,13 @@ void gemm(const GemmArgs<T>& g) {
         for (int64_t n = 0; n < g.N; ++n) c[n] = g.bias ? g.bias[n] : T(0);
         if (g.a_sum != nullptr) g.a_sum[m] = T(0);
     }
+}
+
+// Both products, which have A and all that is said of it in common: it is packed once.
+template <class T>
+void gemm_both(const GemmArgs<T>& first, const GemmArgs<T>& second) {
+    if (first.M > 0 && first.N > 0 && second.N > 0 && first.K > 0)
+        return Product<T>(first, &second).run();
+    gemm(first);
+    gemm(second);
 }

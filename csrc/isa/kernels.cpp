@@ -46,6 +46,8 @@ namespace {
 #include "softmax/xent-inl.h"
 #include "softmax/xent_filter-inl.h"
 #include "embedding/embedding-inl.h"
+#include "softmax/hsoftmax-inl.h"
+#include "softmax/hsoftmax_predict-inl.h"
 #include "dropout/dropout-inl.h"
 #include "optim/span-inl.h"
 #include "optim/clip-inl.h"

@@ -14,6 +14,7 @@
 #include "recurrent/gru.h"
 #include "recurrent/lstm.h"
 #include "recurrent/rnn.h"
+#include "softmax/hsoftmax.h"
 #include "softmax/xent.h"
 
 // X(function, argument struct)
@@ -32,6 +33,11 @@
     X(xent_top_k, XentTopKArgs)                   \
     X(xent_sample, XentSampleArgs)                \
     X(xent_entropy, XentEntropyArgs)              \
+    X(hsoftmax_forward, HsoftmaxForwardArgs)      \
+    X(hsoftmax_gradients, HsoftmaxGradientsArgs)  \
+    X(hsoftmax_log_prob, HsoftmaxLogProbArgs)     \
+    X(hsoftmax_top_k, HsoftmaxTopKArgs)           \
+    X(hsoftmax_sample, HsoftmaxSampleArgs)        \
     X(embedding_forward, EmbeddingForwardArgs)    \
     X(embedding_backward, EmbeddingBackwardArgs)  \
     X(dropout, DropoutArgs)                       \

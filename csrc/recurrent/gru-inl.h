@@ -345,15 +345,16 @@ void gru_backward(const GruBackwardArgs<T>& a) {
         norm_gradients(s, v, norm, a.db, static_cast<const T*>(a.gates));
         sum_rows<T>(s, a.db_hn, a.hn, H, nullptr, H);
     }
-    input_gradients(s, a.dx, a.dw_ih, norms ? nullptr : a.db, d, a.x, a.w_ih, a.I, 3 * H);
     if (norms)
-        return recurrent_gradient(s, a.dw_hh, static_cast<const T*>(norm.norm), 3 * H, 3 * H,
-                                  input.h0, input.y);
-    recurrent_gradient(s, a.dw_hh, d, 2 * H, 3 * H, input.h0, input.y);
-    if (!reset_before)
-        return recurrent_gradient(s, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H, H,
-                                  input.h0, input.y, a.db_hn);
+        return layer_gradients<T>(s, a.dx, a.dw_ih, a.dw_hh, nullptr, d, norm.norm, 3 * H, a.x,
+                                  a.w_ih, a.I, input.h0, input.y);
     const ActiveRows rows(s, 0, s.steps);
+    data_gradient(s, rows, a.dx, d, a.w_ih, a.I, 3 * H);
+    gemm(input_product(rows, a.dw_ih, a.db, d, a.x, a.I, 3 * H));
+    gemm(recurrent_product(s, rows, a.dw_hh, d, 2 * H, 3 * H, input.h0, input.y));
+    if (!reset_before)
+        return gemm(recurrent_product(s, rows, a.dw_hh + 2 * H * H, static_cast<const T*>(a.hn), H,
+                                      H, input.h0, input.y, a.db_hn));
     gemm(GemmArgs<T>{.M = H,
                      .N = H,
                      .K = rows.count,

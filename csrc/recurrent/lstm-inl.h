@@ -113,7 +113,6 @@ void lstm_backward(const LstmBackwardArgs<T>& a) {
     T* const states = scratch.take<T>(2 * a.B * 4 * a.H);
     const Split split = split_of(s.steps, a.B, 4 * a.H, a.H, 4 * a.H * a.H * int64_t(sizeof(T)));
     backward_loop(LstmBackwardCell<T>{a, a.dh0, a.dc0}, s, a.w_hh, a.dh0, split, panels, states);
-    input_gradients(s, a.dx, a.dw_ih, a.db, static_cast<const T*>(a.gates), a.x, a.w_ih, a.I,
-                    4 * a.H);
-    recurrent_gradient(s, a.dw_hh, static_cast<const T*>(a.gates), 4 * a.H, 4 * a.H, a.h0, a.y);
+    const T* const d = a.gates;
+    layer_gradients(s, a.dx, a.dw_ih, a.dw_hh, a.db, d, d, 4 * a.H, a.x, a.w_ih, a.I, a.h0, a.y);
 }

@@ -402,6 +402,6 @@ void lstm_general_backward(const LstmBackwardArgs<T>& a, const Sequence<T>& s) {
                          .c = v.dw_hr,
                          .ldc = H});
     }
-    input_gradients(s, a.dx, a.dw_ih, db, d, a.x, a.w_ih, a.I, columns);
-    recurrent_gradient(s, a.dw_hh, d_hh, columns, columns, input.h0, input.y);
+    layer_gradients(s, a.dx, a.dw_ih, a.dw_hh, db, d, d_hh, columns, a.x, a.w_ih, a.I, input.h0,
+                    input.y);
 }

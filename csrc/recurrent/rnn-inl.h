@@ -187,7 +187,7 @@ void rnn_backward(const RnnBackwardArgs<T>& a) {
         clear_ended(s, a.dpre, H, H);
         norm_gradients(s, a.variant, norm, a.db, static_cast<const T*>(a.dpre));
     }
-    input_gradients(s, a.dx, a.dw_ih, norms ? nullptr : a.db, d, a.x, a.w_ih, a.I, H);
-    recurrent_gradient(s, a.dw_hh, norms ? static_cast<const T*>(norm.norm) : d, H, H, input.h0,
-                       input.y);
+    layer_gradients(s, a.dx, a.dw_ih, a.dw_hh, norms ? nullptr : a.db, d,
+                    norms ? static_cast<const T*>(norm.norm) : d, H, a.x, a.w_ih, a.I, input.h0,
+                    input.y);
 }

@@ -357,47 +357,64 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
     parallel(split.threads, body);
 }
 
-// Gradients of input, weights and bias from the pre-activations' d [N, columns]: dx = d w_ih,
+// dx = d w_ih from the pre-activations' gradient d [N, columns]; dx may be null.
+template <class T>
+void data_gradient(const Sequence<T>& s, const ActiveRows& rows, T* dx, const T* d, const T* w_ih,
+                   int64_t inputs, int64_t columns) {
+    if (dx == nullptr) return;
+    gemm(GemmArgs<T>{.M = rows.count,
+                     .N = inputs,
+                     .K = columns,
+                     .a = {d, columns, false, rows.at},
+                     .b = {w_ih, inputs, true},
+                     .c = dx,
+                     .ldc = inputs,
+                     .c_at = rows.at});
+    clear_ended(s, dx, inputs, inputs);
+}
+
 // dw_ih = d^T x, db = sum of d's rows.
 template <class T>
-void input_gradients(const Sequence<T>& s, T* dx, T* dw_ih, T* db, const T* d, const T* x,
-                     const T* w_ih, int64_t inputs, int64_t columns) {
-    const ActiveRows rows(s, 0, s.steps);
-    if (dx != nullptr) {
-        gemm(GemmArgs<T>{.M = rows.count,
-                         .N = inputs,
-                         .K = columns,
-                         .a = {d, columns, false, rows.at},
-                         .b = {w_ih, inputs, true},
-                         .c = dx,
-                         .ldc = inputs,
-                         .c_at = rows.at});
-        clear_ended(s, dx, inputs, inputs);
-    }
-    gemm(GemmArgs<T>{.M = columns,
-                     .N = inputs,
-                     .K = rows.count,
-                     .a = {d, columns, true, rows.at},
-                     .b = {x, inputs, true, rows.at},
-                     .c = dw_ih,
-                     .ldc = inputs,
-                     .a_sum = db});
+GemmArgs<T> input_product(const ActiveRows& rows, T* dw_ih, T* db, const T* d, const T* x,
+                          int64_t inputs, int64_t columns) {
+    return {.M = columns,
+            .N = inputs,
+            .K = rows.count,
+            .a = {d, columns, true, rows.at},
+            .b = {x, inputs, true, rows.at},
+            .c = dw_ih,
+            .ldc = inputs,
+            .a_sum = db};
 }
 
 // dw_hh = d^T h_prev, d_sum = sum of d's rows, where h_prev is h0 at the first step and y one step
 // earlier at the others.
 template <class T>
-void recurrent_gradient(const Sequence<T>& s, T* dw_hh, const T* d, int64_t columns, int64_t ld,
-                        const T* h0, const T* y, T* d_sum = nullptr) {
+GemmArgs<T> recurrent_product(const Sequence<T>& s, const ActiveRows& rows, T* dw_hh, const T* d,
+                              int64_t columns, int64_t ld, const T* h0, const T* y,
+                              T* d_sum = nullptr) {
+    return {.M = columns,
+            .N = s.width(),
+            .K = rows.count,
+            .a = {d, ld, true, rows.at},
+            .b = {y, s.width(), true, rows.at, h0, s.batch},
+            .c = dw_hh,
+            .ldc = s.width(),
+            .a_sum = d_sum};
+}
+
+// Gradients of input, weights and bias from those of w_ih x and of w_hh h: d and d_hh [N, columns].
+template <class T>
+void layer_gradients(const Sequence<T>& s, T* dx, T* dw_ih, T* dw_hh, T* db, const T* d,
+                     const T* d_hh, int64_t columns, const T* x, const T* w_ih, int64_t inputs,
+                     const T* h0, const T* y) {
     const ActiveRows rows(s, 0, s.steps);
-    gemm(GemmArgs<T>{.M = columns,
-                     .N = s.width(),
-                     .K = rows.count,
-                     .a = {d, ld, true, rows.at},
-                     .b = {y, s.width(), true, rows.at, h0, s.batch},
-                     .c = dw_hh,
-                     .ldc = s.width(),
-                     .a_sum = d_sum});
+    data_gradient(s, rows, dx, d, w_ih, inputs, columns);
+    const auto in = input_product(rows, dw_ih, db, d, x, inputs, columns);
+    const auto back = recurrent_product(s, rows, dw_hh, d_hh, columns, columns, h0, y);
+    if (d == d_hh) return gemm_both(in, back);
+    gemm(in);
+    gemm(back);
 }
 
 // rec starts as the gradient of the last state, which may be absent.

@@ -1,9 +1,23 @@
 """Heads: from hidden states to the loss of the next token."""
 
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import BaseHead, Head, HeadBackprop
+from pynlm.heads.cutoffs import choose_cutoffs
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead
+from pynlm.heads.hierarchical import Hierarchical
 from pynlm.heads.mixture import Mixture
 from pynlm.heads.options import HeadOptions
 
-__all__ = ["BaseHead", "Full", "FusedHead", "Head", "HeadBackprop", "HeadOptions", "Mixture"]
+__all__ = [
+    "Adaptive",
+    "BaseHead",
+    "Full",
+    "FusedHead",
+    "Head",
+    "HeadBackprop",
+    "HeadOptions",
+    "Hierarchical",
+    "Mixture",
+    "choose_cutoffs",
+]

@@ -84,6 +84,10 @@ class Head(Protocol):
         """Entropies [N] in nats; NotImplementedError where there is no exact way to them."""
         ...
 
+    def constants(self) -> dict[str, Array]:
+        """Arrays by name that belong to the model without being learnt: a tree, for example."""
+        ...
+
 
 class BaseHead:
     """Reduction, weights and ignored targets, over a subclass's `_losses`.
@@ -95,6 +99,10 @@ class BaseHead:
     pool: Pool
     dtype: np.dtype[Any]
     vocab_size: int
+
+    def constants(self) -> dict[str, Array]:
+        """None; see `Head.constants`."""
+        return {}
 
     def _losses(
         self, h: Array, ids: IntArray, ctx: Context, weights: Array | None, *, gradients: bool

@@ -12,16 +12,32 @@ from pynlm.heads.base import BaseHead
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_floats, as_ids
-from pynlm.layers.parameters import Claim
+from pynlm.layers.parameters import Claim, Parameter
 
 Array = npt.NDArray[Any]
+
+
+class RowsClaim:
+    """Rows of a gradient that count only once they are committed; see `Parameter.add_rows`."""
+
+    __slots__ = ("_drows", "_parameter", "_rows")
+
+    def __init__(self, parameter: Parameter, rows: IntArray, drows: Array) -> None:
+        self._parameter, self._rows, self._drows = parameter, rows, drows
+
+    def commit(self, scale: float = 1.0) -> None:
+        """Add `scale` times the rows to the gradient; once."""
+        if scale != 1.0:
+            np.multiply(self._drows, scale, out=self._drows)
+        self._parameter.add_rows(self._rows, self._drows)
+        del self._rows, self._drows
 
 
 class Gradients(NamedTuple):
     """What a forward pass makes: dh [N, H], and contributions that wait to be committed."""
 
     dh: Array
-    claims: Sequence[Claim]
+    claims: Sequence[Claim | RowsClaim]
 
 
 class FusedHead(BaseHead):

@@ -4,6 +4,7 @@
 lengths=None)`. `dx = backprop(dy)` adds into the gradients and may be called once.
 """
 
+from pynlm.layers.adaptive_embedding import AdaptiveEmbedding
 from pynlm.layers.bidirectional import Bidirectional, Reversed
 from pynlm.layers.context import SCORING, Context, Site
 from pynlm.layers.dropout import Dropout
@@ -22,6 +23,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SCORING",
+    "AdaptiveEmbedding",
     "Bidirectional",
     "Block",
     "Claim",

@@ -461,8 +461,8 @@ class Parameters(Mapping[str, Parameter]):
         return blocks
 
     def tables(self) -> list[Parameter]:
-        """The parameters that `blocks` leaves out: take their `rows` (empty where unset)."""
-        return [p for p in self._sparse if p.state != DENSE]
+        """What `blocks` leaves out, if it has any weight: take `rows` (empty where unset)."""
+        return [p for p in self._sparse if p.state != DENSE and p.data.size]
 
     def state_dict(self) -> dict[str, Array]:
         """Name -> weights, as views: they change with the parameters."""

@@ -39,6 +39,9 @@ class RecurrentLMConfig:
         et al., arXiv:1512.03385; Wu et al., arXiv:1609.08144, eq. 5-6).
     tied
         The head's weight is the embedding's; the last layer's output must be `embedding_size` wide.
+        An adaptive head shares its tables with an adaptive input.
+    adaptive_input
+        Embeddings have the adaptive head's clusters, see `pynlm.layers.AdaptiveEmbedding`.
     head_bias
         Whether the head has a bias.
     head
@@ -86,6 +89,7 @@ class RecurrentLMConfig:
     reset_before: bool = False
     residual: bool = False
     tied: bool = False
+    adaptive_input: bool = False
     head_bias: bool = True
     head: HeadOptions = field(default_factory=HeadOptions)
     init: str = "uniform"
@@ -125,6 +129,17 @@ class RecurrentLMConfig:
         _require(
             not self.residual or any(map(self.is_residual, range(len(self.hidden_sizes)))),
             "hidden_sizes", "equal for two neighbours when residual", list(self.hidden_sizes),
+        )  # fmt: skip
+        adaptive = self.head.kind == "adaptive"
+        _require(
+            not self.adaptive_input or adaptive,
+            "adaptive_input", f"false for head kind {self.head.kind!r}: no cutoffs", True,
+        )  # fmt: skip
+        _require(
+            not self.tied or (self.adaptive_input if adaptive else self.head.can_tie),
+            "tied",
+            f"false for head kind {self.head.kind!r}" + " without adaptive_input" * adaptive,
+            self.tied,
         )  # fmt: skip
         _require(
             not self.tied or self.output_sizes[-1] == self.embedding_size,

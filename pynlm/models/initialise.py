@@ -30,10 +30,11 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
     fan_in is the width of a matrix's input, fan_out that of one gate. A tied table is drawn as an
     embedding, but from U(+-init_scale) with "torch": unit logits' weights of variance 1 would start
     far above the loss of a uniform distribution. "zero" biases are 0. PyTorch has two biases where
-    pynlm has one: "torch" with "uniform" biases draws the sum of two. `forget_bias` is added at
-    the end. Peephole weights are drawn like "uniform" biases, whatever `init_bias` says, and the
-    projection like the head, but for "torch": U(+-1/sqrt(H)). Layer norm starts from gains 1, bias
-    0.
+    pynlm has one: "torch" with "uniform" biases draws the sum of two. Projections of an adaptive
+    input are drawn like the head, and so are tables that an adaptive head shares with it.
+    `forget_bias` is added at the end. Peephole weights are drawn like "uniform" biases, whatever
+    `init_bias` says, and the projection like the head, but for "torch": U(+-1/sqrt(H)). Layer norm
+    starts from gains 1, bias 0.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
     """
     for name, p in parameters.items():
         stream = Stream(seed, name)
-        if name == "embedding.weight":
+        if name.startswith("embedding.") and not name.endswith(".1.weight"):
             if config.init == "torch" and not config.tied:
                 stream.normal(p.data)
             else:
@@ -64,7 +65,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
             rows, fan_in = p.data.shape
             whole = _is_whole(name)
             fan_out = rows if whole else config.hidden_sizes[_layer(name)]
-            for first in range(0, rows, fan_out):
+            for first in range(0, rows, max(1, fan_out)):
                 _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
         elif config.init_bias == "zero" and not name.endswith("peephole"):
             p.data.fill(0)

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head, HeadBackprop
+from pynlm.heads.trees import Tree
+from pynlm.layers.adaptive_embedding import AdaptiveEmbedding, AdaptiveEmbeddingBackprop
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context, Site
 from pynlm.layers.convert import IntArray, RowOrder, as_ids, row_order, take
@@ -39,14 +42,16 @@ class RecurrentLM:
         Sizes, dropout, initial weights.
     dtype
         float32 or float64.
+    counts, tree
+        What a head may need besides its options, see `pynlm.heads.HeadOptions.make`.
 
     Attributes
     ----------
     parameters
-        `embedding.weight`, `recurrent.{l}.w_ih`, `.w_hh`, `.b` and what else its layer has (see
-        `layers.LSTM`, `GRU`, `RNN`), `head.weight`
-        (unless tied), `head.bias` (if any); groups embedding, recurrent, head. Zero until
-        `initialise` or `load_state_dict`.
+        `embedding.weight` (or what `layers.AdaptiveEmbedding` has), `recurrent.{l}.w_ih`, `.w_hh`,
+        `.b` and what else its layer has (see `layers.LSTM`, `GRU`, `RNN`), `head.weight` (unless
+        tied), `head.bias` (if any) or what another head has; groups embedding, recurrent, head.
+        Zero until `initialise` or `load_state_dict`.
     pool
         Lends all buffers of the model's passes.
 
@@ -61,28 +66,50 @@ class RecurrentLM:
     ((2, 2), [(2, 6), (2, 5)])
     """
 
-    def __init__(self, config: RecurrentLMConfig, dtype: npt.DTypeLike = np.float32) -> None:
+    def __init__(
+        self,
+        config: RecurrentLMConfig,
+        dtype: npt.DTypeLike = np.float32,
+        *,
+        counts: npt.ArrayLike | None = None,
+        tree: Tree | None = None,
+    ) -> None:
         self.config = config
         self.pool = Pool()
-        cell = _CELLS[config.cell]
-        # The embedding comes first: what follows its sparse table is one stretch of dense weights.
-        specs: list[Spec] = Embedding.specs(
-            "embedding", config.vocab_size, config.embedding_size, sparse=not config.tied
-        )
+        cell, head = _CELLS[config.cell], config.head
+        # The embedding comes first: what follows its sparse tables is one stretch of dense weights.
+        specs: list[Spec]
+        if config.adaptive_input:
+            specs = AdaptiveEmbedding.specs(
+                "embedding", config.vocab_size, config.embedding_size, head.cutoffs or (),
+                head.div_value, tied=config.tied,
+            )  # fmt: skip
+        else:
+            specs = Embedding.specs(
+                "embedding", config.vocab_size, config.embedding_size, sparse=not config.tied
+            )
         widths = (config.embedding_size, *config.output_sizes)
         for i, size in enumerate(config.hidden_sizes):
             specs += cell.specs(f"recurrent.{i}", widths[i], size, options=config.recurrent)
-        specs += config.head.specs(
+        specs += head.specs(
             "head", config.vocab_size, widths[-1], bias=config.head_bias, tied=config.tied
         )
         self.parameters = Parameters(specs, dtype, self.pool)
         self.dtype = self.parameters.dtype
-        self.embedding = Embedding(self.parameters, "embedding")
         self.layers: tuple[Recurrent, ...] = tuple(
             self._layer(i) for i in range(len(config.hidden_sizes))
         )
-        tied = self.embedding.weight if config.tied else None
-        self.head: Head = config.head.make(self.parameters, tied)
+        self.embedding: Embedding | AdaptiveEmbedding
+        if config.adaptive_input:
+            self.head: Head = head.make(self.parameters, None)
+            tables = self.head.tables if config.tied and isinstance(self.head, Adaptive) else None
+            self.embedding = AdaptiveEmbedding(
+                self.parameters, "embedding", head.cutoffs or (), tables
+            )
+        else:
+            self.embedding = Embedding(self.parameters, "embedding")
+            own = self.embedding.weight if config.tied else None
+            self.head = head.make(self.parameters, own, counts=counts, tree=tree)
         self.dropout_input = self._dropout(config.dropout_input, Site.INPUT, 0)
         self.dropout_between = tuple(
             self._dropout(config.dropout_between, Site.BETWEEN, i)
@@ -220,8 +247,11 @@ class RecurrentLM:
         return self.head.log_prob(hidden, ctx)
 
     def state_dict(self) -> dict[str, Array]:
-        """Name -> weights, as views: they change when the model is trained."""
-        return self.parameters.state_dict()
+        """Name -> weights, as views: they change when the model is trained.
+
+        And what a head has of constants that are saved with them (`BaseHead.constants`).
+        """
+        return {**self.parameters.state_dict(), **self.head.constants()}
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Copy weights in; nothing is written unless all names, shapes and dtypes fit.
@@ -229,9 +259,14 @@ class RecurrentLM:
         Raises
         ------
         KeyError, TypeError, ValueError
-            See `Parameters.load_state_dict`.
+            See `Parameters.load_state_dict`; a ValueError for other constants than the head's.
         """
-        self.parameters.load_state_dict(state)
+        constants = self.head.constants()
+        for name, own in constants.items():
+            if name in state and not np.array_equal(state[name], own):
+                raise ValueError(f"RecurrentLM: {name} is of a model with another head")
+        weights = {name: x for name, x in state.items() if name not in constants}
+        self.parameters.load_state_dict(weights)
 
     def _ids(self, ids: object, func: str) -> IntArray:
         numbers = as_ids(ids, func=func, name="ids")
@@ -279,7 +314,9 @@ class RecurrentLM:
 
 
 _Trail = tuple[
-    EmbeddingBackprop | None, list[RecurrentBackprop | None], list[DropoutBackprop | None]
+    EmbeddingBackprop | AdaptiveEmbeddingBackprop | None,
+    list[RecurrentBackprop | None],
+    list[DropoutBackprop | None],
 ]
 """Backprops of embedding, recurrent layers and (one more) dropouts, all there in training."""
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pynlm import reference
 from pynlm.kernels import Variant
 
+from . import hsoftmax
 from .cases import CASES, XENT_OPTIONS, Case
 
 Array = npt.NDArray[Any]
@@ -465,6 +466,13 @@ FUNCTIONS: dict[str, Function] = {
     "xent_top_k": Function("xent", _xent_top_k, ("log_prob", "ids")),
     "xent_sample": Function("xent", _xent_sample, ("ids",)),
     "xent_entropy": Function("xent", _xent_entropy, ("entropy",)),
+    "hsoftmax_forward": Function("hsoftmax", hsoftmax.forward, ("nll",)),
+    "hsoftmax_gradients": Function(
+        "hsoftmax", hsoftmax.gradients, ("nll", "dh", "rows", "drows", "db")
+    ),
+    "hsoftmax_log_prob": Function("hsoftmax", hsoftmax.log_prob, ("log_prob",)),
+    "hsoftmax_top_k": Function("hsoftmax", hsoftmax.top_k, ("log_prob", "ids")),
+    "hsoftmax_sample": Function("hsoftmax", hsoftmax.sample, ("ids",)),
     "embedding_forward": Function("embedding", _embedding_forward, ("y",)),
     "embedding_backward": Function("embedding", _embedding_backward, ("rows", "drows")),
     "dropout": Function("dropout", _dropout, ("y",)),

@@ -270,6 +270,47 @@ def _xent() -> list[Case]:
         case("many-units", 13, 211, 67),
         case("threads", 200, 64, 3001, weights=True),
         case("threads-everything", 200, 64, 3001, **everything),
+        # logits in tiles of words, over blocks of rows
+        case("threads-tiles", 601, 3, 4001, weights=True),
+        case("threads-tiles-everything", 61, 2, 35_111, **everything, k=20),
+    ]
+
+
+def _hsoftmax() -> list[Case]:
+    def case(name: str, N: int, H: int, V: int, tree: str = "huffman", **options: Any) -> Case:
+        return Case("hsoftmax", name, {"N": N, "H": H, "V": V}, {"tree": tree, **options})
+
+    forms = [
+        case(f"{tree}-{name}", N, H, V, tree, **options)
+        for tree in ("huffman", "ternary", "balanced", "classes", "clusters", "flat")
+        for name, N, H, V, options in [
+            ("plain", 13, 7, 101, {"weights": True}),
+            ("tiny", 3, 2, 5, {}),
+            ("many-words", 17, 19, 1009, {"k": 50}),
+            ("many-rows", 301, 19, 67, {"bias": False}),
+            ("threads", 230, 130, 509, {"weights": True}),
+        ]
+    ]
+    return [
+        case("primes", 13, 7, 101),
+        case("no-bias", 13, 7, 101, bias=False),
+        case("one-row", 1, 7, 101),
+        case("one-word", 13, 7, 1),
+        case("two-words", 13, 7, 2),
+        case("one-unit", 13, 1, 101),
+        case("no-rows", 0, 7, 101),
+        case("no-rows-classes", 0, 7, 101, "classes"),
+        case("one-target", 13, 7, 101, targets="same", k=101),
+        case("one-target-flat", 13, 7, 101, "flat", targets="same"),
+        case("chain", 29, 7, 61, "chain", k=61),
+        case("extreme-logits", 13, 4, 101, logits="extreme"),
+        case("extreme-logits-classes", 13, 4, 101, "classes", logits="extreme"),
+        case("extreme-logits-flat", 13, 4, 101, "flat", logits="extreme"),
+        case("sharp", 13, 7, 101, weight_scale=20.0),
+        case("sharp-balanced", 13, 7, 101, "balanced", weight_scale=20.0),
+        case("many-units", 13, 211, 67),
+        case("vector-width", 16, 128, 64, "balanced"),
+        *forms,
     ]
 
 
@@ -346,6 +387,7 @@ CASES: dict[str, list[Case]] = {
     "rnn": _recurrent("rnn", nonlinearity="tanh") + _recurrent("rnn", nonlinearity="relu"),
     "linear": _linear(),
     "xent": _xent(),
+    "hsoftmax": _hsoftmax(),
     "embedding": _embedding(),
     "dropout": _dropout(),
     "sgd": _optimiser(

@@ -114,7 +114,8 @@ def specified(function: str, name: str, value: Any, result: dict[str, Any], case
     if name in FUNCTIONS[function].unspecified:
         taking_part = ~beyond(case)
         return value[:, taking_part] if name in ("norm", "rstd") else value[taking_part]
-    if function == "embedding_backward" and name != "return":
+    of_rows = ("rows", "drows", "db")
+    if function in ("embedding_backward", "hsoftmax_gradients") and name in of_rows:
         return value[: result["return"]]
     return value
 

@@ -253,6 +253,28 @@ def _xent(case: Case, backend: str, dtype: Any) -> Map:
     return Map(inputs, forward, vjp, None if weights is None else {"loss": weights})
 
 
+def _hsoftmax(case: Case, backend: str, dtype: Any) -> Map:
+    inputs, fixed = _split("hsoftmax_gradients", case, dtype, ("h", "w", "b"))
+    path = {name: fixed[name] for name in ("first", "parent", "targets")} | {"backend": backend}
+
+    def forward(given: Named) -> Named:
+        nll = _blank(fixed["nll"].shape, dtype)
+        kernels.hsoftmax_forward(nll=nll, **given, **path)
+        return {"nll": nll}
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        out = {name: fixed[name] for name in ("nll", "dh", "rows", "drows")}
+        db = fixed["db"] if "b" in given else None
+        n = kernels.hsoftmax_gradients(**out, db=db, **given, **path, weights=upstream["nll"])
+        gradients = {name: np.zeros_like(x) for name, x in given.items()} | {"h": fixed["dh"]}
+        gradients["w"][fixed["rows"][:n]] = fixed["drows"][:n]
+        if db is not None:
+            gradients["b"][fixed["rows"][:n]] = db[:n]
+        return gradients
+
+    return Map(inputs, forward, vjp)
+
+
 def _embedding(case: Case, backend: str, dtype: Any) -> Map:
     inputs, fixed = _split("embedding_forward", case, dtype, ("w",))
     ids, shape = fixed["ids"], fixed["y"].shape
@@ -295,6 +317,7 @@ MAPS: dict[str, Callable[[Case, str, Any], Map]] = {
     "rnn": _rnn,
     "linear": _linear,
     "xent": _xent,
+    "hsoftmax": _hsoftmax,
     "embedding": _embedding,
     "dropout": _dropout,
 }

@@ -42,6 +42,7 @@ _KERNELS = {
         "rnn": Tolerance(2.5e-7, 2.5e-7, 1e-7),
         "linear": Tolerance(1e-7, 1e-7),
         "xent": Tolerance(2e-7, 1.5e-7, 1.5e-7),
+        "hsoftmax": Tolerance(2e-7, 1.5e-7, 1.5e-7),
         "embedding": Tolerance(0.0, 1e-7),
         "dropout": Tolerance(2e-7),
         "sgd": Tolerance(0.0, 2e-7, 1e-7),
@@ -55,6 +56,7 @@ _KERNELS = {
         "rnn": Tolerance(5e-16, 5e-16, 2e-16),
         "linear": Tolerance(2e-16, 2e-16),
         "xent": Tolerance(4e-16, 3e-16, 3e-16),
+        "hsoftmax": Tolerance(4e-16, 3e-16, 5e-16),
         "embedding": Tolerance(0.0, 2e-16),
         "dropout": Tolerance(4e-16),
         "sgd": Tolerance(0.0, 4e-16, 2e-16),
@@ -80,6 +82,9 @@ FINITE_DIFFERENCE_STEP = 1e-5
 HAND = Tolerance(1e-6, 0.0, 1e-7)
 ROUNDED = Tolerance(0.0, 0.0, 5e-5)
 CLOSED_FORM = Tolerance(1e-13, 0.0, 1e-13)
+
+# Of a distribution in float32, added up in double, however far apart its logits are.
+PROBABILITY_SUM = Tolerance(0.0, 0.0, 1e-5)
 
 # A chi-square statistic exceeds its mean by more standard deviations about once in 10^6 times.
 _CHI_SQUARE_SIGMAS = 5.0

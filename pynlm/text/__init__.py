@@ -1,6 +1,7 @@
 """Text: vocabularies, corpora by name, token ids on disk, and the batches a model trains on."""
 
 from pynlm.text.batches import Batch, ContiguousBatches, SentenceBatches
+from pynlm.text.clusters import read_clusters
 from pynlm.text.coders import UnknownTokenError
 from pynlm.text.corpus import Corpus, corpus_names, load_corpus
 from pynlm.text.files import write_aside
@@ -20,6 +21,7 @@ __all__ = [
     "check_ids",
     "corpus_names",
     "load_corpus",
+    "read_clusters",
     "sentence_spans",
     "write_aside",
 ]

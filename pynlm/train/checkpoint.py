@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pynlm.text.files import fsync_folder
 
 if TYPE_CHECKING:
-    from pynlm.models import RecurrentLM
+    from pynlm.models import RecurrentLM, RecurrentLMConfig
     from pynlm.text import Tokenizer
     from pynlm.train.config import Recipe
 
@@ -218,7 +218,7 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
     CheckpointMissing (a FileNotFoundError) : folder, config, vocabulary or checkpoint is missing.
     CheckpointError (a ValueError) : a file is damaged or belongs to another run.
     """
-    from pynlm.models import RecurrentLM, RecurrentLMConfig
+    from pynlm.models import RecurrentLMConfig
     from pynlm.text import Tokenizer
     from pynlm.train.config import load_recipe
 
@@ -242,10 +242,22 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
             f"{run / 'tokenizer.json'} is not the vocabulary that {checkpoint} was trained with"
         )
     recipe = load_recipe(run / "config.toml")
-    model = RecurrentLM(config, dtype=recipe.train.dtype)
-    check_parameters(model, snapshot.model, checkpoint / "model.safetensors")
-    model.load_state_dict(snapshot.model)
+    model = make_model(config, recipe.train.dtype, snapshot.model, checkpoint / "model.safetensors")
     return model, tokenizer, recipe
+
+
+def make_model(config: RecurrentLMConfig, dtype: str, tensors: Tensors, path: Path) -> RecurrentLM:
+    """The model of a checkpoint's tensors; CheckpointError, naming `path`, unless they fit."""
+    from pynlm.heads.hierarchical import stored_tree
+    from pynlm.models import RecurrentLM
+
+    try:
+        model = RecurrentLM(config, dtype, tree=stored_tree(tensors))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    check_parameters(model, tensors, path)
+    model.load_state_dict(tensors)
+    return model
 
 
 def parse_tensors(data: bytes, path: Path) -> tuple[Tensors, dict[str, str]]:

@@ -89,6 +89,7 @@ class ModelConfig(_Section):
     reset_before: bool = False
     residual: bool = False
     tied: bool = False
+    adaptive_input: bool = False
     head_bias: bool = True
     init: Literal["uniform", "xavier", "he", "orthogonal", "torch"] = "uniform"
     init_scale: float = Field(default=0.1, gt=0.0)
@@ -105,18 +106,29 @@ class ModelConfig(_Section):
 
 
 class HeadConfig(_Section):
-    """The output layer: `full` is the exact softmax over the whole vocabulary.
+    """The output layer: `full` is the exact softmax over the whole vocabulary, `adaptive` has rare
+    words in clusters of their own.
 
     `mixture` is that of so many `experts`, each a softmax over the whole vocabulary.
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
     `gradient_filter` > 0 makes gradients approximate, see `pynlm.heads.Full`.
+    `cutoffs` are the first ids of the adaptive softmax's clusters, each with `div_value` times
+    fewer dimensions than the one before; None: they are chosen from the training text's counts.
+    `hierarchical` is a softmax down a tree over the vocabulary: by `tree` of the counts, with nodes
+    of `arity` children, in so many frequency `classes`, or from a file of `clusters`.
     """
 
-    kind: Literal["full", "mixture"] = "full"
+    kind: Literal["full", "adaptive", "hierarchical", "mixture"] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     gradient_filter: float = Field(default=0.0, ge=0.0, le=1.0)
+    cutoffs: tuple[int, ...] | None = None
+    div_value: float = Field(default=4.0, ge=1.0, allow_inf_nan=False)
+    tree: Literal["huffman", "balanced", "classes", "clusters"] = "huffman"
+    arity: int = Field(default=2, ge=2)
+    classes: int | None = Field(default=None, ge=1)
+    clusters: str | None = None
     experts: int = Field(default=10, ge=1)
 
 

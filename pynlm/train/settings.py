@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pynlm.heads import HeadOptions
+import numpy as np
+from numpy.typing import NDArray
+
+from pynlm.heads import HeadOptions, choose_cutoffs
+from pynlm.heads.trees import Tree, make_tree
 from pynlm.models import RecurrentLMConfig
-from pynlm.text import Tokenizer
+from pynlm.text import Tokenizer, read_clusters
 from pynlm.train.checkpoint import CheckpointError, CheckpointMissing, Snapshot
 from pynlm.train.config import (
     Recipe,
@@ -126,6 +130,10 @@ def decide(
         return Settings(build(base), run, arrays, resumes=False)
     old = load_recipe(stored)
     new = build(old if recipe is None else base)
+    if new.head.cutoffs is None and new.head.kind == old.head.kind:
+        # they were chosen from the text, which is the same
+        head = new.head.model_copy(update={"cutoffs": old.head.cutoffs})
+        new = new.model_copy(update={"head": head})
     return Settings(_continued(run, old, new, dict(pairs)), run, arrays, resumes=True)
 
 
@@ -133,6 +141,34 @@ def model_config(recipe: Recipe, vocab_size: int) -> RecurrentLMConfig:
     """The model that a recipe describes, for a vocabulary of `vocab_size`."""
     head = HeadOptions(**recipe.head.model_dump())
     return RecurrentLMConfig(vocab_size=vocab_size, head=head, **recipe.model.model_dump())
+
+
+def with_cutoffs(recipe: Recipe, counts: NDArray[np.int64]) -> Recipe:
+    """The recipe with cutoffs for its adaptive softmax, chosen from `counts` [V] unless given.
+
+    Raises
+    ------
+    ValueError : cutoffs are to be chosen, and the counts do not fall.
+    """
+    head, train = recipe.head, recipe.train
+    if head.kind != "adaptive" or head.cutoffs is not None:
+        return recipe
+    if (counts[1:] > counts[:-1]).any():
+        raise ValueError(
+            "train: head.kind = 'adaptive' chooses its cutoffs only where token ids are sorted by "
+            f"falling count, which those of level {recipe.data.level!r} are not; give head.cutoffs"
+        )
+    size = model_config(recipe, len(counts)).output_sizes[-1]
+    cutoffs = choose_cutoffs(counts, size, train.batch_size * train.bptt, head.div_value)
+    return recipe.model_copy(update={"head": head.model_copy(update={"cutoffs": cutoffs})})
+
+
+def given_tree(recipe: Recipe, tokenizer: Tokenizer) -> Tree | None:
+    """The tree of a recipe's file of clusters; None if it has none."""
+    if recipe.head.clusters is None:
+        return None
+    labels = read_clusters(recipe.head.clusters, tokenizer)
+    return make_tree("clusters", tokenizer.vocab_size, labels=labels)
 
 
 def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:

@@ -22,9 +22,9 @@ from pynlm.train.checkpoint import (
     CheckpointMissing,
     RunLock,
     Snapshot,
-    check_parameters,
     find_checkpoint,
     load_checkpoint,
+    make_model,
     restore_links,
     save_checkpoint,
 )
@@ -42,12 +42,16 @@ from pynlm.train.settings import (
     check_data,
     check_unchanged,
     decide,
+    given_tree,
     model_config,
     stored_tokenizer,
+    with_cutoffs,
 )
 
 CURVE_SECONDS = 20.0
 """The curve is drawn after an epoch, but not more often than this."""
+MANY_WORDS = 50_000
+"""Of a larger vocabulary the exact softmax comes with a hint."""
 
 
 class Trainer:
@@ -150,21 +154,26 @@ class Trainer:
 
     def _open(self) -> None:
         """Vocabulary, ids, model and optimiser, as new or as the last checkpoint left them."""
-        run, recipe = self.folder, self.recipe
+        run = self.folder
         snapshot = self._last_snapshot()
         tokenizer = None if snapshot is None else stored_tokenizer(run, snapshot)
-        self.data = prepare(recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
+        self.data = prepare(self.recipe.data, run / "ids", arrays=self._arrays, tokenizer=tokenizer)
         self.tokenizer = self.data.tokenizer
+        recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
+        config = model_config(recipe, self.tokenizer.vocab_size)
+        if snapshot is None:
+            counts, tree = self.tokenizer.counts, given_tree(recipe, self.tokenizer)
+            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+        else:
+            check_data(run, self.data, snapshot)
+            place = run / "last" / "model.safetensors"
+            self.model = make_model(config, recipe.train.dtype, snapshot.model, place)
         # Only now, so that a text that cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
             file.write(to_toml(recipe).encode())
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
-        else:
-            check_data(run, self.data, snapshot)
-        config = model_config(recipe, self.tokenizer.vocab_size)
-        self.model = RecurrentLM(config, dtype=recipe.train.dtype)
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
         self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
@@ -204,8 +213,6 @@ class Trainer:
 
     def _restore(self, snapshot: Snapshot) -> None:
         place = self.folder / "last"
-        check_parameters(self.model, snapshot.model, place / "model.safetensors")
-        self.model.load_state_dict(snapshot.model)
         try:
             self._bptt.load_tensors(snapshot.training)
             self._schedule.load_state_dict(snapshot.state["schedule"])
@@ -234,6 +241,13 @@ class Trainer:
             f"{self.model.parameters.count:,} parameters; {sizes} tokens "
             f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
         )
+        if recipe.head.kind == "adaptive":
+            say(f"adaptive softmax, cutoffs {list(recipe.head.cutoffs or ())}")
+        elif recipe.head.kind == "full" and self.tokenizer.vocab_size > MANY_WORDS:
+            say(
+                f"the exact softmax over {self.tokenizer.vocab_size:,} tokens is most of the work; "
+                "--set head.kind=adaptive is several times as fast"
+            )
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:

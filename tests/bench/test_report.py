@@ -10,7 +10,7 @@ import pytest
 
 from bench import machine, memory, ours, page, report
 from bench.bars import bars, ratio, shares
-from bench.catalogue import FAMILIES, LOOP, Recurrent, Softmax
+from bench.catalogue import FAMILIES, LOOP, Adaptive, Recurrent, Softmax
 from bench.measure import check_agreement, contenders, result_of
 from bench.memory import Memory
 from bench.record import Record
@@ -183,9 +183,11 @@ def test_busy_machine_is_told() -> None:
 
 
 def test_choice_of_cases() -> None:
-    assert report.chosen(["softmax"], "81000", quick=False) == [
+    assert report.chosen(["softmax"], "1024,256,81000", quick=False) == [
         Softmax(1024, 256, 81_000),
         Softmax(1024, 256, 81_000, train=False),
+        Adaptive(1024, 256, 81_000, (4_000, 20_000)),
+        Adaptive(1024, 256, 81_000, (4_000, 20_000), chosen=True),
     ]
     assert all(case.quick for case in report.chosen(list(FAMILIES), None, quick=True))
     with pytest.raises(SystemExit, match="no case matches"):

@@ -97,7 +97,8 @@ def test_agrees_with_torch(case, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "name", ["threads", "threads-everything", "many-words", "many-rows", "primes"]
+    "name",
+    ["threads", "threads-everything", "threads-tiles", "many-words", "many-rows", "primes"],
 )
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_same_bits_for_any_number_of_threads(function: str, name: str, dtype: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pynlm.evaluate import evaluate_stream
-from pynlm.heads import Full, HeadOptions, Mixture
+from pynlm.heads import Adaptive, Full, HeadOptions, Mixture
+from pynlm.layers import AdaptiveEmbedding
 from pynlm.models import RecurrentLM
 from pynlm.train import RecipeError, Trainer, load_model
 from pynlm.train.config import apply_overrides, load_recipe
@@ -85,3 +87,88 @@ def test_bad_options_are_named(override: str) -> None:
     key = override.partition("=")[0].replace(".", r"\.")
     with pytest.raises(RecipeError, match=key):
         apply_overrides(load_recipe("default"), [override])
+
+
+ADAPTIVE = {"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 2.0}
+
+
+def test_an_adaptive_head_chooses_its_cutoffs(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They go into config.toml; the run loads and goes on with them."""
+    asked = []
+
+    def choose(counts: Any, size: int, rows: int, div_value: float) -> tuple[int, ...]:
+        asked.append((len(counts), size, rows, div_value))
+        return 4, 7
+
+    monkeypatch.setattr("pynlm.train.settings.choose_cutoffs", choose)
+    chosen = {"head.kind": "adaptive", "head.div_value": 2.0}
+    first = make(overrides={**chosen, "train.epochs": 1})
+    first.run()
+    assert asked == [(first.tokenizer.vocab_size, 7, 24, 2.0)]
+    assert load_recipe(tmp_path / "run" / "config.toml").head.cutoffs == (4, 7)
+    model, _, _ = load_model(tmp_path / "run")
+    assert isinstance(model.head, Adaptive) and model.head.cutoffs == (4, 7)
+    again = make(overrides={**chosen, "train.epochs": 2}, resume=True)
+    again.run()
+    assert len(asked) == 1 and again.recipe.head.cutoffs == (4, 7)
+    with pytest.raises(ResumeError, match=r"head\.cutoffs was \[4, 7\], now \[4, 8\]"):
+        make(overrides={**chosen, "head.cutoffs": [4, 8]}, resume=True).run()
+
+
+def test_a_resumed_adaptive_run_has_the_same_bits(
+    make: Make, weights_of: Callable[..., str], tmp_path: Path
+) -> None:
+    make("whole", overrides={**ADAPTIVE, "train.epochs": 2}).run()
+    make("broken", overrides={**ADAPTIVE, "train.epochs": 1}).run()
+    make("broken", overrides={**ADAPTIVE, "train.epochs": 2}, resume=True).run()
+    assert weights_of(tmp_path / "whole") == weights_of(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_adaptive_input_trains_and_loads(make: Make, tied: bool, tmp_path: Path) -> None:
+    shape = {"model.adaptive_input": True, "model.tied": tied, "model.hidden_sizes": [9, 6]}
+    shape["train.epochs"] = 10
+    trainer = make(overrides={**ADAPTIVE, **shape})
+    result = trainer.run()
+    model, tokenizer, _ = load_model(tmp_path / "run")
+    assert isinstance(model.embedding, AdaptiveEmbedding) and isinstance(model.head, Adaptive)
+    shared = [t.weight for t in model.embedding.tables] == model.head.tables
+    assert shared is tied and ("embedding.0.0.weight" in model.parameters) is not tied
+    again = evaluate_stream(model, trainer.data.valid, tokenizer.eos_id, eos_id=tokenizer.eos_id)
+    assert result.valid is not None
+    assert again.nats_per_token == result.valid.nats_per_token
+    assert result.valid.perplexity < result.unigram_perplexity
+
+
+def test_cutoffs_beyond_the_vocabulary_leave_no_run(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Adaptive: cutoffs\[1\] must be in \[1, \d+\], got 900"):
+        make(overrides={**ADAPTIVE, "head.cutoffs": [3, 900]}).run()
+    assert not (tmp_path / "run" / "config.toml").exists()
+
+
+def test_ids_that_are_not_sorted_need_cutoffs(make: Make, tmp_path: Path) -> None:
+    ids = {"text": [0, 1, 1] * 100, "valid": [1, 0, 1], "test": None}
+    with pytest.raises(ValueError, match="sorted by falling count, which those of level 'integer'"):
+        make(**ids, overrides={"head.kind": "adaptive"}).run()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {**ADAPTIVE, "model.tied": True},
+            "tied must be false for head kind 'adaptive' without adap",
+        ),
+        ({"model.adaptive_input": True}, "adaptive_input must be false for head kind 'full'"),
+        ({**ADAPTIVE, "head.cutoffs": [6, 3]}, "cutoffs must be strictly increasing"),
+        ({"head.cutoffs": [3, 6]}, "cutoffs is not defined for kind 'full'"),
+        ({**ADAPTIVE, "head.z_loss": 0.1}, "z_loss is not defined for kind 'adaptive'"),
+    ],
+)
+def test_adaptive_options_that_contradict(
+    make: Make, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(overrides=overrides)

@@ -60,6 +60,7 @@ RECIPES: list[dict[str, Any]] = [
     {"data.batching": "sentences", "optimiser.kind": "momentum", "optimiser.lr": 0.3},
     {"model.cell": "gru", "train.loss": "sum_time", "optimiser.kind": "sgd"},
     {"model.cell": "rnn_tanh", "model.tied": True, "optimiser.kind": "adagrad"},
+    {"head.kind": "hierarchical"},
 ]
 
 

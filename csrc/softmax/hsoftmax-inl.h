@@ -1,0 +1,522 @@
+// CPU form of the hierarchical softmax (contract: hsoftmax.h): losses and gradients.
+//
+// First all paths are walked, so that what follows knows ahead which rows it will read. A path's rows
+// then come from memory once: while they are in the first-level cache they give the logits and dh.
+// Last, (node, token) pairs sorted by node give drows, each row written once. A path's nodes are
+// independent of each other, so up to kGroup rows are taken together: one load of h serves all. (The top of the tree as one dense product was slower: its rows
+// stay in the first-level cache anyway, and most of what it computes no path asks for.)
+
+constexpr int64_t kWideRows = 32;  // so many and more are a matrix product
+constexpr int kGroup = 8;
+constexpr int64_t kAhead = 12;  // pairs whose rows are on their way to the cache
+
+// What a path has at one node: rows [row, row + rows) and the child to go to.
+struct PathStep {
+    int64_t node, row, rows, child;
+};
+
+// Node m's rows; false (and a fault) if they are not in w.
+template <class T>
+inline bool node_rows(const HsoftmaxTree<T>& t, int64_t m, PathStep& step) {
+    step.node = m;
+    step.row = t.first[m] - m;
+    step.rows = t.first[m + 1] - t.first[m] - 1;
+    if (step.row >= 0 && step.rows >= 1 && step.row + step.rows <= t.V - 1) return true;
+    __atomic_store_n(t.fault, true, __ATOMIC_RELAXED);
+    return false;
+}
+
+// From `entry` to its parent; false at the root.
+template <class T>
+inline bool step_up(const HsoftmaxTree<T>& t, int64_t& entry, PathStep& step) {
+    if (entry == t.V || t.V == 1) return false;
+    const int64_t m = t.parent[2 * entry];
+    step.child = t.parent[2 * entry + 1];
+    // numbers fall on the way up, so that it ends
+    if (m >= 0 && m < (entry < t.V ? t.M : entry - t.V) && node_rows(t, m, step) &&
+        step.child >= 0 && step.child <= step.rows) {
+        entry = t.V + m;
+        return true;
+    }
+    __atomic_store_n(t.fault, true, __ATOMIC_RELAXED);
+    return false;
+}
+
+template <int... I>
+struct Places {};
+template <int N, int... I>
+struct PlacesTo : PlacesTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct PlacesTo<0, I...> {
+    using Type = Places<I...>;
+};
+
+// Of rows that stand one after another in a and b, P lanes each, the halves added: P/2 lanes each.
+template <class T, int P, int... I>
+inline Vec<T> add_halves(Vec<T> a, Vec<T> b, Places<I...>) {
+    return __builtin_shufflevector(a, b, I / (P / 2) * P + I % (P / 2)...) +
+           __builtin_shufflevector(a, b, I / (P / 2) * P + I % (P / 2) + P / 2 ...);
+}
+
+// Sums of K vectors' lanes become the first lanes of v[0], v[1] and so on; as a tree, in which
+// vectors are joined, so that it is short.
+template <class T, int K, int P = kLanes<T>>
+inline void sum_each(Vec<T>* v) {
+    if constexpr (P > 1) {
+        constexpr int kJoined = (K + 1) / 2;
+#pragma GCC unroll 8
+        for (int i = 0; i < kJoined; ++i)
+            v[i] = add_halves<T, P>(v[2 * i], v[2 * i + 1 < K ? 2 * i + 1 : 2 * i],
+                                    typename PlacesTo<kLanes<T>>::Type{});
+        sum_each<T, kJoined, P / 2>(v);
+    }
+}
+
+// z[r] = h w[r]^T for R rows.
+template <class T, int R>
+void dot_some(int64_t H, const T* h, const T* const* w, T* z) {
+    constexpr int64_t L = kLanes<T>;
+    Vec<T> sum[R] = {};
+    int64_t k = 0;
+    for (; k + L <= H; k += L) {
+        const Vec<T> hv = load(h + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r] += hv * load(w[r] + k);
+    }
+    if (k < H) {
+        const Vec<T> hv = load_n(h + k, H - k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r] += hv * load_n(w[r] + k, H - k);
+    }
+    sum_each<T, R>(sum);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r += kLanes<T>) store_n(z + r, sum[r / kLanes<T>], R - r);
+}
+
+// y += sum_r a[r] w[r] over R rows.
+template <class T, int R>
+void add_some(int64_t H, T* y, const T* const* w, const T* a) {
+    constexpr int64_t L = kLanes<T>;
+    Vec<T> av[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) av[r] = splat(a[r]);
+    int64_t k = 0;
+    for (; k + L <= H; k += L) {
+        Vec<T> sum = load(y + k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum += av[r] * load(w[r] + k);
+        store(y + k, sum);
+    }
+    if (k < H) {
+        Vec<T> sum = load_n(y + k, H - k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum += av[r] * load_n(w[r] + k, H - k);
+        store_n(y + k, sum, H - k);
+    }
+}
+
+template <class T>
+inline void dot_group(int64_t rows, int64_t H, const T* h, const T* const* w, T* z) {
+    switch (rows) {
+        case 1: return dot_some<T, 1>(H, h, w, z);
+        case 2: return dot_some<T, 2>(H, h, w, z);
+        case 3: return dot_some<T, 3>(H, h, w, z);
+        case 4: return dot_some<T, 4>(H, h, w, z);
+        case 5: return dot_some<T, 5>(H, h, w, z);
+        case 6: return dot_some<T, 6>(H, h, w, z);
+        case 7: return dot_some<T, 7>(H, h, w, z);
+        case 8: return dot_some<T, 8>(H, h, w, z);
+        default: return;
+    }
+}
+
+template <class T>
+inline void add_group(int64_t rows, int64_t H, T* y, const T* const* w, const T* a) {
+    switch (rows) {
+        case 1: return add_some<T, 1>(H, y, w, a);
+        case 2: return add_some<T, 2>(H, y, w, a);
+        case 3: return add_some<T, 3>(H, y, w, a);
+        case 4: return add_some<T, 4>(H, y, w, a);
+        case 5: return add_some<T, 5>(H, y, w, a);
+        case 6: return add_some<T, 6>(H, y, w, a);
+        case 7: return add_some<T, 7>(H, y, w, a);
+        case 8: return add_some<T, 8>(H, y, w, a);
+        default: return;
+    }
+}
+
+// z[0:rows] of a node's rows, which follow one another.
+template <class T>
+inline void node_logits(const HsoftmaxTree<T>& t, const PathStep& s, const T* h, T* z) {
+    for (int64_t r = 0; r < s.rows; r += kGroup) {
+        const int64_t some = s.rows - r < kGroup ? s.rows - r : kGroup;
+        const T* w[kGroup];
+        for (int64_t i = 0; i < some; ++i) w[i] = t.w + (s.row + r + i) * t.H;
+        dot_group(some, t.H, h, w, z + r);
+    }
+    for (int64_t r = 0; r < s.rows && t.b != nullptr; ++r) z[r] += t.b[s.row + r];
+}
+
+template <class T>
+struct NodeSum {
+    T top;
+    double sum;
+};
+
+// Maximum of the logits and 0, and the sum of all exponentials less it; with kStore those of z
+// replace it.
+template <class T, bool kStore>
+inline NodeSum<T> node_sum(T* z, int64_t rows) {
+    T top = row_max(z, rows);
+    top = top < 0 ? 0 : top;
+    const double sum = exp_sum<T, kStore>(z, rows, top);
+    return {top, sum + std::exp(-double(top))};
+}
+
+// -log p(child), and, if dz is not null, dz [rows] = weight (p - [child]) in place of z.
+template <class T, bool kGradients>
+inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
+    const T chosen = child > 0 ? z[child - 1] : T(0);
+    const NodeSum<T> all = node_sum<T, kGradients>(z, rows);
+    if (kGradients) {
+        const T scale = T(double(weight) / all.sum);
+        for (int64_t r = 0; r < rows; ++r) z[r] *= scale;
+        if (child > 0) z[child - 1] -= weight;
+    }
+    return (double(all.top) - double(chosen)) + std::log(all.sum);
+}
+
+// A place on the path of a token, in the order of tokens.
+struct PathPair {
+    int64_t dz;  // where the node's are
+    int32_t token, child, row, rows;
+};
+
+// log1p(e), 0 <= e <= 1: 2 artanh(s) with s = e / (2 + e) <= 1/3, by its series.
+template <class T>
+inline Vec<T> log1p_of(Vec<T> e) {
+    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+    const Vec<T> s = e / (e + T(2)), square = s * s;
+    Vec<T> sum = splat(T(1.0 / (2 * kTerms + 1)));
+#pragma GCC unroll 17
+    for (int k = kTerms - 1; k > 0; --k) sum = sum * square + T(1.0 / (2 * k + 1));
+    return T(2) * (s + s * square * sum);
+}
+
+// Binary nodes of one path, taken together.
+template <class T>
+struct PathGroup {
+    const T* w[kGroup];
+    T bias[kGroup];
+    T side[kGroup];  // of the child to go to: 1 for child 1, else -1
+    int64_t size = 0;
+};
+
+// The group's loss, with p = sigmoid(side z): -log p = max(-side z, 0) + log1p(exp(-|z|)). With
+// kGradients also dz [size] = weight side (p - 1), and dh += dz w.
+template <class T, bool kGradients>
+inline double group_loss(PathGroup<T>& group, int64_t H, const T* h, T weight, T* dz, T* dh) {
+    constexpr int64_t L = kLanes<T>;
+    T z[kGroup], loss[kGroup];
+    dot_group(group.size, H, h, group.w, z);
+    for (int64_t i = 0; i < group.size; i += L) {
+        const int64_t n = group.size - i;
+        const Vec<T> side = load_n(group.side + i, n);
+        const Vec<T> x = (load_n(z + i, n) + load_n(group.bias + i, n)) * side;
+        const Vec<T> e = exp_of<T>(x < T(0) ? x : -x), most = T(1) / (e + T(1));
+        store_n(loss + i, (x < T(0) ? -x : Vec<T>{}) + log1p_of<T>(e), n);
+        if (kGradients) store_n(dz + i, (x > T(0) ? e * most : most) * -side * weight, n);
+    }
+    double sum = 0;
+    for (int64_t i = 0; i < group.size; ++i) sum += double(loss[i]);
+    if (kGradients) add_group(group.size, H, dh, group.w, dz);
+    group.size = 0;
+    return sum;
+}
+
+// Asks for the first row of a pair.
+template <class T>
+inline void fetch_row(const HsoftmaxTree<T>& t, const PathPair& pair) {
+    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+    const T* const row = t.w + pair.row * t.H;
+    for (int64_t k = 0; k < t.H; k += kLine) __builtin_prefetch(row + k);
+}
+
+// Loss of a token but for its wide nodes, and with kGradients its dh and dz. Its pairs are
+// [begin, end) of `count`.
+template <class T, bool kGradients>
+inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_t begin,
+                         int64_t end, int64_t count, const T* h, T* dh, T weight, T* dz) {
+    if (kGradients) __builtin_memset(dh, 0, size_t(t.H) * sizeof(T));
+    double loss = 0;
+    PathGroup<T> group;
+    int64_t group_at = 0;
+    T z[kWideRows];
+    auto finish = [&] {
+        T* const own = kGradients ? dz + group_at : z;
+        loss += group_loss<T, kGradients>(group, t.H, h, weight, own, dh);
+    };
+    for (int64_t p = begin; p < end; ++p) {
+        const PathPair& pair = pairs[p];
+        if (p + kAhead < count) fetch_row(t, pairs[p + kAhead]);
+        if (pair.rows >= kWideRows) continue;
+        if (pair.rows > 1) {
+            T* const own = kGradients ? dz + pair.dz : z;
+            const PathStep s{0, pair.row, pair.rows, pair.child};
+            node_logits(t, s, h, own);
+            loss += node_loss<T, kGradients>(own, s.rows, s.child, weight);
+            for (int64_t r = 0; r < s.rows && kGradients; r += kGroup) {
+                const int64_t some = s.rows - r < kGroup ? s.rows - r : kGroup;
+                const T* w[kGroup];
+                for (int64_t i = 0; i < some; ++i) w[i] = t.w + (s.row + r + i) * t.H;
+                add_group(some, t.H, dh, w, own + r);
+            }
+            // dz of a group must follow one another
+            if (group.size > 0) finish();
+            continue;
+        }
+        if (group.size == 0) group_at = pair.dz;
+        group.w[group.size] = t.w + pair.row * t.H;
+        group.bias[group.size] = t.b != nullptr ? t.b[pair.row] : T(0);
+        group.side[group.size++] = pair.child == 1 ? T(1) : T(-1);
+        if (group.size == kGroup) finish();
+    }
+    if (group.size > 0) finish();
+    return loss;
+}
+
+// The (node, token) pairs of all paths, and the dz of narrow nodes.
+template <class T>
+struct PathPairs {
+    int64_t count, nodes;  // none if they need not be sorted
+    uint64_t* keys;   // sorted by node, then token
+    PathPair* pairs;  // in the order of tokens
+    T* dz;
+    int64_t* begins;  // [nodes + 1]: where each of the nodes met begins in keys
+};
+
+// One pass over the tokens: nll, and with kGradients dh.
+template <class T, bool kGradients, class Args>
+PathPairs<T> walk_paths(const Args& a, T* dh, const T* weights, Scratch& scratch) {
+    const HsoftmaxTree<T>& t = a.tree;
+    int64_t* const first_pair = scratch.take<int64_t>(a.N + 1);
+    int64_t* const first_dz = scratch.take<int64_t>(a.N + 1);
+    const double work = double(a.N) * (double(t.H) + 16) * 64;
+    bool wide = false;  // whether there are wide nodes on the paths
+    auto count = [&](int tid, int size) {
+        const Range mine = share(a.N, 1, tid, size);
+        for (int64_t n = mine.begin; n < mine.end; ++n) {
+            int64_t entry = a.targets[n], pairs = 0, places = 0;
+            for (PathStep s; step_up(t, entry, s); ++pairs)
+                places += s.rows < kWideRows ? s.rows : 0;
+            first_pair[n + 1] = pairs;
+            first_dz[n + 1] = places;
+        }
+    };
+    parallel(threads_for(work), count);
+    first_pair[0] = first_dz[0] = 0;
+    for (int64_t n = 0; n < a.N; ++n) {
+        first_pair[n + 1] += first_pair[n];
+        first_dz[n + 1] += first_dz[n];
+    }
+    PathPairs<T> all{};
+    all.count = first_pair[a.N];
+    all.keys = scratch.take<uint64_t>(all.count);
+    uint64_t* const spare = scratch.take<uint64_t>(all.count);
+    all.pairs = scratch.take<PathPair>(all.count);
+    all.dz = kGradients ? scratch.take<T>(first_dz[a.N]) : nullptr;
+    auto store_paths = [&](int tid, int size) {
+        const Range mine = share(a.N, 1, tid, size);
+        for (int64_t n = mine.begin; n < mine.end; ++n) {
+            int64_t entry = a.targets[n], p = first_pair[n], at = first_dz[n];
+            for (PathStep s; step_up(t, entry, s); ++p) {
+                const bool narrow = s.rows < kWideRows;
+                all.keys[p] = sort_key(int32_t(s.node), p);
+                all.pairs[p] = {at, int32_t(n), int32_t(s.child), int32_t(s.row), int32_t(s.rows)};
+                at += narrow ? s.rows : 0;
+                if (!narrow) __atomic_store_n(&wide, true, __ATOMIC_RELAXED);
+            }
+        }
+    };
+    parallel(threads_for(work), store_paths);
+    auto body = [&](int tid, int size) {
+        const Range mine = share(a.N, 1, tid, size);
+        for (int64_t n = mine.begin; n < mine.end; ++n)
+            a.nll[n] = T(token_loss<T, kGradients>(
+                t, all.pairs, first_pair[n], first_pair[n + 1], all.count, a.h + n * t.H,
+                kGradients ? dh + n * t.H : nullptr, weights != nullptr ? weights[n] : T(1),
+                all.dz));
+    };
+    parallel(threads_for(work), body);
+    if (*t.fault || (!kGradients && !wide)) all.count = 0;
+    all.keys = radix_sort_ids(all.keys, spare, all.count);
+    all.begins = scratch.take<int64_t>(all.count + 1);
+    for (int64_t i = 0; i < all.count; ++i)
+        if (i == 0 || key_id(all.keys[i]) != key_id(all.keys[i - 1]))
+            all.begins[all.nodes++] = i;
+    all.begins[all.nodes] = all.count;
+    return all;
+}
+
+// Wide nodes, one after another, each a block of its tokens at a time. Their nll is added to the
+// tokens', with drows not null also dh; drows and db are written at position[node].
+template <class T, class Args>
+void wide_nodes(const Args& a, const PathPairs<T>& all, T* dh, const T* weights, T* drows, T* db,
+                const int64_t* position) {
+    const HsoftmaxTree<T>& t = a.tree;
+    for (int64_t i = 0; i < all.nodes; ++i) {
+        PathStep s;
+        if (!node_rows(t, key_id(all.keys[all.begins[i]]), s) || s.rows < kWideRows) continue;
+        const uint64_t* const keys = all.keys + all.begins[i];
+        const int64_t tokens = all.begins[i + 1] - all.begins[i];
+        const int64_t block = token_block(tokens, s.rows, int64_t(sizeof(T)));
+        Scratch scratch;
+        T* const z = scratch.take<T>(block * s.rows);
+        int64_t* const at = scratch.take<int64_t>(block);
+        const T* const w = t.w + s.row * t.H;
+        for (int64_t n0 = 0; n0 < tokens; n0 += block) {
+            const int64_t some = tokens - n0 < block ? tokens - n0 : block;
+            for (int64_t n = 0; n < some; ++n)
+                at[n] = all.pairs[key_position(keys[n0 + n])].token;
+            gemm(GemmArgs<T>{.M = some,
+                             .N = s.rows,
+                             .K = t.H,
+                             .a = {a.h, t.H, false, at},
+                             .b = {w, t.H, false},
+                             .c = z,
+                             .ldc = s.rows,
+                             .bias = t.b != nullptr ? t.b + s.row : nullptr});
+            auto body = [&](int tid, int size) {
+                const Range mine = share(some, 1, tid, size);
+                for (int64_t n = mine.begin; n < mine.end; ++n) {
+                    const int32_t child = all.pairs[key_position(keys[n0 + n])].child;
+                    T* const row = z + n * s.rows;
+                    const T weight = weights != nullptr ? weights[at[n]] : T(1);
+                    a.nll[at[n]] += T(drows != nullptr
+                                          ? node_loss<T, true>(row, s.rows, child, weight)
+                                          : node_loss<T, false>(row, s.rows, child, weight));
+                }
+            };
+            parallel(threads_for(32.0 * double(some) * double(s.rows)), body);
+            if (drows == nullptr) continue;
+            gemm(GemmArgs<T>{.M = some,
+                             .N = t.H,
+                             .K = s.rows,
+                             .a = {z, s.rows, false},
+                             .b = {w, t.H, true},
+                             .c = dh,
+                             .ldc = t.H,
+                             .accumulate = true,
+                             .c_at = at});
+            gemm(GemmArgs<T>{.M = s.rows,
+                             .N = t.H,
+                             .K = some,
+                             .a = {z, s.rows, true},
+                             .b = {a.h, t.H, true, at},
+                             .c = drows + position[i] * t.H,
+                             .ldc = t.H,
+                             .accumulate = n0 > 0,
+                             .a_sum = db != nullptr ? db + position[i] : nullptr});
+        }
+    }
+}
+
+// out[0:n] = sum over keys[begin:end] of dz[r] h[0:n], n at most NV vectors.
+template <class T, int NV>
+void sum_tokens(T* out, int64_t n, const PathPairs<T>& all, int64_t begin, int64_t end, int64_t r,
+                const T* h, int64_t H) {
+    constexpr int64_t L = kLanes<T>;
+    const int64_t last = n - (NV - 1) * L;
+    Vec<T> sum[NV] = {};
+    for (int64_t i = begin; i < end; ++i) {
+        const PathPair& pair = all.pairs[key_position(all.keys[i])];
+        const T* const row = h + pair.token * H;
+        const Vec<T> dz = splat(all.dz[pair.dz + r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v)
+            sum[v] += dz * (v < NV - 1 ? load(row + v * L) : load_n(row + v * L, last));
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store_n(out + v * L, sum[v], v < NV - 1 ? L : last);
+}
+
+template <class T>
+inline void sum_columns(T* out, int64_t n, const PathPairs<T>& all, int64_t begin, int64_t end,
+                        int64_t r, const T* h, int64_t H) {
+    switch ((n + kLanes<T> - 1) / kLanes<T>) {
+        case 1: return sum_tokens<T, 1>(out, n, all, begin, end, r, h, H);
+        case 2: return sum_tokens<T, 2>(out, n, all, begin, end, r, h, H);
+        case 3: return sum_tokens<T, 3>(out, n, all, begin, end, r, h, H);
+        case 4: return sum_tokens<T, 4>(out, n, all, begin, end, r, h, H);
+        case 5: return sum_tokens<T, 5>(out, n, all, begin, end, r, h, H);
+        case 6: return sum_tokens<T, 6>(out, n, all, begin, end, r, h, H);
+        case 7: return sum_tokens<T, 7>(out, n, all, begin, end, r, h, H);
+        default: return sum_tokens<T, 8>(out, n, all, begin, end, r, h, H);
+    }
+}
+
+// drows and db of narrow nodes. Work is shared by pairs times blocks of columns, because the root
+// has as many pairs as there are tokens; a (node, block) goes to the member that has its first pair.
+template <class T>
+void narrow_nodes(const HsoftmaxGradientsArgs<T>& a, const PathPairs<T>& all,
+                  const int64_t* position) {
+    constexpr int64_t kColumns = 8 * kLanes<T>;
+    const int64_t H = a.tree.H, blocks = (H + kColumns - 1) / kColumns;
+    auto body = [&](int tid, int size) {
+        const Range mine = share(all.count * blocks, 1, tid, size);
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t low = mine.begin - block * all.count, high = mine.end - block * all.count;
+            if (high <= 0 || low >= all.count) continue;
+            int64_t i = 0;  // first node that begins at `low` or later
+            for (int64_t end = all.nodes; i < end;) {
+                const int64_t middle = (i + end) / 2;
+                if (all.begins[middle] < low)
+                    i = middle + 1;
+                else
+                    end = middle;
+            }
+            const int64_t column = block * kColumns, rest = H - column;
+            for (; i < all.nodes && all.begins[i] < high; ++i) {
+                const int64_t begin = all.begins[i], end = all.begins[i + 1];
+                const int64_t rows = position[i + 1] - position[i];
+                for (int64_t r = 0; r < rows && rows < kWideRows; ++r) {
+                    T* const out = a.drows + (position[i] + r) * H + column;
+                    sum_columns(out, rest < kColumns ? rest : kColumns, all, begin, end, r,
+                                a.h + column, H);
+                    if (block > 0 || a.db == nullptr) continue;
+                    double sum = 0;
+                    for (int64_t k = begin; k < end; ++k)
+                        sum += double(all.dz[all.pairs[key_position(all.keys[k])].dz + r]);
+                    a.db[position[i] + r] = T(sum);
+                }
+            }
+        }
+    };
+    parallel(threads_for(4.0 * double(all.count) * double(H)), body);
+}
+
+template <class T>
+void hsoftmax_forward(const HsoftmaxForwardArgs<T>& a) {
+    Scratch scratch;
+    const PathPairs<T> all = walk_paths<T, false>(a, nullptr, nullptr, scratch);
+    wide_nodes<T>(a, all, nullptr, nullptr, nullptr, nullptr, nullptr);
+}
+
+template <class T>
+void hsoftmax_gradients(const HsoftmaxGradientsArgs<T>& a) {
+    Scratch scratch;
+    const PathPairs<T> all = walk_paths<T, true>(a, a.dh, a.weights, scratch);
+    int64_t* const position = scratch.take<int64_t>(all.nodes + 1);
+    position[0] = 0;
+    for (int64_t i = 0; i < all.nodes; ++i) {
+        PathStep s;
+        if (!node_rows(a.tree, key_id(all.keys[all.begins[i]]), s)) return;
+        position[i + 1] = position[i] + s.rows;
+        if (position[i + 1] > a.P) continue;
+        for (int64_t r = 0; r < s.rows; ++r) a.rows[position[i] + r] = int32_t(s.row + r);
+    }
+    *a.count = position[all.nodes];
+    if (*a.count > a.P) return;
+    narrow_nodes(a, all, position);
+    wide_nodes<T>(a, all, a.dh, a.weights, a.drows, a.db, position);
+}

@@ -1,0 +1,358 @@
+"""Adaptive softmax: frequent tokens in one small softmax, the others in clusters behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm.arrays import check_ids, check_integer
+from pynlm.heads.fused import FusedHead, Gradients
+from pynlm.kernels.linear import linear_backward, linear_forward
+from pynlm.kernels.xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
+from pynlm.layers.clusters import check_cutoffs, cluster_widths, places_by_cluster
+from pynlm.layers.context import SCORING, Context
+from pynlm.layers.convert import IntArray, as_floats, take
+from pynlm.layers.parameters import Claim, Parameter, Spec
+
+Array = npt.NDArray[Any]
+
+
+class Tail(NamedTuple):
+    """A cluster: the ids from `first` on, as many as `weight` has rows."""
+
+    first: int
+    projection: Parameter
+    weight: Parameter
+
+
+class Adaptive(FusedHead):
+    """Adaptive softmax: a rare token's probability is its cluster's times that of a softmax in it.
+
+    Ids must fall in frequency. The head's softmax is over the `cutoffs[0]` most frequent tokens
+    (the shortlist) and one entry for each of J further clusters; cluster i (from 0) holds the ids
+    from `cutoffs[i]` to `cutoffs[i + 1]` (the last: to V) and sees hidden states through a
+    projection to d_i = H // div_value^(i+1) dimensions::
+
+        p(v) = p_head(v)                                 v < cutoffs[0]
+        p(v) = p_head(cluster i) p_i(v)                  else
+        p_head = softmax(h W_head^T + b),  p_i = softmax((h P_i^T) W_i^T)
+
+    Tokens are sorted by cluster once; each cluster is one call of the fused exact kernel on its own
+    tokens. A cluster without tokens costs nothing, and its gradient stays unset, which counts as
+    zero. Names, shapes and numbers are those of `torch.nn.AdaptiveLogSoftmaxWithLoss`: its state
+    dict, with the prefix before each name, is this head's.
+
+    Parameters
+    ----------
+    parameters
+        Holds `{prefix}.head.weight` [cutoffs[0] + J, H], `{prefix}.head.bias` (if any),
+        `{prefix}.tail.{i}.0.weight` [d_i, H] and `{prefix}.tail.{i}.1.weight`
+        [cutoffs[i + 1] - cutoffs[i], d_i]. The shapes say all.
+    prefix
+        "head" by default.
+
+    Attributes
+    ----------
+    cutoffs
+        As given to `specs`.
+    exact_in_training
+        True: the nll is exact.
+
+    Notes
+    -----
+    Source: Grave et al., "Efficient softmax approximation for GPUs", arXiv:1609.04309, §4.3.
+
+    Examples
+    --------
+    >>> from pynlm.layers import Parameters
+    >>> head = Adaptive(Parameters(Adaptive.specs("head", 11, 8, cutoffs=(3, 6), div_value=2.0)))
+    >>> h = np.ones((5, 8), np.float32)
+    >>> nll, backprop = head(h, [0, 2, 3, 5, 10], Context(train=True))
+    >>> np.exp(-nll).round(4)  # 1/5, in clusters of 3 and 5 tokens 1/15 and 1/25
+    array([0.2   , 0.2   , 0.0667, 0.0667, 0.04  ], dtype=float32)
+    >>> backprop(1 / 5).shape
+    (5, 8)
+    """
+
+    exact_in_training = True
+
+    def __init__(self, parameters: Mapping[str, Parameter], prefix: str = "head") -> None:
+        self.weight = parameters[f"{prefix}.head.weight"]
+        self.bias = parameters.get(f"{prefix}.head.bias")
+        pairs: list[tuple[Parameter, Parameter]] = []
+        while f"{prefix}.tail.{len(pairs)}.1.weight" in parameters:
+            place = f"{prefix}.tail.{len(pairs)}"
+            pairs.append((parameters[f"{place}.0.weight"], parameters[f"{place}.1.weight"]))
+        self.shortlist = len(self.weight.data) - len(pairs)
+        tails, first = [], self.shortlist
+        for projection, weight in pairs:
+            tails.append(Tail(first, projection, weight))
+            first += len(weight.data)
+        self.tails, self.vocab_size = tuple(tails), first
+        self.cutoffs = tuple(tail.first for tail in tails)
+        self.name = f"Adaptive {prefix}"
+        self.pool, self.dtype = self.weight.pool, self.weight.data.dtype
+
+    @property
+    def tables(self) -> list[Parameter]:
+        """The weights of shortlist and clusters, which an adaptive input may share."""
+        return [self.weight, *(tail.weight for tail in self.tails)]
+
+    @staticmethod
+    def specs(
+        prefix: str,
+        vocab_size: int,
+        size: int,
+        cutoffs: Sequence[int],
+        div_value: float = 4.0,
+        group: str = "head",
+        bias: bool = False,
+    ) -> list[Spec]:
+        """The parameters that the head needs, for `Parameters`.
+
+        Parameters
+        ----------
+        cutoffs
+            Strictly increasing, each in [1, V - 1]; none: one exact softmax.
+        div_value
+            At least 1; each cluster has so many times fewer dimensions than the one before it.
+        bias
+            Whether the head's softmax has one; clusters have none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Other cutoffs; a `div_value` that leaves a cluster no dimension.
+        """
+        check_cutoffs(cutoffs, vocab_size, func="Adaptive")
+        rows = (cutoffs[0] if cutoffs else vocab_size) + len(cutoffs)
+        specs = [Spec(f"{prefix}.head.weight", (rows, size), group)]
+        if bias:
+            specs.append(Spec(f"{prefix}.head.bias", (rows,), group))
+        ends = (*cutoffs, vocab_size)[1:]
+        widths = cluster_widths(size, len(cutoffs), div_value, func="Adaptive")
+        for i, (first, end, width) in enumerate(zip(cutoffs, ends, widths, strict=True)):
+            specs.append(Spec(f"{prefix}.tail.{i}.0.weight", (width, size), group))
+            specs.append(Spec(f"{prefix}.tail.{i}.1.weight", (end - first, width), group))
+        return specs
+
+    def _forward(
+        self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
+    ) -> None:
+        targets, clusters = self._by_cluster(ids)
+        xent_forward(nll=nll, targets=targets, **self._map(h, ctx))
+        for tail, rows in zip(self.tails, clusters, strict=True):
+            if len(rows):
+                some = self.pool.lease(rows.shape, self.dtype)
+                x = take(h, rows, self.pool)
+                goals = take(ids, rows, self.pool)
+                goals -= tail.first
+                xent_forward(nll=some, targets=goals, **self._tail_map(x, tail, ctx))
+                nll[rows] += some
+
+    def _gradients(
+        self,
+        nll: Array,
+        loss: Array | None,
+        h: Array,
+        ids: IntArray,
+        ctx: Context,
+        weights: Array | None,
+    ) -> Gradients:
+        targets, clusters = self._by_cluster(ids)
+        dh, dw = self.pool.like(h), self.weight.claim()
+        db = None if self.bias is None else self.bias.claim()
+        bias = None if self.bias is None else self.bias.data
+        xent_gradients(
+            nll=nll, dh=dh, dw=dw.array, db=None if db is None else db.array,
+            h=h, w=self.weight.data, b=bias, targets=targets, weights=weights, backend=ctx.backend,
+        )  # fmt: skip
+        claims: list[Claim] = [dw] if db is None else [dw, db]
+        for tail, rows in zip(self.tails, clusters, strict=True):
+            if not len(rows):
+                continue
+            some = self.pool.lease(rows.shape, self.dtype)
+            x = take(h, rows, self.pool)
+            goals = take(ids, rows, self.pool)
+            goals -= tail.first
+            y = self._project(x, tail, ctx)
+            dy, dw, dp = self.pool.like(y), tail.weight.claim(), tail.projection.claim()
+            xent_gradients(
+                nll=some, dh=dy, dw=dw.array, h=y, w=tail.weight.data, targets=goals,
+                weights=None if weights is None else take(weights, rows, self.pool),
+                backend=ctx.backend,
+            )  # fmt: skip
+            dx = self.pool.like(x)
+            linear_backward(
+                dx=dx, dw=dp.array, dy=dy, x=x, w=tail.projection.data, backend=ctx.backend
+            )
+            nll[rows] += some
+            dx += take(dh, rows, self.pool)
+            dh[rows] = dx
+            claims += [dw, dp]
+        return Gradients(dh, claims)
+
+    def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
+        """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
+        h = as_floats(h, self.dtype)
+        head = self.pool.lease((len(h), len(self.weight.data)), self.dtype)
+        xent_log_prob(log_prob=head, **self._map(h, ctx))
+        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
+        log_prob[:, : self.shortlist] = head[:, : self.shortlist]
+        for i, tail in enumerate(self.tails, self.shortlist):
+            size = len(tail.weight.data)
+            some = self.pool.lease((len(h), size), self.dtype)
+            xent_log_prob(log_prob=some, **self._tail_map(h, tail, ctx))
+            np.add(some, head[:, i : i + 1], out=log_prob[:, tail.first : tail.first + size])
+        return log_prob
+
+    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
+        """The k most probable tokens after hidden states `h` [N, H], exactly.
+
+        No token is more probable than its cluster, so clusters are opened from the most probable
+        one on, and only while they are more probable than the k-th best token so far.
+
+        Returns
+        -------
+        log_prob, ids
+            [N, k] in nats, falling, and int32 [N, k]; of equal ones the smaller id comes first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
+        """
+        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
+        h = as_floats(h, self.dtype)
+        # A cluster that is not among so many entries is less probable than k tokens.
+        count = min(k + len(self.tails), len(self.weight.data))
+        entries = self.pool.lease((len(h), count), self.dtype)
+        found: IntArray = self.pool.lease((len(h), count), np.int32)
+        xent_top_k(log_prob=entries, ids=found, **self._map(h, ctx))
+        clusters = np.full((len(h), len(self.tails)), -np.inf, self.dtype)
+        row, column = np.nonzero(found >= self.shortlist)
+        clusters[row, found[row, column] - self.shortlist] = entries[row, column]
+        entries[row, column] = -np.inf
+        log_prob = np.full((len(h), k), -np.inf, self.dtype)
+        ids = np.full((len(h), k), self.vocab_size - 1, np.int32)
+        everywhere = np.arange(len(h))
+        _merge(log_prob, ids, everywhere, entries, found)
+        order = np.argsort(-clusters, axis=1, kind="stable")
+        for rank in range(len(self.tails)):
+            chosen = order[:, rank]
+            wanted = clusters[everywhere, chosen] > log_prob[:, -1]
+            for i, tail in enumerate(self.tails):
+                rows = np.flatnonzero(wanted & (chosen == i))
+                if len(rows):
+                    shape = len(rows), min(k, len(tail.weight.data))
+                    some = self.pool.lease(shape, self.dtype)
+                    words: IntArray = self.pool.lease(shape, np.int32)
+                    x = take(h, rows, self.pool)
+                    xent_top_k(log_prob=some, ids=words, **self._tail_map(x, tail, ctx))
+                    some += clusters[rows, i, None]
+                    words += tail.first
+                    _merge(log_prob, ids, rows, some, words)
+        return log_prob, ids
+
+    def sample(self, h: Array, rng: Context) -> IntArray:
+        """One token for each of the hidden states `h` [N, H], drawn from its distribution.
+
+        An entry of the head is drawn, and if that is a cluster, a token in it.
+
+        Parameters
+        ----------
+        rng
+            Row n's random numbers depend on (seed, step, time0, n) alone: the same context draws
+            the same tokens, another step others.
+
+        Returns
+        -------
+        int32 [N].
+
+        Raises
+        ------
+        TypeError, ValueError
+            A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
+        """
+        h = as_floats(h, self.dtype)
+        drawn = np.empty(len(h), np.int32)
+        key: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
+        xent_sample(ids=drawn, **key, **self._map(h, rng))
+        ids = drawn.copy()
+        for i, tail in enumerate(self.tails, self.shortlist):
+            rows = np.flatnonzero(drawn == i)
+            if len(rows):
+                some = np.empty(len(rows), np.int32)
+                parts = self._tail_map(take(h, rows, self.pool), tail, rng)
+                xent_sample(ids=some, rows=rows.astype(np.int32), layer=1, **key, **parts)
+                ids[rows] = np.where(some < 0, some, some + tail.first)
+        if (ids < 0).any():
+            raise ValueError(
+                f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
+                "NaN or infinite"
+            )
+        return ids
+
+    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
+        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H].
+
+        The head's entropy, and each cluster's times its probability: all clusters are computed.
+        """
+        h = as_floats(h, self.dtype)
+        entropy, some, nll = (np.empty(len(h), self.dtype) for _ in range(3))
+        xent_entropy(entropy=entropy, **self._map(h, ctx))
+        for i, tail in enumerate(self.tails, self.shortlist):
+            targets = np.full(len(h), i, np.int32)
+            xent_forward(nll=nll, targets=targets, **self._map(h, ctx))
+            xent_entropy(entropy=some, **self._tail_map(h, tail, ctx))
+            entropy += np.exp(-nll) * some
+        return entropy
+
+    def _by_cluster(self, ids: IntArray) -> tuple[IntArray, list[npt.NDArray[np.intp]]]:
+        """Targets of the head's softmax, and the rows of each cluster, rising."""
+        check_ids(ids, self.vocab_size, func=self.name, name="targets")
+        _, *clusters = places_by_cluster(ids, self.cutoffs)
+        targets = ids.copy()
+        for i, rows in enumerate(clusters, self.shortlist):
+            targets[rows] = i
+        return targets, clusters
+
+    def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
+        """What makes the head's logits."""
+        b = None if self.bias is None else self.bias.data
+        return {"h": h, "w": self.weight.for_product(len(h)), "b": b, "backend": ctx.backend}
+
+    def _tail_map(self, x: Array, tail: Tail, ctx: Context) -> dict[str, Any]:
+        """What makes the logits of a cluster."""
+        w = tail.weight.for_product(len(x))
+        return {"h": self._project(x, tail, ctx), "w": w, "backend": ctx.backend}
+
+    def _project(self, x: Array, tail: Tail, ctx: Context) -> Array:
+        y = self.pool.lease((len(x), len(tail.projection.data)), self.dtype)
+        linear_forward(y=y, x=x, w=tail.projection.for_product(len(x)), backend=ctx.backend)
+        return y
+
+
+def _merge(
+    log_prob: Array,
+    ids: IntArray,
+    rows: npt.NDArray[np.intp],
+    more_log_prob: Array,
+    more_ids: IntArray,
+) -> None:
+    """Keep in `rows` the best of what is there and of what comes in, by falling probability."""
+    both = np.concatenate([log_prob[rows], more_log_prob], axis=1)
+    words = np.concatenate([ids[rows], more_ids], axis=1)
+    best = np.lexsort((words, -both), axis=1)[:, : log_prob.shape[1]]
+    log_prob[rows] = np.take_along_axis(both, best, axis=1)
+    ids[rows] = np.take_along_axis(words, best, axis=1)

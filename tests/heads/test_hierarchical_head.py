@@ -1,0 +1,404 @@
+"""Hierarchical head: gradients as rows, what it says, its tree among the model's arrays, errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pynlm.heads import HeadOptions, Hierarchical
+from pynlm.heads.hierarchical import stored_tree
+from pynlm.heads.trees import Tree, balanced, frequency_classes, from_clusters, huffman
+from pynlm.layers import Context, Parameters
+from pynlm.models import RecurrentLM, RecurrentLMConfig
+from pynlm.testing import assert_close, assert_same_bits
+from pynlm.testing.tolerances import (
+    CLOSED_FORM,
+    PROBABILITY_SUM,
+    chi_square_bound,
+    finite_difference_tolerance,
+    kernel_tolerance,
+)
+from pynlm.train.config import OptimiserConfig
+from pynlm.train.optimisers import gradient_norm, make_optimiser
+
+N, H, V = 6, 3, 11
+RNG = np.random.default_rng(0)
+HIDDEN = RNG.standard_normal((N, H))
+TARGETS = [0, -100, 2, 10, 5, -100]
+WEIGHTS = np.array([0.5, 3.0, 1.5, 0.0, 2.0, 1.0])
+COUNTS = 1000 // np.arange(1, V + 1)
+TREES: dict[str, Tree] = {
+    "huffman": huffman(COUNTS),
+    "ternary": huffman(COUNTS, 3),
+    "balanced": balanced(V),
+    "classes": frequency_classes(COUNTS),
+    "clusters": from_clusters([3, 1, 3, 2, 2, 1, 1, 3, 3, 3, 1]),
+}
+every_tree = pytest.mark.parametrize("tree", TREES)
+
+
+def make(
+    tree: str | Tree = "huffman", dtype: Any = np.float64, bias: bool = True
+) -> tuple[Hierarchical, Parameters]:
+    chosen = TREES[tree] if isinstance(tree, str) else tree
+    p = Parameters(Hierarchical.specs("head", chosen.vocab_size, H, bias=bias), dtype)
+    for q in p.values():
+        q.data[...] = np.random.default_rng(1).standard_normal(q.data.shape)
+    return Hierarchical(p, chosen), p
+
+
+@every_tree
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("weights", [None, WEIGHTS, 0.5])
+def test_finite_differences(
+    train: Context,
+    tree: str,
+    bias: bool,
+    reduction: str,
+    weights: object,
+    numeric_gradient: Callable[..., np.ndarray],
+) -> None:
+    head, parameters = make(tree, bias=bias)
+    h = HIDDEN.copy()
+    upstream: Any = np.array([1.0, 2.0, -1.0, 0.5, 0.25, 3.0]) if reduction == "none" else 0.3
+
+    def loss(ctx: Context) -> Any:
+        return head.loss(h, TARGETS, ctx, weights, reduction=reduction)
+
+    score = replace(train, train=False)
+    assert loss(score)[1] is None
+    value, backprop = loss(train)
+    assert_close(value, loss(score)[0], CLOSED_FORM, what="loss in training")
+    dh = backprop(upstream)
+    assert head.weight.state == "rows"
+    tolerance = finite_difference_tolerance("head")
+
+    def total() -> float:
+        return float(np.sum(upstream * loss(score)[0]))
+
+    assert_close(dh, numeric_gradient(total, h), tolerance, what="dh")
+    for name, p in parameters.items():
+        assert_close(p.densify(), numeric_gradient(total, p.data), tolerance, what=name)
+
+
+@every_tree
+def test_only_the_rows_on_a_path_have_gradients(train: Context, tree: str) -> None:
+    head, _ = make(tree)
+    target = 4
+    _, backprop = head(HIDDEN[:1], [target], train)
+    assert backprop is not None and head.weight.state == "unset"
+    backprop()
+    first = head.tree.first
+    path = [m for m, _ in head.tree.path(target)]
+    rows = np.concatenate([np.arange(first[m] - m, first[m + 1] - m - 1) for m in path])
+    assert head.weight.rows[0].tolist() == sorted(rows.tolist())
+    assert len(rows) == head.tree.cost[target]
+    with pytest.raises(RuntimeError, match="Hierarchical head: backprop may be called once"):
+        backprop()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adagrad"])
+def test_an_update_of_rows_is_the_dense_one(train: Context, kind: str) -> None:
+    """Two steps, on other rows, with decay: also what no path touched moves."""
+    weights = []
+    for dense in (False, True):
+        head, parameters = make("huffman")
+        optimiser = make_optimiser(
+            OptimiserConfig(kind=kind, weight_decay=0.1),
+            parameters,
+        )
+        for targets in ([0, 1, 2], [10, 0, 5]):
+            parameters.zero_grad()
+            _, backprop = head(HIDDEN[:3], targets, train)
+            assert backprop is not None
+            backprop(0.5)
+            if dense:
+                head.weight.densify()
+            norm = gradient_norm(parameters)
+            optimiser.step(lr=0.1, scale=1 / norm)
+        weights.append(head.weight.data.copy())
+    assert_close(weights[0], weights[1], CLOSED_FORM, what="weight")
+
+
+def test_two_forwards_in_flight_and_one_dropped(train: Context) -> None:
+    head, parameters = make()
+    want: dict[str, Any] = dict.fromkeys(parameters, 0.0)
+    for sign in (1, -1):
+        parameters.zero_grad()
+        _, backprop = head(sign * HIDDEN, [1, 2, 3, 3, 0, 9], train)
+        assert backprop is not None
+        backprop(0.5)
+        for name, p in parameters.items():
+            want[name] = want[name] + p.densify()
+    parameters.zero_grad()
+    flying = [head(sign * HIDDEN, [1, 2, 3, 3, 0, 9], train)[1] for sign in (1, -1, 7)]
+    del flying[2]
+    for backprop in flying[::-1]:
+        assert backprop is not None
+        backprop(0.5)
+    for name, p in parameters.items():
+        assert_close(p.densify(), want[name], CLOSED_FORM, what=name)
+
+
+def test_a_steady_step_allocates_nothing(train: Context) -> None:
+    head, parameters = make()
+    made = 0
+    for step in range(10):
+        parameters.zero_grad()
+        _, backprop = head(HIDDEN, [0, 1, 2, 3, 4, 5], train)
+        assert backprop is not None
+        backprop(np.ones(N))
+        if step == 2:
+            made = head.pool.allocations
+    assert head.pool.allocations == made
+
+
+@pytest.mark.parametrize("weights", [None, 0.5, WEIGHTS])
+def test_upstream_gradients_of_each_token(train: Context, weights: object) -> None:
+    """The same as weights at the forward."""
+    targets = [0, 1, 2, 2, 5, 6]
+    upstream = np.array([1.0, 0.0, -2.0, 0.5, 0.25, 4.0])
+
+    def gradients(weights: object, scale: Any) -> dict[str, np.ndarray]:
+        head, parameters = make()
+        _, backprop = head(HIDDEN, targets, train, weights)
+        assert backprop is not None
+        dh = backprop(scale)
+        return {"h": dh, **{name: p.densify() for name, p in parameters.items()}}
+
+    factors = 1.0 if weights is None else weights
+    want, got = gradients(factors * upstream, 1.0), gradients(weights, upstream)
+    for name in want:
+        assert_same_bits(got[name], want[name], what=name)
+
+
+@every_tree
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_what_the_head_says_fits_together(
+    score: Context, tree: str, dtype: str, scale: float
+) -> None:
+    head, _ = make(tree, dtype)
+    h = (HIDDEN * scale).astype(dtype)
+    log_prob = head.log_prob(h, score).astype(np.float64)
+    assert_close(np.exp(log_prob).sum(1), np.ones(N), PROBABILITY_SUM, what="sum of p")
+    tolerance = kernel_tolerance("hsoftmax", dtype, "sharp")
+    targets = [0, 10, 2, 7, 5, 9]
+    nll, _ = head(h, targets, score)
+    assert_close(-log_prob[np.arange(N), targets], nll, tolerance, what="nll", terms=V)
+    entropy = -(np.exp(log_prob) * log_prob).sum(1)
+    assert_close(head.entropy(h, score), entropy, tolerance, what="entropy", terms=V)
+    top, ids = head.top_k(h, V, score)
+    assert top.dtype == dtype and ids.dtype == np.int32
+    assert_close(top, -np.sort(-log_prob, axis=1), tolerance, what="top_k", terms=V)
+    assert (np.sort(ids, axis=1) == np.arange(V)).all()
+    some, first = head.top_k(h, 3, score)
+    assert (first == ids[:, :3]).all() and (some == top[:, :3]).all()
+
+
+@every_tree
+def test_extreme_logits_that_add_up(score: Context, tree: str) -> None:
+    """Biases of +-1e4 in both directions at every node."""
+    head, _ = make(tree, np.float32)
+    assert head.bias is not None
+    head.weight.data.fill(0)
+    for signs in np.random.default_rng(2).choice([-1e4, 1e4], (20, V - 1)):
+        head.bias.data[...] = signs
+        log_prob = head.log_prob(np.zeros((1, H), np.float32), score).astype(np.float64)
+        assert np.isfinite(log_prob).all()
+        assert_close(np.exp(log_prob).sum(), 1.0, PROBABILITY_SUM, what="sum of p")
+        nll = [head(np.zeros((1, H), np.float32), [v], score)[0][0] for v in range(V)]
+        assert_close(-log_prob[0], nll, kernel_tolerance("hsoftmax", "float32"), what="nll")
+
+
+@every_tree
+def test_the_chain_rule(score: Context, tree: str) -> None:
+    """The nll is the sum over the path of what each node's own softmax says."""
+    head, _ = make(tree)
+    assert head.bias is not None
+    nll, _ = head(HIDDEN, [3] * N, score)
+    total = np.zeros(N)
+    for m, child in head.tree.path(3):
+        rows = slice(head.tree.first[m] - m, head.tree.first[m + 1] - m - 1)
+        z = HIDDEN @ head.weight.data[rows].T + head.bias.data[rows]
+        z = np.insert(z, 0, 0.0, axis=1)
+        total += np.log(np.exp(z).sum(1)) - z[:, child]
+    assert_close(nll, total, CLOSED_FORM, what="nll")
+
+
+@every_tree
+def test_samples_follow_the_distribution(tree: str) -> None:
+    head, _ = make(tree, np.float32)
+    rows = 50_000
+    h = np.repeat(HIDDEN[:1], rows, axis=0).astype(np.float32)
+    found = np.bincount(head.sample(h, Context(train=False, seed=4)), minlength=V)
+    expected = rows * np.exp(head.log_prob(h[:1])[0].astype(np.float64))
+    statistic = float(((found - expected) ** 2 / expected).sum())
+    assert statistic < chi_square_bound(V - 1)
+
+
+def test_a_sample_is_a_function_of_its_context(score: Context) -> None:
+    head, _ = make()
+    h = np.repeat(HIDDEN, 50, axis=0)
+    drawn = head.sample(h, score)
+    assert drawn.dtype == np.int32 and (head.sample(h, score) == drawn).all()
+    for other in (replace(score, step=6), replace(score, seed=4), replace(score, time0=1)):
+        assert (head.sample(h, other) != drawn).any()
+
+
+def test_nothing_to_learn_from(train: Context) -> None:
+    """All ignored, no rows, no weight: a loss of 0 and gradients of 0, not NaN."""
+    for h, targets, weights in (
+        (HIDDEN, [-100] * N, None),
+        (HIDDEN, [0] * N, 0.0),
+        (HIDDEN[:0], [], None),
+    ):
+        for reduction in ("none", "sum", "mean"):
+            head, parameters = make()
+            value, backprop = head.loss(h, targets, train, weights, reduction=reduction)
+            assert not np.any(value) and backprop is not None
+            dh = backprop(np.ones(len(h)) if reduction == "none" else 1.0)
+            assert dh.shape == h.shape and not dh.any()
+            assert not any(p.densify().any() for p in parameters.values())
+
+
+@pytest.mark.parametrize("kind", ["huffman", "balanced", "classes"])
+def test_a_vocabulary_of_one_word(train: Context, kind: str) -> None:
+    """It is certain, and there is nothing to learn but no error either."""
+    config = RecurrentLMConfig(1, 3, (H,), head=HeadOptions(kind="hierarchical", tree=kind))
+    model = RecurrentLM(config, np.float64, counts=[7])
+    model.initialise(1)
+    optimiser = make_optimiser(OptimiserConfig(kind="adam"), model.parameters)
+    nll, _, backprop = model([[0], [0]], [[0], [0]], None, train)
+    assert not nll.any() and backprop is not None
+    backprop()
+    assert gradient_norm(model.parameters) == 0.0
+    optimiser.step(lr=0.1)
+    log_prob, ids = model.head.top_k(HIDDEN, 1, train)
+    assert not log_prob.any() and not ids.any() and not model.head.sample(HIDDEN, train).any()
+    assert not model.log_prob(HIDDEN).any() and not model.head.entropy(HIDDEN, train).any()
+
+
+def test_options_make_the_head() -> None:
+    for tree, more in (
+        ("huffman", {"arity": 3}),
+        ("balanced", {"arity": 4}),
+        ("classes", {"classes": 2}),
+    ):
+        options = HeadOptions(kind="hierarchical", tree=tree, **more)  # type: ignore[arg-type]
+        assert HeadOptions.from_dict(options.to_dict()) == options
+        parameters = Parameters(options.specs("head", V, H, bias=True, tied=False))
+        head = options.make(parameters, None, counts=COUNTS)
+        assert isinstance(head, Hierarchical)
+        own = {
+            "huffman": lambda: huffman(COUNTS, 3),
+            "balanced": lambda: balanced(V, 4),
+            "classes": lambda: frequency_classes(COUNTS, 2),
+        }[tree]()
+        assert (head.tree.children == own.children).all() and (head.tree.first == own.first).all()
+
+
+def test_the_tree_is_saved_with_the_weights() -> None:
+    config = RecurrentLMConfig(V, 3, (H,), head=HeadOptions(kind="hierarchical"))
+    model = RecurrentLM(config, counts=COUNTS)
+    model.initialise(1)
+    state = {name: x.copy() for name, x in model.state_dict().items()}
+    assert state["head.weight"].shape == (V - 1, H) and state["head.bias"].shape == (V - 1,)
+    again = RecurrentLM(config, tree=stored_tree(state))
+    again.load_state_dict(state)
+    assert_same_bits(
+        again.log_prob(HIDDEN.astype(np.float32)),
+        model.log_prob(HIDDEN.astype(np.float32)),
+        what="log_prob",
+    )
+    other = RecurrentLM(config, counts=COUNTS[::-1].copy())
+    with pytest.raises(ValueError, match=r"RecurrentLM: head\.tree\.children is of a model with"):
+        other.load_state_dict(state)
+    assert not other.parameters.data.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arity": 1}, r"arity must be in \[2, 1073741824\], got 1"),
+        ({"classes": 0, "tree": "classes"}, r"classes must be in \[1, 1073741824\], got 0"),
+        ({"tree": "oak"}, "tree must be one of huffman, balanced, classes, clusters, got 'oak'"),
+        ({"classes": 3}, "classes is not defined for tree 'huffman', got 3"),
+        ({"arity": 3, "tree": "classes"}, "arity is not defined for tree 'classes', got 3"),
+        ({"tree": "clusters"}, "tree 'clusters' needs clusters, the file that has them"),
+        ({"z_loss": 0.1}, "z_loss is not defined for kind 'hierarchical', got 0.1"),
+        ({"kind": "full", "arity": 3}, "arity is not defined for kind 'full', got 3"),
+    ],
+)
+def test_option_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^HeadOptions: {message}"):
+        HeadOptions(**{"kind": "hierarchical", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "message"),
+    [
+        ({}, {}, r"make_tree: tree 'huffman' needs counts \[V=11\]"),
+        ({}, {"counts": COUNTS[1:]}, r"make_tree: counts must be of V=11 tokens, got \[10\]"),
+        ({}, {"counts": -COUNTS}, r"huffman: counts must be \[V\], V >= 1, none negative"),
+        (
+            {"tree": "classes", "classes": 12},
+            {"counts": COUNTS},
+            r"frequency_classes: classes must be in \[1, 11\], got 12",
+        ),
+        (
+            {},
+            {"tree": balanced(10)},
+            "Hierarchical head: tree must have V=11 tokens for a weight of 10 rows, got 10",
+        ),
+    ],
+)
+def test_what_a_tree_needs(options: dict[str, Any], given: dict[str, Any], message: str) -> None:
+    config = RecurrentLMConfig(V, 3, (H,), head=HeadOptions(kind="hierarchical", **options))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        RecurrentLM(config, **given)
+
+
+def test_there_is_no_table_to_tie() -> None:
+    with pytest.raises(ValueError, match="tied must be false for head kind 'hierarchical'"):
+        RecurrentLMConfig(V, H, (H,), tied=True, head=HeadOptions(kind="hierarchical"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"h": np.ones((N, 4))}, ValueError),
+        ({"h": np.ones((N, H), np.float32)}, TypeError),
+        ({"targets": [0, 1]}, ValueError),
+        ({"targets": [0, 1, 2, 3, 4, V]}, IndexError),
+        ({"targets": [0, 1, 2, 3, 4, -1]}, IndexError),
+        ({"targets": [0.0] * N}, TypeError),
+        ({"weights": [1.0]}, ValueError),
+    ],
+)
+@pytest.mark.parametrize("mode", [True, False])
+def test_errors(train: Context, change: dict[str, Any], error: type[Exception], mode: bool) -> None:
+    head, parameters = make()
+    given: dict[str, Any] = {"h": HIDDEN, "targets": [0] * N, "weights": None, **change}
+    if "weights" in change and not mode:
+        return
+    with pytest.raises(error):
+        head(given["h"], given["targets"], replace(train, train=mode), given["weights"])
+    assert all((p.densify() == 0).all() for p in parameters.values())
+
+
+def test_errors_of_predictions(train: Context) -> None:
+    head, _ = make()
+    for k in (0, V + 1):
+        with pytest.raises(ValueError, match=rf"Hierarchical head top_k: k must be in .* got {k}"):
+            head.top_k(HIDDEN, k)
+    broken = HIDDEN.copy()
+    broken[2] = math.nan
+    with pytest.raises(ValueError, match=r"Hierarchical head sample: h\[2\] gives no distribution"):
+        head.sample(broken, train)
