@@ -208,6 +208,7 @@ def xent_gradients(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    gradient_filter: float = 0.0,
 ) -> None: ...
 def xent_log_prob(
     *,

@@ -44,6 +44,7 @@ namespace {
 #include "pack/pack-inl.h"
 #include "linear/linear-inl.h"
 #include "softmax/xent-inl.h"
+#include "softmax/xent_filter-inl.h"
 #include "embedding/embedding-inl.h"
 #include "softmax/candidates-inl.h"
 #include "softmax/hsoftmax-inl.h"

@@ -242,7 +242,11 @@ inline void row_gradient(const XentGradientsArgs<T>& a, int64_t n, const RowSums
 }
 
 template <class T>
+void filtered_gradients(const XentGradientsArgs<T>& a);  // xent_filter-inl.h
+
+template <class T>
 void xent_gradients(const XentGradientsArgs<T>& a) {
+    if (a.gradient_filter > 0 && a.N > 0) return filtered_gradients(a);
     const XentTile tile = xent_tile<T>(a.N, a.H, a.V);
     const bool tiled = tile.words < a.V;
     const Weights<T> w{a.w};

@@ -28,7 +28,7 @@ _SAMPLED: dict[str, type[SampledHead]] = {
 _OF_SAMPLES = ("temperature", "samples", "sampler", "alpha", "unique", "remove_hits")
 # Each kind with the options that it has.
 KINDS = {
-    "full": ("label_smoothing", "z_loss", "temperature"),
+    "full": ("label_smoothing", "z_loss", "temperature", "gradient_filter"),
     "adaptive": ("cutoffs", "div_value"),
     "hierarchical": ("tree", "arity", "classes", "clusters"),
     "sampled": _OF_SAMPLES,
@@ -56,6 +56,8 @@ class HeadOptions:
         "negative-sampling": `pynlm.heads.Sampled`, `NCE` and `NegativeSampling`.
     label_smoothing, z_loss, temperature
         See `pynlm.heads.Full`; a mixture and the heads that sample have the last only.
+    gradient_filter
+        Of "full", see `pynlm.heads.Full`: above 0, gradients are approximate.
     cutoffs, div_value
         Of "adaptive", see `pynlm.heads.Adaptive`; without cutoffs it is not decided yet
         (`pynlm.heads.choose_cutoffs`).
@@ -91,6 +93,7 @@ class HeadOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     temperature: float = 1.0
+    gradient_filter: float = 0.0
     cutoffs: tuple[int, ...] | None = None
     div_value: float = 4.0
     tree: str = "huffman"
@@ -114,6 +117,7 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(self.gradient_filter, func=func, name="gradient_filter", low=0.0, high=1.0)
         check_number(self.div_value, func=func, name="div_value", low=1.0)
         if self.cutoffs is not None:
             check_cutoffs(self.cutoffs, 2**31, func=func)
@@ -233,4 +237,5 @@ class HeadOptions:
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             temperature=self.temperature,
+            gradient_filter=self.gradient_filter,
         )

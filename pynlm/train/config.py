@@ -113,6 +113,7 @@ class HeadConfig(_Section):
     `sampled`, `nce` and `negative-sampling` learn from `samples` tokens a step, and are evaluated
     as `full` is; see `pynlm.heads.SampledHead` and `pynlm.heads.NCE` for their options.
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `gradient_filter` > 0 makes gradients approximate, see `pynlm.heads.Full`.
     `cutoffs` are the first ids of the adaptive softmax's clusters, each with `div_value` times
     fewer dimensions than the one before; None: they are chosen from the training text's counts.
     `hierarchical` is a softmax down a tree over the vocabulary: by `tree` of the counts, with nodes
@@ -125,6 +126,7 @@ class HeadConfig(_Section):
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    gradient_filter: float = Field(default=0.0, ge=0.0, le=1.0)
     cutoffs: tuple[int, ...] | None = None
     div_value: float = Field(default=4.0, ge=1.0, allow_inf_nan=False)
     tree: Literal["huffman", "balanced", "classes", "clusters"] = "huffman"
