@@ -2,13 +2,12 @@
 
 `python -m bench.hierarchical [--text FILE] [--words N] [--seconds S] [--out DIR]`. The first table
 is the head's training pass on a large vocabulary with all threads: hidden states in, loss and all
-gradients out. The second is word2vec's skip-gram with one thread each, on the same words of the same
-text (by default the novels in `PYNLM_DATA`) with the same tree and width, by the processor time that
-each takes: for each pair of
-neighbours a vector is fetched, a path is walked down and back, and both tables are updated. gensim
-does so pair by pair, skips nodes whose sigmoid is almost 0 or 1 and reads the rest from a table;
-pynlm takes pairs in batches, and computes the loss, too. Writes DIR/hierarchical.json and
-DIR/hierarchical.md. Wants an otherwise idle machine.
+gradients out. The second is word2vec's skip-gram with one thread each, on the same words of a text
+(by default the novels in `PYNLM_DATA`, all of whose words are in the vocabulary) with the same tree
+and width, by processor time: for each pair of neighbours a vector is fetched, a path is walked down
+and back, and both tables are updated. gensim does so pair by pair, skips nodes whose sigmoid is
+almost 0 or 1 and reads the rest from a table; pynlm takes pairs in batches, and computes the loss,
+too. Writes DIR/hierarchical.json and DIR/hierarchical.md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -137,11 +137,11 @@ def neighbours(lines: list[list[int]]) -> tuple[Array, Array]:
     return np.concatenate(found[0]), np.concatenate(found[1])
 
 
-def beside_gensim(path: Path, size: int, budget: Budget) -> list[Row]:
+def beside_gensim(path: Path, counts: Mapping[str, int], size: int, budget: Budget) -> list[Row]:
     """Rates of both with one thread each, after a check that they mean the same by a tree."""
     from bench.peers.with_gensim import SkipGram as Theirs
 
-    theirs = Theirs(path, size)
+    theirs = Theirs(path, counts, size)
     ids = {word: i for i, word in enumerate(theirs.words)}
     lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     pairs = neighbours([[ids[word] for word in line] for line in lines])
@@ -191,6 +191,12 @@ def _check(theirs: Any, own: SkipGram, sentence: list[str], ids: dict[str, int])
     for w, begun in zip(weights, began, strict=True):
         w[...] = begun
     own.head.weight.data.fill(0)
+
+
+def count_words(text: Path) -> Counter[str]:
+    """How often each word of a text occurs."""
+    with open(text, encoding="utf-8") as file:
+        return Counter(word for line in file for word in line.split())
 
 
 def first_words(text: Path, count: int, folder: Path) -> Path:
@@ -245,8 +251,8 @@ def render(facts: dict[str, str], tables: dict[str, list[Row]], n: int) -> str:
         ]
         head = ["V", "width", "", "nodes a pair", "pairs/s", "nodes/s", "over gensim", "at least 1"]
         parts += [
-            "Skip-gram with one thread each, same words, same tree, by processor time: vector, path, "
-            f"update of both tables, for each word after each of its neighbours. gensim: "
+            "Skip-gram with one thread each, same words and tree, by processor time: vector, path "
+            "and update of both tables, for each word after each of its neighbours. gensim: "
             f"{GENSIM_WAY}; pynlm: batches of {PAIRS:,} pairs, loss included.",
             page.table(head, rows),
         ]
@@ -291,8 +297,9 @@ def main(arguments: list[str] | None = None) -> None:
         facts["gensim"] = version()
         with tempfile.TemporaryDirectory() as folder, threads(1, []):
             path = first_words(given.text, given.words, Path(folder))
+            counts = count_words(given.text)
             for size in WIDTHS:
-                tables["gensim"] += beside_gensim(path, size, budget)
+                tables["gensim"] += beside_gensim(path, counts, size, budget)
     facts["other work"] = others.describe()
     text = render(facts, tables, n)
     given.out.mkdir(parents=True, exist_ok=True)
