@@ -205,8 +205,7 @@ class Adaptive(FusedHead):
     def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
         """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
         h = as_floats(h, self.dtype)
-        head = self.pool.lease((len(h), len(self.weight.data)), self.dtype)
-        xent_log_prob(log_prob=head, **self._map(h, ctx))
+        head = self._head_log_prob(h, ctx)
         log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
         log_prob[:, : self.shortlist] = head[:, : self.shortlist]
         for i, tail in enumerate(self.tails, self.shortlist):
@@ -309,14 +308,19 @@ class Adaptive(FusedHead):
         The head's entropy, and each cluster's times its probability: all clusters are computed.
         """
         h = as_floats(h, self.dtype)
-        entropy, some, nll = (np.empty(len(h), self.dtype) for _ in range(3))
+        entropy, some = (np.empty(len(h), self.dtype) for _ in range(2))
         xent_entropy(entropy=entropy, **self._map(h, ctx))
+        head = self._head_log_prob(h, ctx)
         for i, tail in enumerate(self.tails, self.shortlist):
-            targets = np.full(len(h), i, np.int32)
-            xent_forward(nll=nll, targets=targets, **self._map(h, ctx))
             xent_entropy(entropy=some, **self._tail_map(h, tail, ctx))
-            entropy += np.exp(-nll) * some
+            entropy += np.exp(head[:, i]) * some
         return entropy
+
+    def _head_log_prob(self, h: Array, ctx: Context) -> Array:
+        """Log-probabilities [N, shortlist + J] of shortlist and clusters."""
+        log_prob = self.pool.lease((len(h), len(self.weight.data)), self.dtype)
+        xent_log_prob(log_prob=log_prob, **self._map(h, ctx))
+        return log_prob
 
     def _by_cluster(self, ids: IntArray) -> tuple[IntArray, list[npt.NDArray[np.intp]]]:
         """Targets of the head's softmax, and the rows of each cluster, rising."""

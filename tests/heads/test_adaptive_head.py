@@ -281,6 +281,22 @@ def test_same_bits_at_any_number_of_threads(train: Context) -> None:
             assert_same_bits(got, want, what="result")
 
 
+@pytest.mark.parametrize("rows", [1, 3, 300])
+def test_packed_weights_give_the_same_bits(rows: int) -> None:
+    head, parameters = make("float32", (500, 2000), 64, 9000)
+    score = Context(train=False, seed=1)
+    h, targets = hidden(rows, 64, "float32"), np.random.default_rng(4).integers(0, 9000, rows)
+
+    def all_it_says() -> list[np.ndarray]:
+        top = head.top_k(h, 5)
+        return [head(h, targets, score)[0], head.log_prob(h), *top, head.sample(h, score)]
+
+    plain = all_it_says()
+    parameters.pack()
+    for got, want in zip(all_it_says(), plain, strict=True):
+        assert_same_bits(got, want, what="result")
+
+
 def test_a_steady_step_allocates_nothing(train: Context) -> None:
     head, parameters = make()
     made = 0

@@ -148,6 +148,20 @@ def test_cutoffs_beyond_the_vocabulary_leave_no_run(make: Make, tmp_path: Path) 
     assert not (tmp_path / "run" / "config.toml").exists()
 
 
+def test_hint_at_large_vocabularies(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = "--set head.kind=adaptive"
+    make("small", quiet=False, overrides={"train.epochs": 1}).run()
+    assert hint not in capsys.readouterr().out
+    monkeypatch.setattr("pynlm.train.trainer.MANY_WORDS", 5)
+    make("large", quiet=False, overrides={"train.epochs": 1}).run()
+    assert hint in capsys.readouterr().out
+    make("adaptive", quiet=False, overrides={**ADAPTIVE, "train.epochs": 1}).run()
+    said = capsys.readouterr().out
+    assert hint not in said and "adaptive softmax, cutoffs [3, 6]" in said
+
+
 def test_ids_that_are_not_sorted_need_cutoffs(make: Make, tmp_path: Path) -> None:
     ids = {"text": [0, 1, 1] * 100, "valid": [1, 0, 1], "test": None}
     with pytest.raises(ValueError, match="sorted by falling count, which those of level 'integer'"):
@@ -159,7 +173,7 @@ def test_ids_that_are_not_sorted_need_cutoffs(make: Make, tmp_path: Path) -> Non
     [
         (
             {**ADAPTIVE, "model.tied": True},
-            "tied must be false for head kind 'adaptive' without adap",
+            "tied must be false for head kind 'adaptive' without",
         ),
         ({"model.adaptive_input": True}, "adaptive_input must be false for head kind 'full'"),
         ({**ADAPTIVE, "head.cutoffs": [6, 3]}, "cutoffs must be strictly increasing"),
