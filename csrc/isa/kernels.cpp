@@ -46,6 +46,7 @@ namespace {
 #include "softmax/xent-inl.h"
 #include "softmax/xent_filter-inl.h"
 #include "embedding/embedding-inl.h"
+#include "softmax/candidates-inl.h"
 #include "softmax/hsoftmax-inl.h"
 #include "softmax/hsoftmax_predict-inl.h"
 #include "dropout/dropout-inl.h"

@@ -1,4 +1,5 @@
-// CPU form of the hierarchical softmax (contract: hsoftmax.h): what it predicts, from the root down.
+// CPU form of the hierarchical softmax (contract: hsoftmax.h): what it predicts, from the root
+// down.
 
 // Child c of node s; false (and a fault) if it is no entry below the node.
 template <class T>
@@ -111,9 +112,7 @@ struct OpenEntries {
         }
         log_p[at] = p, entry[at] = e;
     }
-    void move(int64_t to, int64_t from) const {
-        log_p[to] = log_p[from], entry[to] = entry[from];
-    }
+    void move(int64_t to, int64_t from) const { log_p[to] = log_p[from], entry[to] = entry[from]; }
 };
 
 // In a tree no entry is met twice.
@@ -207,9 +206,9 @@ void hsoftmax_sample(const HsoftmaxSampleArgs<T>& a) {
                 PathStep s;
                 if (!node_rows(t, entry - t.V, s)) break;
                 node_logits(t, s, a.h + n * t.H, z);
-                const PhiloxWords drawn = philox(
-                    a.seed, a.step,
-                    {{depth, uint32_t(n), a.time, philox_purpose(kPhiloxSample, 0)}});
+                const PhiloxWords drawn =
+                    philox(a.seed, a.step,
+                           {{depth, uint32_t(n), a.time, philox_purpose(kPhiloxSample, 0)}});
                 const int64_t c = draw_child(z, s.rows, uniform_53(drawn));
                 if (c < 0) entry = c;
                 if (c < 0 || !child_of(t, s, c, entry)) break;

@@ -96,13 +96,14 @@ class Full(FusedHead):
     ) -> None:
         self.weight = parameters[f"{prefix}.weight"] if tied is None else tied
         self.bias = parameters.get(f"{prefix}.bias")
-        self.name = f"Full {prefix}"
+        func = type(self).__name__
+        self.name = f"{func} {prefix}"
         self.pool, self.dtype = self.weight.pool, self.weight.data.dtype
         self.vocab_size = len(self.weight.data)
-        check_number(label_smoothing, func="Full", name="label_smoothing", low=0.0, high=1.0)
-        check_number(z_loss, func="Full", name="z_loss", low=0.0)
-        check_number(temperature, func="Full", name="temperature", low=0.0, low_open=True)
-        check_number(gradient_filter, func="Full", name="gradient_filter", low=0.0, high=1.0)
+        check_number(label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
+        check_number(z_loss, func=func, name="z_loss", low=0.0)
+        check_number(temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(gradient_filter, func=func, name="gradient_filter", low=0.0, high=1.0)
         self.label_smoothing, self.z_loss, self.temperature = label_smoothing, z_loss, temperature
         self.gradient_filter = gradient_filter
 
