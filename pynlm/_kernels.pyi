@@ -208,6 +208,7 @@ def xent_gradients(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    gradient_filter: float = 0.0,
 ) -> None: ...
 def xent_log_prob(
     *,
@@ -303,6 +304,41 @@ def hsoftmax_sample(
     step: int,
     time: int = 0,
 ) -> None: ...
+def candidates_forward(
+    *,
+    loss: _Reals,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    targets: _Ids,
+    samples: _Ids,
+    counts: _Reals | None = None,
+    log_expected: _Reals | None = None,
+    target_log_expected: _Reals | None = None,
+    objective: str = "softmax",
+    remove_hits: bool = True,
+    temperature: float = 1.0,
+) -> None: ...
+def candidates_gradients(
+    *,
+    loss: _Reals,
+    dh: _Reals,
+    rows: _Ids,
+    drows: _Reals,
+    db: _Reals | None,
+    h: _Reals,
+    w: _Reals,
+    b: _Reals | None,
+    targets: _Ids,
+    weights: _Reals | None = None,
+    samples: _Ids,
+    counts: _Reals | None = None,
+    log_expected: _Reals | None = None,
+    target_log_expected: _Reals | None = None,
+    objective: str = "softmax",
+    remove_hits: bool = True,
+    temperature: float = 1.0,
+) -> int: ...
 def embedding_forward(
     *,
     y: _Reals,

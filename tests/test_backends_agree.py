@@ -104,6 +104,8 @@ def test_compiled_functions_guard_their_memory(function: str) -> None:
     [
         ("xent_forward", "primes", "targets"),
         ("xent_gradients", "primes", "targets"),
+        ("candidates_forward", "primes", "targets"),
+        ("candidates_gradients", "primes", "samples"),
         ("hsoftmax_forward", "primes", "targets"),
         ("hsoftmax_gradients", "primes", "targets"),
         ("hsoftmax_log_prob", "primes", "first"),

@@ -22,6 +22,7 @@ KERNELS = {
     "gru": ("recurrent", "recurrent"),
     "rnn": ("recurrent", "recurrent"),
     "xent": ("softmax", "softmax"),
+    "candidates": ("softmax", "candidates"),
     "hsoftmax": ("softmax", "hsoftmax"),
     "linear": ("linear", "softmax"),
     "embedding": ("embedding", "small"),

@@ -5,6 +5,7 @@ No contender of the catalogue's cases: `bench.hierarchical` measures it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ WORKERS, WINDOW = 1, 1
 
 
 class SkipGram:
-    """The model over a file's words; `run` trains it once through the file.
+    """The model over counted words; `run` trains it once through a file of them.
 
     Attributes
     ----------
@@ -32,7 +33,7 @@ class SkipGram:
         gensim's Huffman tree as ours.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, counts: Mapping[str, int], size: int) -> None:
         self._path = str(path)
         self.model = Word2Vec(
             vector_size=size,
@@ -45,18 +46,19 @@ class SkipGram:
             shrink_windows=False,
             workers=WORKERS,
         )
-        self.model.build_vocab(corpus_file=self._path)
+        self.model.build_vocab_from_freq(dict(counts))
         vectors = self.model.wv
         self.words: list[str] = vectors.index_to_key
-        facts = [
-            [vectors.get_vecattr(w, x) for w in self.words] for x in ("count", "code", "point")
-        ]
-        self.counts: NDArray[np.int64] = np.array(facts[0])
-        self.tree = _tree(facts[1], facts[2])
+        codes, points = (
+            [vectors.get_vecattr(word, of) for word in self.words] for of in ("code", "point")
+        )
+        self.counts: NDArray[np.int64] = np.array([counts[word] for word in self.words])
+        self.tree = _tree(codes, points)
 
     def run(self) -> None:
         """One pass over the text: a path down the tree, and back, for each pair of neighbours."""
-        self.model.train(corpus_file=self._path, total_words=int(self.counts.sum()), epochs=1)
+        words = int(self.counts.sum())  # no more than that; for the learning rate
+        self.model.train(corpus_file=self._path, total_words=words, epochs=1)
 
     def weights(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Vectors [V, H] of the words, and rows [V - 1, H] of `tree`'s nodes."""

@@ -7,6 +7,7 @@ namespace nlm {
 
 void bind_recurrent(pybind11::module_& m);
 void bind_softmax(pybind11::module_& m);
+void bind_candidates(pybind11::module_& m);
 void bind_hsoftmax(pybind11::module_& m);
 void bind_small(pybind11::module_& m);
 

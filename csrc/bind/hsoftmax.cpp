@@ -139,9 +139,9 @@ void bind_hsoftmax(py::module_& m) {
                 a.K = call.dim('K');
                 a.ids = call.ids_out("ids", ids, "N K");
                 if (a.K < 1 || a.K > a.tree.V)
-                    throw py::value_error("hsoftmax_top_k: K must be in [1, V=" +
-                                          std::to_string(a.tree.V) + "], got " +
-                                          std::to_string(a.K));
+                    throw py::value_error(
+                        "hsoftmax_top_k: K must be in [1, V=" + std::to_string(a.tree.V) +
+                        "], got " + std::to_string(a.K));
                 call.launch(kernels<T>().hsoftmax_top_k, a);
             });
             check_tree("hsoftmax_top_k", fault);

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_kernels, m) {
 
     nlm::bind_recurrent(m);
     nlm::bind_softmax(m);
+    nlm::bind_candidates(m);
     nlm::bind_hsoftmax(m);
     nlm::bind_small(m);
 

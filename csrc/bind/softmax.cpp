@@ -75,7 +75,7 @@ void bind_softmax(py::module_& m) {
     m.def(
         "xent_gradients",
         [](O nll, O loss, O dh, O dw, O db, O h, O w, O b, O targets, O weights,
-           double label_smoothing, double z_loss, double temperature) {
+           double label_smoothing, double z_loss, double temperature, double gradient_filter) {
             run("xent_gradients", "h", h, [&]<class T>(Call<T>& call) {
                 XentGradientsArgs<T> a{};
                 take_map(call, a, h, w, b);
@@ -87,13 +87,13 @@ void bind_softmax(py::module_& m) {
                 a.targets = call.ids("targets", targets, "N", 'V', a.V);
                 a.weights = call.in("weights", weights, "N", optional);
                 a.label_smoothing = label_smoothing, a.z_loss = z_loss;
-                a.temperature = temperature;
+                a.temperature = temperature, a.gradient_filter = gradient_filter;
                 call.launch(kernels<T>().xent_gradients, a);
             });
         },
         py::kw_only(), "nll"_a, "loss"_a = py::none(), "dh"_a, "dw"_a, "db"_a, "h"_a, "w"_a, "b"_a,
         "targets"_a, "weights"_a = py::none(), "label_smoothing"_a = 0.0, "z_loss"_a = 0.0,
-        "temperature"_a = 1.0);
+        "temperature"_a = 1.0, "gradient_filter"_a = 0.0);
 
     m.def(
         "xent_log_prob",

@@ -10,7 +10,7 @@
 // `row` is the row of the caller's batch, `time` the absolute time step (kPhiloxLocked for a
 // mask that all steps share), `site` the purpose, so that no two uses share a number:
 // 1 embedding, 2 input, 3 between layers, 4 output, 5 recurrent, 6 weight, 7 sample, 8 init,
-// 9 shuffle, 10 zoneout of h, 11 zoneout of c.
+// 9 shuffle, 10 zoneout of h, 11 zoneout of c, 12 candidates of a sampled loss (row and time 0).
 
 constexpr uint32_t kPhiloxLocked = 0xFFFFFFFFu;
 constexpr uint32_t kPhiloxMul0 = 0xD2511F53u, kPhiloxMul1 = 0xCD9E8D57u;

@@ -197,6 +197,17 @@ inline Vec<T> tanh_of(Vec<T> x) {
     return m / (m + T(2));
 }
 
+// log1p(e), 0 <= e <= 1: 2 artanh(s) with s = e / (2 + e) <= 1/3, by its series.
+template <class T>
+inline Vec<T> log1p_of(Vec<T> e) {
+    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+    const Vec<T> s = e / (e + T(2)), square = s * s;
+    Vec<T> sum = splat(T(1.0 / (2 * kTerms + 1)));
+#pragma GCC unroll 17
+    for (int k = kTerms - 1; k > 0; --k) sum = sum * square + T(1.0 / (2 * k + 1));
+    return T(2) * (s + s * square * sum);
+}
+
 // Runs body(tid, team_size) on up to max_threads members of the team.
 template <class Body>
 inline void parallel(int max_threads, Body& body) {

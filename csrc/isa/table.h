@@ -14,6 +14,7 @@
 #include "recurrent/gru.h"
 #include "recurrent/lstm.h"
 #include "recurrent/rnn.h"
+#include "softmax/candidates.h"
 #include "softmax/hsoftmax.h"
 #include "softmax/xent.h"
 
@@ -33,6 +34,8 @@
     X(xent_top_k, XentTopKArgs)                   \
     X(xent_sample, XentSampleArgs)                \
     X(xent_entropy, XentEntropyArgs)              \
+    X(candidates_forward, CandidatesForwardArgs)  \
+    X(candidates_gradients, CandidatesGradientsArgs) \
     X(hsoftmax_forward, HsoftmaxForwardArgs)      \
     X(hsoftmax_gradients, HsoftmaxGradientsArgs)  \
     X(hsoftmax_log_prob, HsoftmaxLogProbArgs)     \

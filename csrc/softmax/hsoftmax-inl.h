@@ -1,10 +1,11 @@
 // CPU form of the hierarchical softmax (contract: hsoftmax.h): losses and gradients.
 //
-// First all paths are walked, so that what follows knows ahead which rows it will read. A path's rows
-// then come from memory once: while they are in the first-level cache they give the logits and dh.
-// Last, (node, token) pairs sorted by node give drows, each row written once. A path's nodes are
-// independent of each other, so up to kGroup rows are taken together: one load of h serves all. (The top of the tree as one dense product was slower: its rows
-// stay in the first-level cache anyway, and most of what it computes no path asks for.)
+// First all paths are walked, so that what follows knows ahead which rows it will read. A path's
+// rows then come from memory once: while they are in the first-level cache they give the logits and
+// dh. Last, (node, token) pairs sorted by node give drows, each row written once. A path's nodes
+// are independent of each other, so up to kGroup rows are taken together: one load of h serves all.
+// (The top of the tree as one dense product was slower: its rows stay in the first-level cache
+// anyway, and most of what it computes no path asks for.)
 
 constexpr int64_t kWideRows = 32;  // so many and more are a matrix product
 constexpr int kGroup = 8;
@@ -157,10 +158,16 @@ inline void node_logits(const HsoftmaxTree<T>& t, const PathStep& s, const T* h,
     for (int64_t r = 0; r < s.rows && t.b != nullptr; ++r) z[r] += t.b[s.row + r];
 }
 
+template <class T>
+struct NodeSum {
+    T top;
+    double sum;
+};
+
 // Maximum of the logits and 0, and the sum of all exponentials less it; with kStore those of z
 // replace it.
 template <class T, bool kStore>
-inline RowSum<T> node_sum(T* z, int64_t rows) {
+inline NodeSum<T> node_sum(T* z, int64_t rows) {
     T top = row_max(z, rows);
     top = top < 0 ? 0 : top;
     const double sum = exp_sum<T, kStore>(z, rows, top);
@@ -171,7 +178,7 @@ inline RowSum<T> node_sum(T* z, int64_t rows) {
 template <class T, bool kGradients>
 inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
     const T chosen = child > 0 ? z[child - 1] : T(0);
-    const RowSum<T> all = node_sum<T, kGradients>(z, rows);
+    const NodeSum<T> all = node_sum<T, kGradients>(z, rows);
     if (kGradients) {
         const T scale = T(double(weight) / all.sum);
         for (int64_t r = 0; r < rows; ++r) z[r] *= scale;
@@ -185,17 +192,6 @@ struct PathPair {
     int64_t dz;  // where the node's are
     int32_t token, child, row, rows;
 };
-
-// log1p(e), 0 <= e <= 1: 2 artanh(s) with s = e / (2 + e) <= 1/3, by its series.
-template <class T>
-inline Vec<T> log1p_of(Vec<T> e) {
-    constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
-    const Vec<T> s = e / (e + T(2)), square = s * s;
-    Vec<T> sum = splat(T(1.0 / (2 * kTerms + 1)));
-#pragma GCC unroll 17
-    for (int k = kTerms - 1; k > 0; --k) sum = sum * square + T(1.0 / (2 * k + 1));
-    return T(2) * (s + s * square * sum);
-}
 
 // Binary nodes of one path, taken together.
 template <class T>
@@ -283,8 +279,8 @@ inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_
 template <class T>
 struct PathPairs {
     int64_t count, nodes;  // none if they need not be sorted
-    uint64_t* keys;   // sorted by node, then token
-    PathPair* pairs;  // in the order of tokens
+    uint64_t* keys;        // sorted by node, then token
+    PathPair* pairs;       // in the order of tokens
     T* dz;
     int64_t* begins;  // [nodes + 1]: where each of the nodes met begins in keys
 };
@@ -336,18 +332,17 @@ PathPairs<T> walk_paths(const Args& a, T* dh, const T* weights, Scratch& scratch
     auto body = [&](int tid, int size) {
         const Range mine = share(a.N, 1, tid, size);
         for (int64_t n = mine.begin; n < mine.end; ++n)
-            a.nll[n] = T(token_loss<T, kGradients>(
-                t, all.pairs, first_pair[n], first_pair[n + 1], all.count, a.h + n * t.H,
-                kGradients ? dh + n * t.H : nullptr, weights != nullptr ? weights[n] : T(1),
-                all.dz));
+            a.nll[n] = T(token_loss<T, kGradients>(t, all.pairs, first_pair[n], first_pair[n + 1],
+                                                   all.count, a.h + n * t.H,
+                                                   kGradients ? dh + n * t.H : nullptr,
+                                                   weights != nullptr ? weights[n] : T(1), all.dz));
     };
     parallel(threads_for(work), body);
     if (*t.fault || (!kGradients && !wide)) all.count = 0;
     all.keys = radix_sort_ids(all.keys, spare, all.count);
     all.begins = scratch.take<int64_t>(all.count + 1);
     for (int64_t i = 0; i < all.count; ++i)
-        if (i == 0 || key_id(all.keys[i]) != key_id(all.keys[i - 1]))
-            all.begins[all.nodes++] = i;
+        if (i == 0 || key_id(all.keys[i]) != key_id(all.keys[i - 1])) all.begins[all.nodes++] = i;
     all.begins[all.nodes] = all.count;
     return all;
 }
@@ -370,8 +365,7 @@ void wide_nodes(const Args& a, const PathPairs<T>& all, T* dh, const T* weights,
         const T* const w = t.w + s.row * t.H;
         for (int64_t n0 = 0; n0 < tokens; n0 += block) {
             const int64_t some = tokens - n0 < block ? tokens - n0 : block;
-            for (int64_t n = 0; n < some; ++n)
-                at[n] = all.pairs[key_position(keys[n0 + n])].token;
+            for (int64_t n = 0; n < some; ++n) at[n] = all.pairs[key_position(keys[n0 + n])].token;
             gemm(GemmArgs<T>{.M = some,
                              .N = s.rows,
                              .K = t.H,
@@ -386,9 +380,9 @@ void wide_nodes(const Args& a, const PathPairs<T>& all, T* dh, const T* weights,
                     const int32_t child = all.pairs[key_position(keys[n0 + n])].child;
                     T* const row = z + n * s.rows;
                     const T weight = weights != nullptr ? weights[at[n]] : T(1);
-                    a.nll[at[n]] += T(drows != nullptr
-                                          ? node_loss<T, true>(row, s.rows, child, weight)
-                                          : node_loss<T, false>(row, s.rows, child, weight));
+                    a.nll[at[n]] +=
+                        T(drows != nullptr ? node_loss<T, true>(row, s.rows, child, weight)
+                                           : node_loss<T, false>(row, s.rows, child, weight));
                 }
             };
             parallel(threads_for(32.0 * double(some) * double(s.rows)), body);
@@ -450,7 +444,8 @@ inline void sum_columns(T* out, int64_t n, const PathPairs<T>& all, int64_t begi
 }
 
 // drows and db of narrow nodes. Work is shared by pairs times blocks of columns, because the root
-// has as many pairs as there are tokens; a (node, block) goes to the member that has its first pair.
+// has as many pairs as there are tokens; a (node, block) goes to the member that has its first
+// pair.
 template <class T>
 void narrow_nodes(const HsoftmaxGradientsArgs<T>& a, const PathPairs<T>& all,
                   const int64_t* position) {

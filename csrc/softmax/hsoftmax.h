@@ -20,14 +20,15 @@
 //             An entry is a token v or, as V+m, a node m; a tree of V tokens has V-1 rows.
 //             first [M+1]: children[first[m]:first[m+1]] are the entries of node m's children.
 //             parent [V+M,2]: an entry's parent (a node's number) and which child of it; -1, -1
-//             for the root, which is node 0, or the token if V = 1. A parent has the smaller number.
+//             for the root, which is node 0, or the token if V = 1. A parent has the smaller
+//             number.
 // Aliasing    none.
 // Saved       nothing.
 // Numerics    log p as max(-z, 0) + log1p(exp(-|z|)), or with (max, log-sum) apart; sums of them in
 //             double; dz keeps its digits however close p is to 0 or 1. Dot products in lanes;
-//             nodes of kWideRows rows and more are products of all their tokens. NaN logits give NaN,
-//             and -1 as the sample. `fault` is set where first, parent or children are no tree:
-//             nothing is read outside the arrays, and results mean nothing.
+//             nodes of kWideRows rows and more are products of all their tokens. NaN logits give
+//             NaN, and -1 as the sample. `fault` is set where first, parent or children are no
+//             tree: nothing is read outside the arrays, and results mean nothing.
 // Threading   any number of threads gives the same bits: over tokens for nll and dh, then over the
 //             sorted (node, token) pairs and columns for drows.
 #pragma once

@@ -1,4 +1,5 @@
-// CPU form of the hierarchical softmax (contract: hsoftmax.h): what it predicts, from the root down.
+// CPU form of the hierarchical softmax (contract: hsoftmax.h): what it predicts, from the root
+// down.
 
 // Child c of node s; false (and a fault) if it is no entry below the node.
 template <class T>
@@ -35,7 +36,7 @@ inline void log_probs_down(const HsoftmaxTree<T>& t, T* out, const T* z, double*
             log_sum = t.M == t.V - 1 ? double(soft[s.row])
                                      : std::log1p(std::exp(-std::fabs(double(own[0]))));
         } else {
-            const RowSum<T> sum = node_sum<T, false>(const_cast<T*>(own), s.rows);
+            const NodeSum<T> sum = node_sum<T, false>(const_cast<T*>(own), s.rows);
             top = double(sum.top), log_sum = std::log(sum.sum);
         }
         for (int64_t c = 0; c <= s.rows; ++c) {
@@ -111,9 +112,7 @@ struct OpenEntries {
         }
         log_p[at] = p, entry[at] = e;
     }
-    void move(int64_t to, int64_t from) const {
-        log_p[to] = log_p[from], entry[to] = entry[from];
-    }
+    void move(int64_t to, int64_t from) const { log_p[to] = log_p[from], entry[to] = entry[from]; }
 };
 
 // In a tree no entry is met twice.
@@ -140,7 +139,7 @@ inline void best_first(const HsoftmaxTree<T>& t, const T* h, int64_t K, T* log_p
         PathStep s;
         if (!node_rows(t, entry - t.V, s) || !once(t, ++opened <= t.M)) return;
         node_logits(t, s, h, z);
-        const RowSum<T> sum = node_sum<T, false>(z, s.rows);
+        const NodeSum<T> sum = node_sum<T, false>(z, s.rows);
         const double log_sum = s.rows == 1 ? std::log1p(std::exp(-std::fabs(double(z[0]))))
                                            : std::log(sum.sum);
         for (int64_t c = 0; c <= s.rows; ++c) {
@@ -179,7 +178,7 @@ inline double uniform_53(const PhiloxWords& drawn) {
 // The child of a node for u in [0, 1); -1 where there is no distribution.
 template <class T>
 inline int64_t draw_child(T* z, int64_t rows, double u) {
-    const RowSum<T> all = node_sum<T, true>(z, rows);
+    const NodeSum<T> all = node_sum<T, true>(z, rows);
     if (!(all.sum < std::numeric_limits<double>::infinity())) return -1;
     double rest = u * all.sum - std::exp(-double(all.top));
     if (rest < 0) return 0;
@@ -207,9 +206,9 @@ void hsoftmax_sample(const HsoftmaxSampleArgs<T>& a) {
                 PathStep s;
                 if (!node_rows(t, entry - t.V, s)) break;
                 node_logits(t, s, a.h + n * t.H, z);
-                const PhiloxWords drawn = philox(
-                    a.seed, a.step,
-                    {{depth, uint32_t(n), a.time, philox_purpose(kPhiloxSample, 0)}});
+                const PhiloxWords drawn =
+                    philox(a.seed, a.step,
+                           {{depth, uint32_t(n), a.time, philox_purpose(kPhiloxSample, 0)}});
                 const int64_t c = draw_child(z, s.rows, uniform_53(drawn));
                 if (c < 0) entry = c;
                 if (c < 0 || !child_of(t, s, c, entry)) break;

@@ -6,6 +6,9 @@
 //             gradients of sum_n weights[n] loss[n]: dz = weights / temperature
 //             ((1 + 2 z_loss log Z) p - (1 - e) onehot - e / V),
 //             dh = dz w,  dw = dz^T h,  db = sum over n of dz.
+//             gradient_filter > 0, an approximation: the tokens go in ceil(N / 128) blocks of equal
+//             size (but the last); dz of a word is 0 throughout a block where p < gradient_filter
+//             for all its tokens and the word is the target of none.
 //             log_prob[n, v] = z[n, v] - log Z[n].
 //             entropy[n] = - sum_v p log p.
 //             top_k: the K largest of log_prob[n], falling; of equal logits the smaller id first.
@@ -56,7 +59,7 @@ struct XentGradientsArgs {
     const std::int32_t* targets;
     const T* weights;  // may be null: 1
     std::int64_t N, H, V;
-    double label_smoothing, z_loss, temperature;
+    double label_smoothing, z_loss, temperature, gradient_filter;
 };
 
 template <class T>

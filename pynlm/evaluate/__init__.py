@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pynlm.evaluate.estimate import TrainingLoss
 from pynlm.evaluate.facts import TextCounts, count_file, count_lines, count_text, start_of
 from pynlm.evaluate.generate import Detokeniser, Sampler, generate_ids
 from pynlm.evaluate.perplexity import (
     CHUNK,
     Evaluation,
+    NoPerplexity,
     evaluate_sentences,
     evaluate_stream,
     span_nll,
@@ -18,10 +20,12 @@ __all__ = [
     "CHUNK",
     "Detokeniser",
     "Evaluation",
+    "NoPerplexity",
     "Sampler",
     "Scorer",
     "SentenceScore",
     "TextCounts",
+    "TrainingLoss",
     "count_file",
     "count_lines",
     "count_text",

@@ -34,12 +34,19 @@ Progress = Callable[[int], None]
 """Called after each chunk with the number of tokens it scored."""
 
 
+class NoPerplexity(ValueError):
+    """The losses at hand are no likelihoods, so that no perplexity can be made of them."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Summed negative log-likelihood of a text, and every count needed to read it.
 
     All sums are in nats (float64). ``eos_*`` and ``unk_*`` are None where the vocabulary has no
-    such token, ``words`` and ``characters`` where the text behind the ids is not known.
+    such token, ``words`` and ``characters`` where the text behind the ids is not known, ``log_z_*``
+    (the normaliser's logarithm over the tokens, 0 for a head that normalises itself) where the head
+    does not learn to. ``loss`` names the training loss that ``nats`` are of where that is no
+    likelihood: there is no perplexity then.
     """
 
     nats: float
@@ -53,6 +60,9 @@ class Evaluation:
     stripes: int = 1
     sentences: int | None = None
     start_token: str | None = None
+    log_z_mean: float | None = None
+    log_z_variance: float | None = None
+    loss: str | None = None
 
     @property
     def nats_per_token(self) -> float:
@@ -66,7 +76,12 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """``exp(nats / tokens)``: every scored token counts, ``<eos>`` and ``<unk>`` included."""
+        """``exp(nats / tokens)``: every scored token counts, ``<eos>`` and ``<unk>`` included.
+
+        NoPerplexity where the nats are those of a training loss.
+        """
+        if self.loss is not None:
+            raise NoPerplexity(f"perplexity: the loss of {self.loss} is no likelihood")
         return _exp(self.nats_per_token)
 
     @property
@@ -95,6 +110,9 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything above as plain values, in the order of the JSON report."""
+        if self.loss is not None:
+            per_token = {"loss": self.loss, "loss_per_token": self.nats_per_token}
+            return {**per_token, "tokens": self.tokens, "stripes": self.stripes}
         return {
             "perplexity": self.perplexity,
             "nats_per_token": self.nats_per_token,
@@ -113,6 +131,8 @@ class Evaluation:
             "state_carried": self.state_carried,
             "stripes": self.stripes,
             "start_token": self.start_token,
+            "log_z_mean": self.log_z_mean,
+            "log_z_variance": self.log_z_variance,
         }
 
 
@@ -153,8 +173,10 @@ def evaluate_stream(
     Raises
     ------
     ValueError : no ids, fewer ids than stripes, ``chunk`` or ``stripes`` below 1.
+    NoPerplexity (a ValueError) : the model was trained by negative sampling.
     FloatingPointError : the model gives a log-probability that is not finite.
     """
+    _check_likelihood("evaluate_stream", model)
     ids = _check_ids("evaluate_stream", ids)
     if chunk < 1:
         raise ValueError(f"evaluate_stream: chunk must be at least 1, got {chunk}")
@@ -170,8 +192,8 @@ def evaluate_stream(
     first = np.where(starts > 0, ids[np.maximum(starts - 1, 0)], start_id)
 
     totals = _Totals(eos_id, unk_id)
-    for _, valid, targets, nll in _walk(model, ids, starts, lengths, first, chunk, backend):
-        totals.add(targets[valid], nll[valid])
+    for _, valid, targets, nll, log_z in _walk(model, ids, starts, lengths, first, chunk, backend):
+        totals.add(targets[valid], nll[valid], log_z)
         if progress is not None:
             progress(int(valid.sum()))
     return totals.evaluation(
@@ -205,11 +227,13 @@ def evaluate_sentences(
     ``eos_id`` only marks the ends (a newline at character level) and is no ``<eos>`` in reports.
     Other parameters and errors as in :func:`evaluate_stream`.
     """
+    _check_likelihood("evaluate_sentences", model)
     ids = _check_ids("evaluate_sentences", ids)
     starts, lengths = sentence_spans(ids, eos_id)
     totals = _Totals(eos_id if count_eos else None, unk_id)
-    for valid, targets, nll in _walk_spans(model, ids, starts, lengths, start_id, chunk, backend):
-        totals.add(targets[valid], nll[valid])
+    walk = _walk_spans(model, ids, starts, lengths, start_id, chunk, backend)
+    for valid, targets, nll, log_z in walk:
+        totals.add(targets[valid], nll[valid], log_z)
         if progress is not None:
             progress(int(valid.sum()))
     return totals.evaluation(
@@ -275,9 +299,18 @@ class _Totals:
         self.eos_id, self.unk_id = eos_id, unk_id
         self.nats = self.unk_nats = 0.0
         self.tokens = self.eos_tokens = self.unk_tokens = 0
+        self.log_z: NDArray[np.float64] | None = None  # sums of log Z and of its squares
 
-    def add(self, targets: NDArray[np.int32], nll: NDArray[np.float64]) -> None:
+    def add(
+        self,
+        targets: NDArray[np.int32],
+        nll: NDArray[np.float64],
+        log_z: NDArray[np.float64] | None,
+    ) -> None:
         _check_finite(nll, self.tokens)
+        if log_z is not None:
+            sums = np.array([log_z.sum(), (log_z**2).sum()])
+            self.log_z = sums if self.log_z is None else self.log_z + sums
         self.nats += float(nll.sum())
         self.tokens += len(nll)
         if self.eos_id is not None:
@@ -288,6 +321,9 @@ class _Totals:
             self.unk_nats += float(nll[unknown].sum())
 
     def evaluation(self, **facts: Any) -> Evaluation:
+        if self.log_z is not None:
+            mean, square = self.log_z / self.tokens
+            facts |= {"log_z_mean": float(mean), "log_z_variance": float(square - mean**2)}
         return Evaluation(
             nats=self.nats,
             tokens=self.tokens,
@@ -298,7 +334,25 @@ class _Totals:
         )
 
 
-_Chunk = tuple[int, NDArray[np.bool_], NDArray[np.int32], NDArray[np.float64]]
+_Scores = tuple[NDArray[np.float64], "NDArray[np.float64] | None", Any]
+_Chunk = tuple[
+    int, NDArray[np.bool_], NDArray[np.int32], NDArray[np.float64], "NDArray[np.float64] | None"
+]
+
+
+def _score(
+    model: Any, x: Any, y: Any, state: Any, context: Context, lengths: Any, valid: Any
+) -> _Scores:
+    """nll [T, B], log Z of the valid tokens from a head that learns it, and the new state."""
+    head = getattr(model, "head", None)
+    if not hasattr(head, "nll_and_log_z"):
+        nll, state, _ = model(x, y, state, context, lengths=lengths)
+        return nll.astype(np.float64), None, state
+    hidden, state = model.hidden(x, state, context, lengths)
+    found, log_z = head.nll_and_log_z(hidden[valid], y[valid], context)
+    scores = np.zeros(y.shape)
+    scores[valid] = found
+    return scores, log_z.astype(np.float64), state
 
 
 def _walk(
@@ -312,7 +366,7 @@ def _walk(
 ) -> Iterator[_Chunk]:
     """Read rows ``ids[start : start + length]`` side by side (lengths never increase).
 
-    Yields ``(t0, valid[T, B], targets[T, B], nll[T, B])`` chunk by chunk of time.
+    Yields ``(t0, valid[T, B], targets[T, B], nll[T, B], log_z)`` chunk by chunk of time.
     """
     context = Context(train=False, seed=0, step=0, backend=backend)
     rows = len(starts)
@@ -332,9 +386,9 @@ def _walk(
         x[0] = last
         x[1:] = y[:-1]
         ragged = None if here[-1] == count else here
-        nll, state, _ = model(x, y, state, context, lengths=ragged)
+        nll, log_z, state = _score(model, x, y, state, context, ragged, valid)
         last = y[-1]
-        yield t, valid, y, nll.astype(np.float64)
+        yield t, valid, y, nll, log_z
 
 
 def _walk_spans(
@@ -346,7 +400,7 @@ def _walk_spans(
     chunk: int,
     backend: str,
     out: NDArray[np.float64] | None = None,
-) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.int32], NDArray[np.float64]]]:
+) -> Iterator[tuple[Any, ...]]:
     """Read spans from zero states in batches of like length; fill ``out`` by position."""
     for low in range(0, len(starts), _WINDOW):
         window = np.arange(low, min(low + _WINDOW, len(starts)))
@@ -357,12 +411,22 @@ def _walk_spans(
             order = order[len(rows) :]
             first = np.full(len(rows), start_id, np.int32)
             walk = _walk(model, ids, starts[rows], lengths[rows], first, chunk, backend)
-            for t, valid, targets, nll in walk:
+            for t, valid, targets, nll, log_z in walk:
                 if out is not None:
                     step, row = np.nonzero(valid)
                     _check_finite(nll[valid], int(starts[rows[0]]))
                     out[starts[rows][row] + t + step] = nll[valid]
-                yield valid, targets, nll
+                yield valid, targets, nll, log_z
+
+
+def _check_likelihood(function: str, model: Any) -> None:
+    head = getattr(model, "head", None)
+    if not getattr(head, "learns_likelihood", True):
+        raise NoPerplexity(
+            f"{function}: a model trained by {type(head).__name__} has no perplexity: its scores "
+            "approach log p(token) - log q(token), not log-probabilities (train it with head.kind "
+            "full, sampled or nce)"
+        )
 
 
 def _check_ids(function: str, ids: Any) -> Any:

@@ -45,6 +45,9 @@ def rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     if e.perplexity_per_word is not None and e.eos_tokens is None and e.words is not None:
         note = f"over {e.words:,} words"
         out.append(("perplexity per word", _figure(e.perplexity_per_word), note))
+    if e.log_z_mean is not None and e.log_z_variance is not None:
+        note = f"variance {e.log_z_variance:.4f}; both 0 for a head that normalises itself"
+        out.append(("mean log Z", f"{e.log_z_mean:.4f}", note))
     if e.sentences is not None:
         out.append(("state", "reset", f"before each of {e.sentences:,} sentences"))
     elif e.stripes > 1:

@@ -8,8 +8,11 @@ from pynlm.heads.fused import FusedHead
 from pynlm.heads.hierarchical import Hierarchical
 from pynlm.heads.mixture import Mixture
 from pynlm.heads.options import HeadOptions
+from pynlm.heads.sampled import NCE, NegativeSampling, Sampled, SampledHead
+from pynlm.heads.samplers import TokenSampler
 
 __all__ = [
+    "NCE",
     "Adaptive",
     "BaseHead",
     "Full",
@@ -19,5 +22,9 @@ __all__ = [
     "HeadOptions",
     "Hierarchical",
     "Mixture",
+    "NegativeSampling",
+    "Sampled",
+    "SampledHead",
+    "TokenSampler",
     "choose_cutoffs",
 ]

@@ -41,9 +41,13 @@ class Head(Protocol):
     exact_in_training
         Whether the first result of a call in training is the exact nll. Else it is the head's own
         estimate, which is no likelihood and must not be called a perplexity (sampled heads).
+    learns_likelihood
+        Whether training approaches the distribution of the text. Else (negative sampling) the head
+        has no perplexity worth the name, and evaluation refuses it.
     """
 
     exact_in_training: bool
+    learns_likelihood: bool
 
     def __call__(
         self, h: Array, targets: object, ctx: Context, weights: object = None
@@ -94,6 +98,8 @@ class BaseHead:
 
     A subclass sets `name`, `pool`, `dtype`, `vocab_size`.
     """
+
+    learns_likelihood = True
 
     name: str
     pool: Pool

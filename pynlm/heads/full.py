@@ -50,6 +50,10 @@ class Full(FusedHead):
     temperature
         Divides the logits, in training and in all that the head says; the attribute may be set
         between calls.
+    gradient_filter
+        Above 0, gradients are approximate: words less probable than this after all tokens of a block
+        of 128 get none and give none (Wijmans et al., arXiv:2411.09009, §4.3; see
+        `kernels.xent_gradients`). Losses stay exact.
 
     Attributes
     ----------
@@ -85,16 +89,20 @@ class Full(FusedHead):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         temperature: float = 1.0,
+        gradient_filter: float = 0.0,
     ) -> None:
         self.weight = parameters[f"{prefix}.weight"] if tied is None else tied
         self.bias = parameters.get(f"{prefix}.bias")
-        self.name = f"Full {prefix}"
+        func = type(self).__name__
+        self.name = f"{func} {prefix}"
         self.pool, self.dtype = self.weight.pool, self.weight.data.dtype
         self.vocab_size = len(self.weight.data)
-        check_number(label_smoothing, func="Full", name="label_smoothing", low=0.0, high=1.0)
-        check_number(z_loss, func="Full", name="z_loss", low=0.0)
-        check_number(temperature, func="Full", name="temperature", low=0.0, low_open=True)
+        check_number(label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
+        check_number(z_loss, func=func, name="z_loss", low=0.0)
+        check_number(temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(gradient_filter, func=func, name="gradient_filter", low=0.0, high=1.0)
         self.label_smoothing, self.z_loss, self.temperature = label_smoothing, z_loss, temperature
+        self.gradient_filter = gradient_filter
 
     @staticmethod
     def specs(
@@ -132,7 +140,8 @@ class Full(FusedHead):
         db = None if self.bias is None else self.bias.claim()
         xent_gradients(
             nll=nll, loss=loss, dh=dh, dw=dw.array, db=None if db is None else db.array,
-            targets=ids, weights=weights, **self._map(h, ctx), **self._penalties(),
+            targets=ids, weights=weights, gradient_filter=self.gradient_filter,
+            **self._map(h, ctx), **self._penalties(),
         )  # fmt: skip
         return Gradients(dh, [dw] if db is None else [dw, db])
 

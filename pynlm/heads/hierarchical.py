@@ -31,9 +31,9 @@ class Hierarchical(FusedHead):
     """The product of the probabilities of the children chosen on the way to a token: exact.
 
     A token costs the rows of the nodes on its path instead of V: about 13 of them in a Huffman tree
-    of 267 000 words. Probabilities add up to 1 whatever the tree, so perplexities compare with those
-    of other heads; but the tree is part of the model, and words that it keeps apart are harder to
-    learn together.
+    of 267 000 words. Probabilities add up to 1 whatever the tree, so perplexities compare with
+    those of other heads; but the tree is part of the model, and words that it keeps apart are
+    harder to learn together.
 
     The weight's gradient is a set of rows, those of the nodes met. As in `Full`, gradients are
     computed along with the loss, and again for upstream gradients [N].

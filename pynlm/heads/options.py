@@ -14,15 +14,26 @@ from pynlm.heads.base import Head
 from pynlm.heads.full import Full
 from pynlm.heads.hierarchical import Hierarchical
 from pynlm.heads.mixture import MOST_EXPERTS, Mixture
+from pynlm.heads.sampled import NCE, NegativeSampling, Sampled, SampledHead, check_log_z
+from pynlm.heads.samplers import check_options
 from pynlm.heads.trees import MOST, TREES, Tree, make_tree
 from pynlm.layers.clusters import check_cutoffs
 from pynlm.layers.parameters import Parameter, Spec
 
+_SAMPLED: dict[str, type[SampledHead]] = {
+    "sampled": Sampled,
+    "nce": NCE,
+    "negative-sampling": NegativeSampling,
+}
+_OF_SAMPLES = ("temperature", "samples", "sampler", "alpha", "unique", "remove_hits")
 # Each kind with the options that it has.
 KINDS = {
-    "full": ("label_smoothing", "z_loss", "temperature"),
+    "full": ("label_smoothing", "z_loss", "temperature", "gradient_filter"),
     "adaptive": ("cutoffs", "div_value"),
     "hierarchical": ("tree", "arity", "classes", "clusters"),
+    "sampled": _OF_SAMPLES,
+    "nce": (*_OF_SAMPLES, "log_z"),
+    "negative-sampling": _OF_SAMPLES,
     "mixture": ("temperature", "experts"),
 }
 _TREE_OPTIONS = {
@@ -41,9 +52,12 @@ class HeadOptions:
     ----------
     kind
         "full": `pynlm.heads.Full`; "adaptive": `pynlm.heads.Adaptive`; "hierarchical":
-        `pynlm.heads.Hierarchical`; "mixture": `pynlm.heads.Mixture`.
+        `pynlm.heads.Hierarchical`; "mixture": `pynlm.heads.Mixture`; "sampled", "nce" and
+        "negative-sampling": `pynlm.heads.Sampled`, `NCE` and `NegativeSampling`.
     label_smoothing, z_loss, temperature
-        See `pynlm.heads.Full`; a mixture has the last only.
+        See `pynlm.heads.Full`; a mixture and the heads that sample have the last only.
+    gradient_filter
+        Of "full", see `pynlm.heads.Full`: above 0, gradients are approximate.
     cutoffs, div_value
         Of "adaptive", see `pynlm.heads.Adaptive`; without cutoffs it is not decided yet
         (`pynlm.heads.choose_cutoffs`).
@@ -57,6 +71,10 @@ class HeadOptions:
         Of tree "clusters": a file, see `pynlm.text.read_clusters`.
     experts
         Of "mixture": how many softmaxes.
+    samples, sampler, alpha, unique, remove_hits
+        Of the heads that sample, see `pynlm.heads.SampledHead`.
+    log_z
+        Of "nce", see `pynlm.heads.NCE`.
 
     Raises
     ------
@@ -75,6 +93,7 @@ class HeadOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     temperature: float = 1.0
+    gradient_filter: float = 0.0
     cutoffs: tuple[int, ...] | None = None
     div_value: float = 4.0
     tree: str = "huffman"
@@ -82,6 +101,12 @@ class HeadOptions:
     classes: int | None = None
     clusters: str | None = None
     experts: int = 10
+    samples: int = 1024
+    sampler: str = "log-uniform"
+    alpha: float = 0.75
+    unique: bool = True
+    remove_hits: bool | None = None
+    log_z: float | str | None = None
 
     def __post_init__(self) -> None:
         func = "HeadOptions"
@@ -92,6 +117,7 @@ class HeadOptions:
         check_number(self.label_smoothing, func=func, name="label_smoothing", low=0.0, high=1.0)
         check_number(self.z_loss, func=func, name="z_loss", low=0.0)
         check_number(self.temperature, func=func, name="temperature", low=0.0, low_open=True)
+        check_number(self.gradient_filter, func=func, name="gradient_filter", low=0.0, high=1.0)
         check_number(self.div_value, func=func, name="div_value", low=1.0)
         if self.cutoffs is not None:
             check_cutoffs(self.cutoffs, 2**31, func=func)
@@ -100,6 +126,8 @@ class HeadOptions:
         check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
         if self.classes is not None:
             check_integer(self.classes, func=func, name="classes", low=1, high=MOST)
+        check_options(func, self.sampler, self.samples, self.alpha, self.unique)
+        check_log_z(self.log_z, func)
         self._refuse(KINDS[self.kind], "kind", "kind")
         if self.kind == "hierarchical":
             self._refuse(("tree", *_TREE_OPTIONS[self.tree]), "tree", "kind")
@@ -138,7 +166,12 @@ class HeadOptions:
     @property
     def can_tie(self) -> bool:
         """Whether an embedding's table may be the head's weight."""
-        return self.kind in ("full", "mixture")
+        return self.kind in ("full", "mixture", *_SAMPLED)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the gradient of a weight that can be tied comes as rows."""
+        return self.kind in _SAMPLED
 
     def specs(
         self, prefix: str, vocab_size: int, size: int, *, bias: bool, tied: bool
@@ -152,6 +185,11 @@ class HeadOptions:
             return Hierarchical.specs(prefix, vocab_size, size, bias=bias)
         if self.kind == "mixture":
             return Mixture.specs(prefix, vocab_size, size, self.experts, bias=bias, tied=tied)
+        if self.kind == "nce":
+            learned = self.log_z == "learned"
+            return NCE.specs(prefix, vocab_size, size, bias=bias, tied=tied, learned=learned)
+        if self.kind in _SAMPLED:
+            return SampledHead.specs(prefix, vocab_size, size, bias=bias, tied=tied)
         return Full.specs(prefix, vocab_size, size, bias=bias, tied=tied)
 
     def make(
@@ -168,7 +206,8 @@ class HeadOptions:
         Parameters
         ----------
         counts
-            Integers [V], how often each token occurs: trees "huffman" and "classes" need them.
+            Integers [V], how often each token occurs: trees "huffman" and "classes" and
+            sampler "unigram" need them.
         tree
             Stands in for the tree that would be made; "clusters" needs it.
 
@@ -188,6 +227,9 @@ class HeadOptions:
             return Hierarchical(parameters, tree, prefix)
         if self.kind == "mixture":
             return Mixture(parameters, tied, prefix, temperature=self.temperature)
+        if self.kind in _SAMPLED:
+            chosen = {option: getattr(self, option) for option in KINDS[self.kind]}
+            return _SAMPLED[self.kind](parameters, tied, prefix, counts=counts, **chosen)
         return Full(
             parameters,
             tied,
@@ -195,4 +237,5 @@ class HeadOptions:
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
             temperature=self.temperature,
+            gradient_filter=self.gradient_filter,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import isqrt
 from typing import Any
 
@@ -235,8 +236,9 @@ def frequency_classes(
     classes
         How many bins, 1 to V; None: the square root of V.
     power
-        Each bin has about the same sum of counts ** power: 1 makes few words the first bins, 0 makes
-        equal numbers of words. 0.5 had the best perplexities (Grave et al., arXiv:1609.04309, §5).
+        Each bin has about the same sum of counts ** power: 1 makes few words the first bins, 0
+        makes equal numbers of words. 0.5 had the best perplexities (Grave et al.,
+        arXiv:1609.04309, §5).
 
     Raises
     ------
@@ -245,8 +247,8 @@ def frequency_classes(
 
     Notes
     -----
-    Source: classes: Goodman, arXiv:cs/0108006, §3; bins of frequency: Mikolov et al., "Extensions of
-    recurrent neural network language model" (ICASSP 2011), §4.
+    Source: classes: Goodman, arXiv:cs/0108006, §3; bins of frequency: Mikolov et al., "Extensions
+    of recurrent neural network language model" (ICASSP 2011), §4.
 
     Examples
     --------
@@ -337,7 +339,7 @@ def _split(
         if end - begin < 2:
             continue
         bounds, entries = cut(begin, end), []
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for low, high in pairwise(bounds):
             if high - low == 1:
                 entries.append(low if order is None else order[low])
             else:

@@ -11,6 +11,7 @@ are C-contiguous; floats are all float32 or all float64; ids, targets and length
 
 from .adagrad import adagrad_update, adagrad_update_rows
 from .adam import adam_update, adam_update_rows
+from .candidates import candidates_forward, candidates_gradients
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
@@ -45,6 +46,8 @@ __all__ = [
     "adagrad_update_rows",
     "adam_update",
     "adam_update_rows",
+    "candidates_forward",
+    "candidates_gradients",
     "clip_values",
     "dropout",
     "embedding_backward",

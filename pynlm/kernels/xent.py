@@ -93,6 +93,7 @@ def xent_gradients(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    gradient_filter: float = 0.0,
     backend: str = "cpu",
 ) -> None:
     """The losses of `xent_forward` and the gradients of sum_n weights[n] * loss[n], in one pass.
@@ -118,6 +119,10 @@ def xent_gradients(
         Any finite numbers (1/N for a mean, 0 for padding). None: 1.
     label_smoothing, z_loss, temperature : float
         As `xent_forward`.
+    gradient_filter : float
+        0 to 1. Above 0 the gradients are approximate: rows go in ceil(N / 128) blocks of equal
+        size (but the last), and a word that has p < gradient_filter after all rows of a block and
+        is the target of none has dz = 0 there. The losses stay exact.
     backend : "cpu" or "reference"
 
     Raises
@@ -127,7 +132,7 @@ def xent_gradients(
 
     Notes
     -----
-    Source: the chain rule on `xent_forward`.
+    Source: the chain rule on `xent_forward`; the filter: Wijmans et al., arXiv:2411.09009, §4.3.
 
     Examples
     --------
@@ -147,9 +152,11 @@ def xent_gradients(
     if db is not None:
         check(db, "V", d, func=f, name="db", out=True)
     _check_losses(nll, loss, targets, d, f, label_smoothing, z_loss)
+    check_number(gradient_filter, func=f, name="gradient_filter", low=0.0, high=1.0)
     function(f, backend)(
         nll=nll, loss=loss, dh=dh, dw=dw, db=db, h=h, w=w, b=b, targets=targets, weights=weights,
         label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
+        gradient_filter=gradient_filter,
     )  # fmt: skip
 
 

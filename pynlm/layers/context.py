@@ -24,6 +24,7 @@ class Site:
     SHUFFLE = 9
     ZONEOUT_H = 10
     ZONEOUT_C = 11
+    CANDIDATES = 12
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
     input are drawn like the head, and so are tables that an adaptive head shares with it.
     `forget_bias` is added at the end. Peephole weights are drawn like "uniform" biases, whatever
     `init_bias` says, and the projection like the head, but for "torch": U(+-1/sqrt(H)). Layer norm
-    starts from gains 1, bias 0.
+    starts from gains 1, bias 0; a learned log Z (`pynlm.heads.NCE`) from log V.
 
     Parameters
     ----------
@@ -61,6 +62,8 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
             p.data.fill(1)
             if name.endswith("ln_cell"):
                 p.data[1] = 0
+        elif name.endswith("log_z"):
+            p.data.fill(math.log(config.vocab_size))
         elif p.data.ndim == 2:
             rows, fan_in = p.data.shape
             whole = _is_whole(name)

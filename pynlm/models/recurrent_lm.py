@@ -86,7 +86,10 @@ class RecurrentLM:
             )  # fmt: skip
         else:
             specs = Embedding.specs(
-                "embedding", config.vocab_size, config.embedding_size, sparse=not config.tied
+                "embedding",
+                config.vocab_size,
+                config.embedding_size,
+                sparse=not config.tied or head.sparse,
             )
         widths = (config.embedding_size, *config.output_sizes)
         for i, size in enumerate(config.hidden_sizes):

@@ -6,6 +6,7 @@ for by name (`backend="reference"`, tests).
 
 from .adagrad import adagrad_update, adagrad_update_rows
 from .adam import adam_update, adam_update_rows
+from .candidates import candidates_forward, candidates_gradients
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
@@ -35,6 +36,8 @@ __all__ = [
     "adagrad_update_rows",
     "adam_update",
     "adam_update_rows",
+    "candidates_forward",
+    "candidates_gradients",
     "clip_values",
     "dropout",
     "embedding_backward",

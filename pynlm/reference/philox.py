@@ -33,6 +33,7 @@ INIT = 8
 SHUFFLE = 9
 ZONEOUT_H = 10
 ZONEOUT_C = 11
+CANDIDATES = 12
 
 ALL_TIMES = 0xFFFFFFFF
 
@@ -85,7 +86,7 @@ def philox_u32(
     unit, row, time
         Non-negative integers below 2**32.
     site, layer
-        Purpose (`EMBEDDING` ... `ZONEOUT_C`) and layer number, below 2**16.
+        Purpose (`EMBEDDING` ... `CANDIDATES`) and layer number, below 2**16.
     seed, step
         Key, below 2**32.
 

@@ -10,10 +10,14 @@ arXiv:2204.02311, §5.
     nll[n] = -log p[n, targets[n]]
     loss[n] = (1 - e) nll[n] + e mean_v(-log p[n, v]) + z_loss (log sum_v exp z[n, v])^2
     d loss[n] / d z[n, v] = (1 + 2 z_loss log Z[n]) p[n, v] - (1 - e) [v = targets[n]] - e / V
+
+The gradient filter, an approximation: Wijmans et al., "Cut your losses", arXiv:2411.09009, §4.3,
+for whole words of a block of tokens.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,15 +60,18 @@ def xent_gradients(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
+    gradient_filter: float = 0.0,
 ) -> None:
     """Loss and gradients; see `pynlm.kernels.xent_gradients`."""
     z = _logits(h, w, b, temperature)
     log_p = _losses(z, nll, loss, targets, label_smoothing, z_loss)
     dz = np.exp(log_p)
+    kept = _kept(dz, targets, gradient_filter)
     if z_loss:
         dz *= 1 + 2 * z_loss * _log_z(z)[:, None]
     dz[np.arange(len(targets)), targets] -= 1 - label_smoothing
     dz -= label_smoothing / len(w)
+    dz[~kept] = 0
     if weights is not None:
         dz *= weights[:, None]
     dz /= temperature
@@ -146,6 +153,19 @@ def _log_z(z: Array) -> Array:
     top = z.max(axis=1)
     log_z: Array = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
     return log_z
+
+
+def _kept(p: Array, targets: Array, bound: float) -> npt.NDArray[np.bool_]:
+    """[N, V]: which gradients a filter leaves."""
+    kept = np.ones(p.shape, np.bool_)
+    if bound > 0 and len(p):
+        size = math.ceil(len(p) / math.ceil(len(p) / 128))
+        for first in range(0, len(p), size):
+            rows = slice(first, first + size)
+            words = (p[rows] >= bound).any(axis=0)
+            words[targets[rows]] = True
+            kept[rows] = words
+    return kept
 
 
 def _losses(

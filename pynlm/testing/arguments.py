@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pynlm import reference
 from pynlm.kernels import Variant
 
-from . import hsoftmax
+from . import candidates, hsoftmax
 from .cases import CASES, XENT_OPTIONS, Case
 
 Array = npt.NDArray[Any]
@@ -466,6 +466,10 @@ FUNCTIONS: dict[str, Function] = {
     "xent_top_k": Function("xent", _xent_top_k, ("log_prob", "ids")),
     "xent_sample": Function("xent", _xent_sample, ("ids",)),
     "xent_entropy": Function("xent", _xent_entropy, ("entropy",)),
+    "candidates_forward": Function("candidates", candidates.forward, ("loss",)),
+    "candidates_gradients": Function(
+        "candidates", candidates.gradients, ("loss", "dh", "rows", "drows", "db")
+    ),
     "hsoftmax_forward": Function("hsoftmax", hsoftmax.forward, ("nll",)),
     "hsoftmax_gradients": Function(
         "hsoftmax", hsoftmax.gradients, ("nll", "dh", "rows", "drows", "db")

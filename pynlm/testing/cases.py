@@ -276,6 +276,47 @@ def _xent() -> list[Case]:
     ]
 
 
+def _candidates() -> list[Case]:
+    def case(name: str, N: int, H: int, V: int, K: int, **options: Any) -> Case:
+        return Case("candidates", name, {"N": N, "H": H, "V": V, "K": K}, options)
+
+    forms: dict[str, dict[str, Any]] = {
+        "softmax": {"objective": "softmax"},
+        "logistic": {"objective": "logistic"},
+    }
+    everything = {"counts": True, "weights": True, "temperature": 0.7, "remove_hits": False}
+    both = [
+        case(f"{name}-{form}", *sizes, **{**chosen, **options})
+        for form, chosen in forms.items()
+        for name, sizes, options in [
+            ("primes", (13, 7, 101, 29), {"counts": True, "weights": True}),
+            ("tiny", (3, 2, 7, 4), {}),
+            ("tiny-everything", (3, 2, 7, 4), everything),
+            ("hits-kept", (13, 7, 31, 29), {"remove_hits": False}),
+            ("hits-removed", (13, 7, 31, 29), {"counts": True}),
+            ("plain", (13, 7, 101, 29), {"corrected": False}),
+            ("no-bias", (13, 7, 101, 29), {"bias": False}),
+            ("one-row", (1, 7, 101, 29), {}),
+            ("one-sample", (13, 7, 101, 1), {}),
+            ("one-unit", (13, 1, 101, 29), {}),
+            ("one-word", (13, 7, 1, 1), {}),
+            ("whole-vocabulary", (13, 7, 101, 101), {}),
+            ("no-rows", (0, 7, 101, 29), {}),
+            ("one-target", (13, 7, 101, 29), {"targets": "same"}),
+            ("extreme-logits", (13, 4, 101, 29), {"logits": "extreme"}),
+            ("sharp", (13, 7, 101, 29), {"weight_scale": 20.0}),
+            ("many-samples", (17, 19, 6007, 5003), {"counts": True}),
+            ("many-rows", (301, 19, 211, 67), everything),
+            ("many-units", (13, 211, 67, 29), {}),
+            ("threads", (230, 64, 4001, 1501), {"counts": True, "weights": True}),
+            # more than one block of tokens
+            ("threads-blocks", (300, 8, 30_011, 20_011), everything),
+        ]
+    ]
+    # Functions are called with `primes` and its defaults.
+    return [case("primes", 13, 7, 101, 29, counts=True, weights=True), *both]
+
+
 def _hsoftmax() -> list[Case]:
     def case(name: str, N: int, H: int, V: int, tree: str = "huffman", **options: Any) -> Case:
         return Case("hsoftmax", name, {"N": N, "H": H, "V": V}, {"tree": tree, **options})
@@ -387,6 +428,7 @@ CASES: dict[str, list[Case]] = {
     "rnn": _recurrent("rnn", nonlinearity="tanh") + _recurrent("rnn", nonlinearity="relu"),
     "linear": _linear(),
     "xent": _xent(),
+    "candidates": _candidates(),
     "hsoftmax": _hsoftmax(),
     "embedding": _embedding(),
     "dropout": _dropout(),

@@ -115,7 +115,10 @@ def specified(function: str, name: str, value: Any, result: dict[str, Any], case
         taking_part = ~beyond(case)
         return value[:, taking_part] if name in ("norm", "rstd") else value[taking_part]
     of_rows = ("rows", "drows", "db")
-    if function in ("embedding_backward", "hsoftmax_gradients") and name in of_rows:
+    if (
+        function in ("embedding_backward", "candidates_gradients", "hsoftmax_gradients")
+        and name in of_rows
+    ):
         return value[: result["return"]]
     return value
 

@@ -253,6 +253,31 @@ def _xent(case: Case, backend: str, dtype: Any) -> Map:
     return Map(inputs, forward, vjp, None if weights is None else {"loss": weights})
 
 
+def _candidates(case: Case, backend: str, dtype: Any) -> Map:
+    inputs, fixed = _split("candidates_gradients", case, dtype, ("h", "w", "b"))
+    weights = fixed.pop("weights")
+    out = {name: fixed.pop(name) for name in ("loss", "dh", "rows", "drows", "db")}
+    fixed["backend"] = backend
+
+    def forward(given: Named) -> Named:
+        loss = out["loss"].copy()
+        kernels.candidates_forward(loss=loss, **given, **fixed)
+        return {"loss": loss}
+
+    def vjp(given: Named, upstream: Named) -> Named:
+        written = {name: None if x is None else x.copy() for name, x in out.items()}
+        n = kernels.candidates_gradients(**written, **given, **fixed, weights=upstream["loss"])
+        gradients = {name: np.zeros_like(value) for name, value in given.items()}
+        gradients["h"][...] = written["dh"]
+        rows = written["rows"][:n]
+        for name, of_rows in (("w", "drows"), ("b", "db")):
+            if name in given:
+                gradients[name][rows] = written[of_rows][:n]
+        return gradients
+
+    return Map(inputs, forward, vjp, None if weights is None else {"loss": weights})
+
+
 def _hsoftmax(case: Case, backend: str, dtype: Any) -> Map:
     inputs, fixed = _split("hsoftmax_gradients", case, dtype, ("h", "w", "b"))
     path = {name: fixed[name] for name in ("first", "parent", "targets")} | {"backend": backend}
@@ -317,6 +342,7 @@ MAPS: dict[str, Callable[[Case, str, Any], Map]] = {
     "rnn": _rnn,
     "linear": _linear,
     "xent": _xent,
+    "candidates": _candidates,
     "hsoftmax": _hsoftmax,
     "embedding": _embedding,
     "dropout": _dropout,

@@ -242,17 +242,24 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
             f"{run / 'tokenizer.json'} is not the vocabulary that {checkpoint} was trained with"
         )
     recipe = load_recipe(run / "config.toml")
-    model = make_model(config, recipe.train.dtype, snapshot.model, checkpoint / "model.safetensors")
+    place = checkpoint / "model.safetensors"
+    model = make_model(config, recipe.train.dtype, snapshot.model, place, tokenizer.counts)
     return model, tokenizer, recipe
 
 
-def make_model(config: RecurrentLMConfig, dtype: str, tensors: Tensors, path: Path) -> RecurrentLM:
+def make_model(
+    config: RecurrentLMConfig,
+    dtype: str,
+    tensors: Tensors,
+    path: Path,
+    counts: NDArray[np.int64],
+) -> RecurrentLM:
     """The model of a checkpoint's tensors; CheckpointError, naming `path`, unless they fit."""
     from pynlm.heads.hierarchical import stored_tree
     from pynlm.models import RecurrentLM
 
     try:
-        model = RecurrentLM(config, dtype, tree=stored_tree(tensors))
+        model = RecurrentLM(config, dtype, counts=counts, tree=stored_tree(tensors))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     check_parameters(model, tensors, path)

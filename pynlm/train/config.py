@@ -110,17 +110,23 @@ class HeadConfig(_Section):
     words in clusters of their own.
 
     `mixture` is that of so many `experts`, each a softmax over the whole vocabulary.
+    `sampled`, `nce` and `negative-sampling` learn from `samples` tokens a step, and are evaluated
+    as `full` is; see `pynlm.heads.SampledHead` and `pynlm.heads.NCE` for their options.
     `label_smoothing` and `z_loss` change what is minimised in training, never a reported loss.
+    `gradient_filter` > 0 makes gradients approximate, see `pynlm.heads.Full`.
     `cutoffs` are the first ids of the adaptive softmax's clusters, each with `div_value` times
     fewer dimensions than the one before; None: they are chosen from the training text's counts.
     `hierarchical` is a softmax down a tree over the vocabulary: by `tree` of the counts, with nodes
     of `arity` children, in so many frequency `classes`, or from a file of `clusters`.
     """
 
-    kind: Literal["full", "adaptive", "hierarchical", "mixture"] = "full"
+    kind: Literal[
+        "full", "adaptive", "hierarchical", "mixture", "sampled", "nce", "negative-sampling"
+    ] = "full"
     label_smoothing: float = Field(default=0.0, ge=0.0, le=1.0)
     z_loss: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     temperature: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    gradient_filter: float = Field(default=0.0, ge=0.0, le=1.0)
     cutoffs: tuple[int, ...] | None = None
     div_value: float = Field(default=4.0, ge=1.0, allow_inf_nan=False)
     tree: Literal["huffman", "balanced", "classes", "clusters"] = "huffman"
@@ -128,6 +134,12 @@ class HeadConfig(_Section):
     classes: int | None = Field(default=None, ge=1)
     clusters: str | None = None
     experts: int = Field(default=10, ge=1)
+    samples: int = Field(default=1024, ge=1)
+    sampler: Literal["log-uniform", "unigram", "uniform"] = "log-uniform"
+    alpha: float = Field(default=0.75, ge=0.0, allow_inf_nan=False)
+    unique: bool = True
+    remove_hits: bool | None = None
+    log_z: float | Literal["learned"] | None = None
 
 
 class TrainConfig(_Section):

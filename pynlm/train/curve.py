@@ -13,7 +13,13 @@ _TRAIN, _VALID, _TARGET, _GREY = "#7aa6c2", "#1f4e79", "#c0392b", "#666666"
 
 
 def draw_curve(
-    log: Path, png: Path, *, title: str, target: float | None = None, target_label: str = ""
+    log: Path,
+    png: Path,
+    *,
+    title: str,
+    target: float | None = None,
+    target_label: str = "",
+    training: bool = True,
 ) -> str | None:
     """Draw the learning curve of a `log.jsonl`.
 
@@ -21,6 +27,7 @@ def draw_curve(
     ----------
     log, png : the file read and the picture written (aside, then renamed).
     target : perplexity drawn as a line, for example the published figure.
+    training : whether the losses of steps are likelihoods; else they are left out.
 
     Returns
     -------
@@ -33,7 +40,7 @@ def draw_curve(
     except ImportError:
         return "matplotlib is missing (pip install pynlm[plot])"
     events = read_log(log)
-    steps = [e for e in events if e["event"] == "step" and e["loss"] is not None]
+    steps = [e for e in events if training and e["event"] == "step" and e["loss"] is not None]
     epochs = [e for e in events if e["event"] == "epoch" and e["valid_nats"] is not None]
     if not steps and not epochs:
         return "nothing has been logged yet"

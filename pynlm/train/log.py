@@ -90,10 +90,11 @@ class Reporter:
     quiet : say nothing.
     total : tokens of all epochs.
     done : tokens trained before this process (after `--resume`).
+    exact : whether the losses of steps are likelihoods; else they have no perplexity.
     """
 
-    def __init__(self, *, quiet: bool, total: int, done: int = 0) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool, total: int, done: int = 0, exact: bool = True) -> None:
+        self.quiet, self._exact = quiet, exact
         self._total, self._done, self._first = total, done, done
         self._began = self._shown = time.monotonic()
         self._bar: Any = None
@@ -117,7 +118,8 @@ class Reporter:
         if now - self._shown < (BAR_SECONDS if self._bar is not None else PLAIN_SECONDS):
             return
         self._shown = now
-        numbers = f"loss {loss:.3f}  ppl {perplexity(loss):,.1f}  {rate:,.0f} tokens/s"
+        ppl = f"ppl {perplexity(loss):,.1f}  " if self._exact else ""
+        numbers = f"loss {loss:.3f}  {ppl}{rate:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=tokens, label=label, numbers=numbers, refresh=True
@@ -139,6 +141,16 @@ class Reporter:
 def perplexity(nats: float) -> float:
     """`exp(nats)`, infinite instead of an overflow."""
     return math.exp(nats) if nats < 700.0 else math.inf
+
+
+def perplexity_of(nats: float, likelihood: bool) -> float | None:
+    """The perplexity, None where the loss is no likelihood."""
+    return perplexity(nats) if likelihood else None
+
+
+def shown(nats: float, likelihood: bool) -> str:
+    """The perplexity, or the loss itself, by name, where that is no likelihood."""
+    return f"{perplexity(nats):8.2f}" if likelihood else f"(loss {nats:.4f})"
 
 
 def duration(seconds: float) -> str:

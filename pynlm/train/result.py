@@ -48,12 +48,12 @@ class TrainResult:
     @property
     def valid_perplexity(self) -> float | None:
         """Perplexity of the best model on the validation text."""
-        return None if self.valid is None else self.valid.perplexity
+        return _perplexity(self.valid)
 
     @property
     def test_perplexity(self) -> float | None:
         """Perplexity of the best model on the test text."""
-        return None if self.test is None else self.test.perplexity
+        return _perplexity(self.test)
 
     @property
     def figure(self) -> FigureConfig | None:
@@ -68,7 +68,9 @@ class TrainResult:
         for split in ("valid", "test"):
             evaluation: Evaluation | None = getattr(self, split)
             published = None if figure is None else getattr(figure, split)
-            if figure is not None and evaluation is not None and published is not None:
+            if figure is None or evaluation is None or evaluation.loss is not None:
+                continue
+            if published is not None:
                 found[split] = (float(getattr(evaluation, figure.metric)), float(published))
         return found
 
@@ -89,11 +91,22 @@ class TrainResult:
                 best = f"  (best epoch {self.best_epoch})" if split == "validation" else ""
                 if evaluation.stripes > 1:
                     best += f"  ({evaluation.stripes} stripes)"
+                if evaluation.loss is not None:
+                    out.append(
+                        f"{split} loss of {evaluation.loss} {evaluation.nats_per_token:.4f}, which "
+                        f"has no perplexity  {evaluation.tokens:,} tokens{best}"
+                    )
+                    continue
                 out.append(
                     f"{split} perplexity {evaluation.perplexity:.2f}  "
                     f"{evaluation.nats_per_token:.4f} nats  {evaluation.bits_per_token:.4f} bits "
                     f"a token  {evaluation.tokens:,} tokens{best}"
                 )
+                if evaluation.log_z_mean is not None:
+                    out.append(
+                        f"{split} log Z: mean {evaluation.log_z_mean:.4f}, variance "
+                        f"{evaluation.log_z_variance:.4f}"
+                    )
         where = "test" if self.test is not None else "validation"
         out.append(f"unigram perplexity of the same {where} text {self.unigram_perplexity:.2f}")
         figure = self.figure
@@ -107,3 +120,8 @@ class TrainResult:
         if figure is not None and self.gaps:
             out.append(f"  source: {figure.source}")
         return out
+
+
+def _perplexity(evaluation: Evaluation | None) -> float | None:
+    """None where there is none, or no evaluation."""
+    return None if evaluation is None or evaluation.loss is not None else evaluation.perplexity

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import pynlm
-from pynlm.evaluate import Evaluation, evaluate_sentences, evaluate_stream
+from pynlm.evaluate import Evaluation, TrainingLoss, evaluate_sentences, evaluate_stream
 from pynlm.evaluate.facts import start_of
 from pynlm.models import RecurrentLM
 from pynlm.text import write_aside
@@ -32,7 +32,7 @@ from pynlm.train.config import Recipe, to_mapping, to_toml
 from pynlm.train.curve import draw_curve
 from pynlm.train.data import IntArray, Source, make_batches, prepare, unigram_perplexity
 from pynlm.train.interrupt import Interruption
-from pynlm.train.log import Reporter, RunLog, perplexity
+from pynlm.train.log import Reporter, RunLog, perplexity_of, shown
 from pynlm.train.optimisers import make_optimiser
 from pynlm.train.position import Position, Progress
 from pynlm.train.result import TrainResult
@@ -162,14 +162,16 @@ class Trainer:
         recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
         config = model_config(recipe, self.tokenizer.vocab_size)
+        counts = self.tokenizer.counts
         if snapshot is None:
-            counts, tree = self.tokenizer.counts, given_tree(recipe, self.tokenizer)
+            tree = given_tree(recipe, self.tokenizer)
             self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
         else:
             check_data(run, self.data, snapshot)
             place = run / "last" / "model.safetensors"
-            self.model = make_model(config, recipe.train.dtype, snapshot.model, place)
-        # Only now, so that a text that cannot be used leaves no run behind.
+            self.model = make_model(config, recipe.train.dtype, snapshot.model, place, counts)
+        self._head = self.model.head
+        # Only now, so that what cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
             file.write(to_toml(recipe).encode())
         if snapshot is None:
@@ -189,7 +191,8 @@ class Trainer:
         self._drawn = 0.0
         self._first = self.position.tokens
         self._seconds = self.position.seconds
-        self._reporter = Reporter(quiet=self._quiet, total=total, done=self._first)
+        exact = self._head.exact_in_training
+        self._reporter = Reporter(quiet=self._quiet, total=total, done=self._first, exact=exact)
         self._announce(resumed=snapshot is not None)
 
     def _last_snapshot(self) -> Snapshot | None:
@@ -338,9 +341,9 @@ class Trainer:
             tokens=p.tokens,
             lr=lr,
             train_nats=train,
-            train_perplexity=perplexity(train),
+            train_perplexity=perplexity_of(train, self._head.exact_in_training),
             valid_nats=loss,
-            valid_perplexity=perplexity(loss),
+            valid_perplexity=perplexity_of(loss, self._head.learns_likelihood),
             best=better,
             tokens_per_second=round(self._rate(), 1),
             seconds=round(p.seconds, 3),
@@ -352,7 +355,8 @@ class Trainer:
         striped = f" ({stripes} stripes)" if stripes > 1 else ""
         self._reporter.say(
             f"epoch {p.epoch + 1:{width}}/{self.recipe.train.epochs}  "
-            f"train {perplexity(train):8.2f}  valid {perplexity(loss):8.2f}{striped}"
+            f"train {shown(train, self._head.exact_in_training)}  "
+            f"valid {shown(loss, self._head.learns_likelihood)}{striped}"
             f"{' *' if better else '  '}  lr {lr:.4g}  {self._rate():,.0f} tokens/s  "
             f"{p.seconds:.1f} s"
         )
@@ -371,10 +375,15 @@ class Trainer:
             "backend": self.backend,
             "progress": self._heed,
         }
+        model: Any = self.model
+        if not self._head.learns_likelihood:
+            model = TrainingLoss(model, self.recipe.train.seed)
         if self.recipe.data.batching == "sentences" and eos is not None:
-            return evaluate_sentences(self.model, ids, start_id, eos, **facts)
-        stripes = min(stripes, len(ids))
-        return evaluate_stream(self.model, ids, start_id, stripes=stripes, eos_id=eos, **facts)
+            found = evaluate_sentences(model, ids, start_id, eos, **facts)
+        else:
+            stripes = min(stripes, len(ids))
+            found = evaluate_stream(model, ids, start_id, stripes=stripes, eos_id=eos, **facts)
+        return found if model is self.model else replace(found, loss=self.recipe.head.kind)
 
     # ---- saving and ending
 
@@ -407,6 +416,10 @@ class Trainer:
     def _draw(self, *, last: bool = False) -> None:
         if not last and time.monotonic() - self._drawn < CURVE_SECONDS:
             return
+        if not self._head.learns_likelihood:
+            if last:
+                self._reporter.say(f"no curve.png: {self.recipe.head.kind} has no perplexity")
+            return
         recipe = self.recipe
         figure = recipe.figure if recipe.figure_applies else None
         target, label = (None, "") if figure is None else figure.target
@@ -416,6 +429,7 @@ class Trainer:
             title=f"{recipe.name}, seed {recipe.train.seed}",
             target=target,
             target_label=label,
+            training=self._head.exact_in_training,
         )
         self._drawn = time.monotonic()
         if last and missing:
@@ -461,7 +475,8 @@ class Trainer:
         self._draw(last=True)
         self._reporter.close()
         if result.interrupted:
-            say(f"validation perplexity of the model as it stands {valid.perplexity:.2f}")
+            figure = shown(valid.nats_per_token, self._head.learns_likelihood).strip()
+            say(f"validation perplexity of the model as it stands {figure}")
             say(f"continue with: pynlm train --resume --out {self.folder}")
         else:
             for line in result.lines():

@@ -258,3 +258,23 @@ def test_text_takes_several_files() -> None:
         *("train", "--text", "a", "--text", "b", "--text", "c"),
         *("--set", "x=1", "--set", "y=2", "--out", "d", "--quiet"),
     ]
+
+
+def test_heads_that_sample(pynlm_command: Run, texts: Path, tmp_path: Path) -> None:
+    """Options as words, log Z in the report of one, a refusal by name of the other."""
+    text = {name: texts / f"{name}.txt" for name in ("train", "valid")}
+    few = {"model.hidden_sizes": [8], "train.epochs": 1, "train.batch_size": 2, "train.bptt": 5}
+    small = [part for key, value in few.items() for part in ("--set", f"{key}={value}")]
+    for kind, more in {"nce": ["head.log_z=learned"], "negative-sampling": []}.items():
+        chosen = [f"head.kind={kind}", "head.samples=4", "head.sampler=unigram", *more]
+        options = [part for one in chosen for part in ("--set", one)]
+        given = ["--text", text["train"], "--valid", text["valid"], "--out", tmp_path / kind]
+        done = pynlm_command("train", *given, *small, *options)
+        assert done.returncode == 0, done.stderr
+    done = pynlm_command("eval", tmp_path / "nce", "--text", text["valid"], "--json")
+    assert {"log_z_mean", "log_z_variance"} <= set(json.loads(done.stdout))
+    done = pynlm_command("eval", tmp_path / "negative-sampling", "--text", text["valid"])
+    assert done.returncode != 0 and done.stdout == ""
+    assert "a model trained by NegativeSampling has no perplexity" in done.stderr
+    done = pynlm_command("train", "--text", text["train"], "--set", "head.samples=9", *small)
+    assert "samples is not defined for kind 'full'" in done.stderr

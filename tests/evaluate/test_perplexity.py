@@ -175,6 +175,8 @@ def test_json_has_the_keys_of_the_design(toy: Any) -> None:
         "state_carried",
         "stripes",
         "start_token",
+        "log_z_mean",
+        "log_z_variance",
     ]
     assert record["perplexity"] == result.perplexity
     assert json.loads(to_json(Evaluation(nats=1e9, tokens=1)))["perplexity"] is None

@@ -296,6 +296,7 @@ def test_errors_of_backprop_and_predictions(train: Context) -> None:
     [
         ({"label_smoothing": 1.1}, r"label_smoothing must be in \[0, 1\], got 1.1"),
         ({"z_loss": -1.0}, r"z_loss must be in \[0, inf\), got -1.0"),
+        ({"gradient_filter": 1.5}, r"gradient_filter must be in \[0, 1\], got 1.5"),
         ({"temperature": 0.0}, r"temperature must be in \(0, inf\), got 0.0"),
     ],
 )
@@ -306,12 +307,24 @@ def test_option_errors(options: dict[str, float], message: str) -> None:
         HeadOptions(**options)  # type: ignore[arg-type]
 
 
+def test_a_gradient_filter_leaves_the_losses(train: Context) -> None:
+    """And the gradients of targets; of other words here all are left out."""
+    head, _ = make()
+    filtered, parameters = make(gradient_filter=1.0)
+    value, backprop = filtered.loss(HIDDEN, TARGETS, train)
+    assert value == head.loss(HIDDEN, TARGETS, train)[0] and backprop is not None
+    backprop()
+    rows = np.flatnonzero(parameters["head.weight"].grad.any(axis=1))
+    assert rows.tolist() == sorted({t for t in TARGETS if t >= 0})
+
+
 def test_options_make_the_head() -> None:
-    options = HeadOptions(label_smoothing=0.1, z_loss=1e-4, temperature=2.0)
+    options = HeadOptions(label_smoothing=0.1, z_loss=1e-4, temperature=2.0, gradient_filter=0.5)
     parameters = Parameters(options.specs("head", V, H, bias=False, tied=False))
     head = options.make(parameters, None)
     assert isinstance(head, Full) and head.bias is None
     assert (head.label_smoothing, head.z_loss, head.temperature) == (0.1, 1e-4, 2.0)
+    assert head.gradient_filter == 0.5
     with pytest.raises(ValueError, match=r"HeadOptions: kind must be one of full, .*got 'flat'"):
         HeadOptions(kind="flat")
     with pytest.raises(ValueError, match="HeadOptions: unknown option 'smooth'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -128,10 +129,12 @@ def test_a_tree_is_consistent(size: int) -> None:
         assert tree.parent.shape == (V + M, 2)
         rows = np.zeros(V, int)
         for v in range(V):
-            for m, c in tree.path(v):
-                rows[v] += tree.first[m + 1] - tree.first[m] - 1
-            if V > 1:
-                assert tree.children[tree.first[m] + c] == v
+            path = tree.path(v)
+            rows[v] = sum(int(tree.first[m + 1] - tree.first[m]) - 1 for m, _ in path)
+            for (m, c), (below, _) in pairwise(path):
+                assert tree.children[tree.first[m] + c] == V + below
+            if path:
+                assert tree.children[tree.first[path[-1][0]] + path[-1][1]] == v
         assert (tree.cost == rows).all()
         with pytest.raises(ValueError, match="read-only"):
             tree.children[...] = 0
@@ -161,7 +164,7 @@ def test_large_vocabularies() -> None:
     ],
 )
 def test_what_is_no_tree(first: list[int], children: list[int]) -> None:
-    with pytest.raises(ValueError, match="^Tree: "):
+    with pytest.raises(ValueError, match=r"^Tree: "):
         Tree(np.array(first), np.array(children))
 
 

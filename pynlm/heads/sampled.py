@@ -1,0 +1,320 @@
+"""Heads that learn from sampled tokens and say what the exact softmax of their weights says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm.arrays import check_ids, check_number, describe
+from pynlm.heads.full import Full
+from pynlm.heads.fused import Gradients, RowsClaim
+from pynlm.heads.samplers import TokenSampler
+from pynlm.kernels.candidates import candidates_forward, candidates_gradients
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray, as_floats, as_ids
+from pynlm.layers.parameters import Parameter, Spec
+
+Array = npt.NDArray[Any]
+
+
+class SampledHead(Full):
+    """What the sampled heads share.
+
+    In training a batch's tokens share K sampled tokens, a function of the context's seed and step
+    alone; the cost is K / V of the exact head's, and the weight's gradient a set of rows. Losses
+    are estimates, no likelihoods. Outside training all is as `Full` has it: exact, over all tokens.
+
+    Parameters
+    ----------
+    parameters, tied, prefix, temperature
+        See `Full`.
+    samples
+        K, how many tokens are drawn a step; at most V if `unique`.
+    sampler
+        "log-uniform", "unigram" or "uniform"; see `TokenSampler`.
+    alpha
+        Power of the counts, for "unigram".
+    unique
+        Draw distinct tokens.
+    remove_hits
+        Leave a sample out where it is the target itself; None: as each class says.
+    counts
+        The tokens' counts [V] in training text, for "unigram".
+
+    Attributes
+    ----------
+    exact_in_training
+        False.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option of a wrong kind or out of its range; counts that are missing or do not match V.
+    """
+
+    exact_in_training = False
+    _objective = "softmax"
+    _corrected = True
+    _remove_hits: bool | None = None
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        tied: Parameter | None = None,
+        prefix: str = "head",
+        *,
+        samples: int = 1024,
+        sampler: str = "log-uniform",
+        alpha: float = 0.75,
+        unique: bool = True,
+        remove_hits: bool | None = None,
+        temperature: float = 1.0,
+        counts: object = None,
+    ) -> None:
+        super().__init__(parameters, tied, prefix, temperature=temperature)
+        func = type(self).__name__
+        if not isinstance(remove_hits, (bool, type(None))):
+            raise TypeError(
+                f"{func}: remove_hits must be True, False or None, got {describe(remove_hits)}"
+            )
+        own = unique if self._remove_hits is None else self._remove_hits
+        self.remove_hits = own if remove_hits is None else remove_hits
+        self.sampler = TokenSampler(
+            sampler, vocab_size=self.vocab_size, size=samples, unique=unique,
+            counts=counts, alpha=alpha, func=func,
+        )  # fmt: skip
+
+    @staticmethod
+    def specs(
+        prefix: str,
+        vocab_size: int,
+        size: int,
+        group: str = "head",
+        bias: bool = True,
+        tied: bool = False,
+    ) -> list[Spec]:
+        """The parameters that the head needs, for `Parameters`; a tied table had best be sparse."""
+        specs = Full.specs(prefix, vocab_size, size, group, bias, tied)
+        # A sparse table comes last, so that the dense weights before it are one stretch.
+        return sorted((s._replace(sparse=len(s.shape) == 2) for s in specs), key=_is_sparse)
+
+    def _forward(
+        self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
+    ) -> None:
+        if ctx.train:
+            candidates_forward(loss=nll, **self._inputs(h, ids, ctx))
+        else:
+            super()._forward(nll, loss, h, ids, ctx)
+
+    def _gradients(
+        self,
+        nll: Array,
+        loss: Array | None,
+        h: Array,
+        ids: IntArray,
+        ctx: Context,
+        weights: Array | None,
+    ) -> Gradients:
+        given = self._inputs(h, ids, ctx)
+        room = len(h) + len(given["samples"])
+        rows: IntArray = self.pool.lease((room,), np.int32)
+        drows = self.pool.lease((room, self.weight.data.shape[1]), self.dtype)
+        db, dh = self.pool.lease((room,), self.dtype), self.pool.like(h)
+        n = candidates_gradients(
+            loss=nll, dh=dh, rows=rows, drows=drows, db=db, weights=weights, **given
+        )
+        claims: list[Any] = [RowsClaim(self.weight, rows[:n], drows[:n])]
+        if self.bias is not None:
+            claim = self.bias.claim()
+            claim.array.fill(0)
+            claim.array[rows[:n]] = db[:n]
+            claims.append(claim)
+        self._claim_constants(claims, db[:n])
+        return Gradients(dh, claims)
+
+    def _claim_constants(self, claims: list[Any], db: Array) -> None:
+        """Add the claims of what is subtracted from all logits, whose gradients add up to -`db`."""
+
+    def _inputs(self, h: Array, ids: IntArray, ctx: Context) -> dict[str, Any]:
+        """All that both kernels read but the weights of the losses."""
+        check_ids(ids, self.vocab_size, func=self.name, name="targets")
+        drawn = self.sampler.draw(seed=ctx.seed, step=ctx.step)
+        counts = None if drawn.counts is None else drawn.counts.astype(self.dtype)
+        given = {**self._map(h, ctx), "w": self.weight.data, "targets": ids, "samples": drawn.ids}
+        if self._corrected:
+            for name, tokens in (("log_expected", drawn.ids), ("target_log_expected", ids)):
+                expected = np.log(self.sampler.expected(tokens, drawn.tries))
+                given[name] = (expected + self._constant()).astype(self.dtype)
+        options = {"objective": self._objective, "remove_hits": self.remove_hits}
+        return {**given, "counts": counts, **options}
+
+    def _constant(self) -> float:
+        """What is subtracted from all logits besides the correction."""
+        return 0.0
+
+
+class Sampled(SampledHead):
+    """Softmax over the target and the samples: importance sampling, "sampled softmax".
+
+    The logits are corrected by the logarithms of the expected counts, so that the gradient
+    approaches the exact one as K grows; with every token as a unique sample it is the exact one.
+    For that, hits are removed where samples are unique, and kept where they are not (there the
+    target's own part in the normaliser is that of its hits), unless said otherwise. The loss is
+    usually too low to be a likelihood. Parameters: see `SampledHead`.
+
+    Notes
+    -----
+    Source: Bengio & Senecal, AISTATS 2003; Jean et al., arXiv:1412.2007, §3; as
+    `tf.nn.sampled_softmax_loss`.
+
+    Examples
+    --------
+    >>> from pynlm.layers import Parameters
+    >>> head = Sampled(Parameters(Sampled.specs("head", vocab_size=11, size=3)), samples=4)
+    >>> h = np.ones((5, 3), np.float32)
+    >>> loss, backprop = head(h, [1, 2, 3, 4, 10], Context(train=True, seed=1))
+    >>> backprop(1 / 5).shape, head.weight.state
+    ((5, 3), 'rows')
+    >>> nll, _ = head(h, [1, 2, 3, 4, 10], Context(train=False))
+    >>> bool(abs(nll - np.log(11)).max() < 1e-6)
+    True
+    """
+
+
+class NCE(SampledHead):
+    """Noise-contrastive estimation: tell the target from the samples, one by one.
+
+    The loss is that of logistic regression between text and noise, in which the logits are taken
+    for log-probabilities plus a constant `log_z`. Training makes them so, and the exact softmax
+    then finds log Z near that constant (`nll_and_log_z`). Other parameters: see `SampledHead`; hits
+    are kept unless said otherwise, because noise may be any token.
+
+    Parameters
+    ----------
+    log_z
+        The constant: a number, "learned" (a parameter `{prefix}.log_z` [1]), or None: log V, with
+        which logits of zero begin as the uniform distribution.
+
+    Notes
+    -----
+    Source: Gutmann & Hyvarinen, AISTATS 2010; Mnih & Teh, arXiv:1206.6426, §3.
+
+    Examples
+    --------
+    >>> from pynlm.layers import Parameters
+    >>> head = NCE(Parameters(NCE.specs("head", vocab_size=11, size=3)), samples=4)
+    >>> nll, log_z = head.nll_and_log_z(np.ones((2, 3), np.float32), [1, 2], Context(train=False))
+    >>> bool(abs(log_z).max() < 1e-6)  # logits of zero: 11 probabilities of 1 / 11
+    True
+    """
+
+    _objective = "logistic"
+    _remove_hits = False
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        tied: Parameter | None = None,
+        prefix: str = "head",
+        *,
+        log_z: float | str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(parameters, tied, prefix, **options)
+        check_log_z(log_z, "NCE")
+        self._learned = parameters[f"{prefix}.log_z"] if log_z == "learned" else None
+        self._fixed = float(np.log(self.vocab_size)) if log_z is None else log_z
+
+    @staticmethod
+    def specs(
+        prefix: str,
+        vocab_size: int,
+        size: int,
+        group: str = "head",
+        bias: bool = True,
+        tied: bool = False,
+        learned: bool = False,
+    ) -> list[Spec]:
+        """The parameters that the head needs, for `Parameters`."""
+        constant = [Spec(f"{prefix}.log_z", (1,), group)] if learned else []
+        return [*constant, *SampledHead.specs(prefix, vocab_size, size, group, bias, tied)]
+
+    @property
+    def log_z(self) -> float:
+        """The constant that logits exceed log-probabilities by, as it stands."""
+        return self._fixed if self._learned is None else float(self._learned.data[0])
+
+    def _constant(self) -> float:
+        return self.log_z
+
+    def _claim_constants(self, claims: list[Any], db: Array) -> None:
+        if self._learned is not None:
+            claim = self._learned.claim()
+            # The kernel's logits are divided by the temperature, the constant is not.
+            claim.array[0] = -self.temperature * db.sum(dtype=np.float64)
+            claims.append(claim)
+
+    def nll_and_log_z(self, h: Array, targets: object, ctx: Context) -> tuple[Array, Array]:
+        """Exact nll [N] in nats of each target, and log Z [N] less the constant.
+
+        The latter is log sum_v exp(z[n, v] - log_z), 0 where the head normalises itself.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            As the call.
+        """
+        h = as_floats(h, self.dtype)
+        ids = as_ids(targets, func=self.name, name="targets")
+        nll = np.empty(len(h), self.dtype)
+        super()._forward(nll, None, h, ids, ctx)
+        z = np.einsum("nh,nh->n", h, self.weight.data[ids], dtype=np.float64)
+        if self.bias is not None:
+            z += self.bias.data[ids]
+        return nll, nll + z / self.temperature - self.log_z
+
+
+class NegativeSampling(SampledHead):
+    """word2vec's objective: tell the target from the samples, without any correction.
+
+    Where noise is q, logits approach log p - log q and a constant: good vectors, but no
+    log-probabilities, and training does not approach the distribution of the text. The exact
+    softmax of the weights is there to rank and to draw tokens; a perplexity is refused. Parameters:
+    see `SampledHead`.
+
+    Hits are removed unless said otherwise, as word2vec does.
+
+    Notes
+    -----
+    Source: Mikolov et al., arXiv:1310.4546, eq. 4; what it learns: Levy & Goldberg, NIPS 2014.
+
+    Examples
+    --------
+    >>> from pynlm.layers import Parameters
+    >>> parameters = Parameters(NegativeSampling.specs("head", vocab_size=11, size=3))
+    >>> head = NegativeSampling(parameters, samples=5, remove_hits=False)
+    >>> loss, _ = head(np.ones((1, 3), np.float32), [1], Context(train=True))
+    >>> bool(abs(loss[0] - 6 * np.log(2)) < 1e-6)
+    True
+    """
+
+    learns_likelihood = False
+    _objective = "logistic"
+    _remove_hits = True
+    _corrected = False
+
+
+def check_log_z(log_z: object, func: str) -> None:
+    """Raise unless it is a number, "learned" or None."""
+    if log_z is None or log_z == "learned":
+        return
+    if isinstance(log_z, str):
+        raise ValueError(f"{func}: log_z must be a number or 'learned', got {log_z!r}")
+    check_number(log_z, func=func, name="log_z")  # type: ignore[arg-type]
+
+
+def _is_sparse(spec: Spec) -> bool:
+    return spec.sparse
