@@ -1,9 +1,10 @@
 // CPU form of the hierarchical softmax (contract: hsoftmax.h): losses and gradients.
 //
-// First all paths are walked, so that what follows knows ahead which rows it will read. A path's
-// rows then come from memory once: while they are in the first-level cache they give the logits and
-// dh. Last, (node, token) pairs sorted by node give drows, each row written once. A path's nodes
-// are independent of each other, so up to kGroup rows are taken together: one load of h serves all.
+// Tokens are taken in groups of equal targets, whose path is walked and sorted once. Paths come
+// first, so that what follows knows ahead which rows it will read. A path's rows then come from
+// memory once: while they are in the first-level cache they give the logits and dh of the group.
+// Last, (node, group) pairs sorted by node give drows, each row written once. A path's nodes are
+// independent of each other, so up to kGroup rows are taken together: one load of h serves all.
 // (The top of the tree as one dense product was slower: its rows stay in the first-level cache
 // anyway, and most of what it computes no path asks for.)
 
@@ -187,10 +188,10 @@ inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
     return (double(all.top) - double(chosen)) + std::log(all.sum);
 }
 
-// A place on the path of a token, in the order of tokens.
+// A node on the path of a group of tokens.
 struct PathPair {
-    int64_t dz;  // where the node's are
-    int32_t token, child, row, rows;
+    int64_t dz;  // where the first token's are; the next one's follow `places` further on
+    int32_t group, child, row, rows;
 };
 
 // Binary nodes of one path, taken together.
@@ -232,11 +233,11 @@ inline void fetch_row(const HsoftmaxTree<T>& t, const PathPair& pair) {
     for (int64_t k = 0; k < t.H; k += kLine) __builtin_prefetch(row + k);
 }
 
-// Loss of a token but for its wide nodes, and with kGradients its dh and dz. Its pairs are
-// [begin, end) of `count`.
+// Loss of a token but for its wide nodes, and with kGradients its dh and dz. The path's pairs are
+// [begin, end); those up to `ahead` are still to be read.
 template <class T, bool kGradients>
 inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_t begin,
-                         int64_t end, int64_t count, const T* h, T* dh, T weight, T* dz) {
+                         int64_t end, int64_t ahead, const T* h, T* dh, T weight, T* dz) {
     if (kGradients) __builtin_memset(dh, 0, size_t(t.H) * sizeof(T));
     double loss = 0;
     PathGroup<T> group;
@@ -248,7 +249,7 @@ inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_
     };
     for (int64_t p = begin; p < end; ++p) {
         const PathPair& pair = pairs[p];
-        if (p + kAhead < count) fetch_row(t, pairs[p + kAhead]);
+        if (p + kAhead < ahead) fetch_row(t, pairs[p + kAhead]);
         if (pair.rows >= kWideRows) continue;
         if (pair.rows > 1) {
             T* const own = kGradients ? dz + pair.dz : z;
@@ -275,75 +276,129 @@ inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_
     return loss;
 }
 
-// The (node, token) pairs of all paths, and the dz of narrow nodes.
+// The last of begins[0:count] that is not above `at`; the first, if all are.
+inline int64_t last_not_above(const int64_t* begins, int64_t count, int64_t at) {
+    int64_t low = 0;
+    for (int64_t high = count; high - low > 1;) {
+        const int64_t middle = (low + high) / 2;
+        (begins[middle] <= at ? low : high) = middle;
+    }
+    return low;
+}
+
+// The groups, the (node, group) pairs of all paths, and the dz of narrow nodes.
 template <class T>
 struct PathPairs {
-    int64_t count, nodes;  // none if they need not be sorted
-    uint64_t* keys;        // sorted by node, then token
-    PathPair* pairs;       // in the order of tokens
+    int64_t count, groups, nodes;  // no pairs if they need not be sorted
+    int64_t* token;                // [N]: tokens by group
+    int64_t* group;                // [groups + 1]: where each begins in `token`
+    int64_t* places;               // [groups]: dz of each token
+    uint64_t* keys;                // sorted by node, then group
+    PathPair* pairs;               // in the order of groups
     T* dz;
     int64_t* begins;  // [nodes + 1]: where each of the nodes met begins in keys
+    int64_t* work;    // [nodes + 1]: and how many tokens there are before it
 };
+
+// Groups of equal targets.
+template <class T>
+void group_tokens(const int32_t* targets, int64_t N, PathPairs<T>& all, Scratch& scratch) {
+    uint64_t* keys = scratch.take<uint64_t>(N);
+    uint64_t* const spare = scratch.take<uint64_t>(N);
+    all.token = scratch.take<int64_t>(N);
+    all.group = scratch.take<int64_t>(N + 1);
+    for (int64_t n = 0; n < N; ++n) keys[n] = sort_key(targets[n], n);
+    keys = radix_sort_ids(keys, spare, N);
+    all.groups = 0;
+    for (int64_t i = 0; i < N; ++i) {
+        if (i == 0 || key_id(keys[i]) != key_id(keys[i - 1])) all.group[all.groups++] = i;
+        all.token[i] = key_position(keys[i]);
+    }
+    all.group[all.groups] = N;
+}
+
+// All pairs by node.
+template <class T>
+void sort_pairs(PathPairs<T>& all, uint64_t* spare, Scratch& scratch) {
+    all.keys = radix_sort_ids(all.keys, spare, all.count);
+    all.begins = scratch.take<int64_t>(all.count + 1);
+    all.work = scratch.take<int64_t>(all.count + 1);
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < all.count; ++i) {
+        if (i == 0 || key_id(all.keys[i]) != key_id(all.keys[i - 1])) {
+            all.begins[all.nodes] = i;
+            all.work[all.nodes++] = tokens;
+        }
+        const int32_t group = all.pairs[key_position(all.keys[i])].group;
+        tokens += all.group[group + 1] - all.group[group];
+    }
+    all.begins[all.nodes] = all.count;
+    all.work[all.nodes] = tokens;
+}
 
 // One pass over the tokens: nll, and with kGradients dh.
 template <class T, bool kGradients, class Args>
 PathPairs<T> walk_paths(const Args& a, T* dh, const T* weights, Scratch& scratch) {
     const HsoftmaxTree<T>& t = a.tree;
-    int64_t* const first_pair = scratch.take<int64_t>(a.N + 1);
-    int64_t* const first_dz = scratch.take<int64_t>(a.N + 1);
-    const double work = double(a.N) * (double(t.H) + 16) * 64;
+    PathPairs<T> all{};
+    group_tokens(a.targets, a.N, all, scratch);
+    int64_t* const first_pair = scratch.take<int64_t>(all.groups + 1);
+    int64_t* const first_dz = scratch.take<int64_t>(all.groups + 1);
+    all.places = scratch.take<int64_t>(all.groups);
+    const int walkers = threads_for(double(all.groups) * 1024);
     bool wide = false;  // whether there are wide nodes on the paths
     auto count = [&](int tid, int size) {
-        const Range mine = share(a.N, 1, tid, size);
-        for (int64_t n = mine.begin; n < mine.end; ++n) {
-            int64_t entry = a.targets[n], pairs = 0, places = 0;
+        const Range mine = share(all.groups, 1, tid, size);
+        for (int64_t g = mine.begin; g < mine.end; ++g) {
+            int64_t entry = a.targets[all.token[all.group[g]]], pairs = 0, places = 0;
             for (PathStep s; step_up(t, entry, s); ++pairs)
                 places += s.rows < kWideRows ? s.rows : 0;
-            first_pair[n + 1] = pairs;
-            first_dz[n + 1] = places;
+            first_pair[g + 1] = pairs;
+            all.places[g] = places;
         }
     };
-    parallel(threads_for(work), count);
+    parallel(walkers, count);
     first_pair[0] = first_dz[0] = 0;
-    for (int64_t n = 0; n < a.N; ++n) {
-        first_pair[n + 1] += first_pair[n];
-        first_dz[n + 1] += first_dz[n];
+    for (int64_t g = 0; g < all.groups; ++g) {
+        first_pair[g + 1] += first_pair[g];
+        first_dz[g + 1] = first_dz[g] + all.places[g] * (all.group[g + 1] - all.group[g]);
     }
-    PathPairs<T> all{};
-    all.count = first_pair[a.N];
+    all.count = first_pair[all.groups];
     all.keys = scratch.take<uint64_t>(all.count);
     uint64_t* const spare = scratch.take<uint64_t>(all.count);
     all.pairs = scratch.take<PathPair>(all.count);
-    all.dz = kGradients ? scratch.take<T>(first_dz[a.N]) : nullptr;
+    all.dz = kGradients ? scratch.take<T>(first_dz[all.groups]) : nullptr;
     auto store_paths = [&](int tid, int size) {
-        const Range mine = share(a.N, 1, tid, size);
-        for (int64_t n = mine.begin; n < mine.end; ++n) {
-            int64_t entry = a.targets[n], p = first_pair[n], at = first_dz[n];
+        const Range mine = share(all.groups, 1, tid, size);
+        for (int64_t g = mine.begin; g < mine.end; ++g) {
+            int64_t entry = a.targets[all.token[all.group[g]]], p = first_pair[g], at = first_dz[g];
             for (PathStep s; step_up(t, entry, s); ++p) {
                 const bool narrow = s.rows < kWideRows;
                 all.keys[p] = sort_key(int32_t(s.node), p);
-                all.pairs[p] = {at, int32_t(n), int32_t(s.child), int32_t(s.row), int32_t(s.rows)};
+                all.pairs[p] = {at, int32_t(g), int32_t(s.child), int32_t(s.row), int32_t(s.rows)};
                 at += narrow ? s.rows : 0;
                 if (!narrow) __atomic_store_n(&wide, true, __ATOMIC_RELAXED);
             }
         }
     };
-    parallel(threads_for(work), store_paths);
+    parallel(walkers, store_paths);
     auto body = [&](int tid, int size) {
         const Range mine = share(a.N, 1, tid, size);
-        for (int64_t n = mine.begin; n < mine.end; ++n)
-            a.nll[n] = T(token_loss<T, kGradients>(t, all.pairs, first_pair[n], first_pair[n + 1],
-                                                   all.count, a.h + n * t.H,
-                                                   kGradients ? dh + n * t.H : nullptr,
-                                                   weights != nullptr ? weights[n] : T(1), all.dz));
+        int64_t g = last_not_above(all.group, all.groups, mine.begin);
+        for (int64_t i = mine.begin; i < mine.end; ++i) {
+            while (i >= all.group[g + 1]) ++g;
+            const int64_t n = all.token[i], before = (i - all.group[g]) * all.places[g];
+            // while it is the group's last token, the next groups' rows come
+            const int64_t ahead = i + 1 == all.group[g + 1] ? all.count : 0;
+            a.nll[n] = T(token_loss<T, kGradients>(
+                t, all.pairs, first_pair[g], first_pair[g + 1], ahead, a.h + n * t.H,
+                kGradients ? dh + n * t.H : nullptr, weights != nullptr ? weights[n] : T(1),
+                kGradients ? all.dz + before : nullptr));
+        }
     };
-    parallel(threads_for(work), body);
+    parallel(threads_for(double(a.N) * (double(t.H) + 16) * 64), body);
     if (*t.fault || (!kGradients && !wide)) all.count = 0;
-    all.keys = radix_sort_ids(all.keys, spare, all.count);
-    all.begins = scratch.take<int64_t>(all.count + 1);
-    for (int64_t i = 0; i < all.count; ++i)
-        if (i == 0 || key_id(all.keys[i]) != key_id(all.keys[i - 1])) all.begins[all.nodes++] = i;
-    all.begins[all.nodes] = all.count;
+    sort_pairs(all, spare, scratch);
     return all;
 }
 
@@ -356,16 +411,25 @@ void wide_nodes(const Args& a, const PathPairs<T>& all, T* dh, const T* weights,
     for (int64_t i = 0; i < all.nodes; ++i) {
         PathStep s;
         if (!node_rows(t, key_id(all.keys[all.begins[i]]), s) || s.rows < kWideRows) continue;
-        const uint64_t* const keys = all.keys + all.begins[i];
-        const int64_t tokens = all.begins[i + 1] - all.begins[i];
+        const int64_t tokens = all.work[i + 1] - all.work[i];
         const int64_t block = token_block(tokens, s.rows, int64_t(sizeof(T)));
         Scratch scratch;
         T* const z = scratch.take<T>(block * s.rows);
         int64_t* const at = scratch.take<int64_t>(block);
+        // tokens in their own order, with the child in place of a position
+        uint64_t* keys = scratch.take<uint64_t>(tokens);
+        uint64_t* const spare = scratch.take<uint64_t>(tokens);
+        int64_t stored = 0;
+        for (int64_t k = all.begins[i]; k < all.begins[i + 1]; ++k) {
+            const PathPair& pair = all.pairs[key_position(all.keys[k])];
+            for (int64_t j = all.group[pair.group]; j < all.group[pair.group + 1]; ++j)
+                keys[stored++] = sort_key(int32_t(all.token[j]), pair.child);
+        }
+        keys = radix_sort_ids(keys, spare, tokens);
         const T* const w = t.w + s.row * t.H;
         for (int64_t n0 = 0; n0 < tokens; n0 += block) {
             const int64_t some = tokens - n0 < block ? tokens - n0 : block;
-            for (int64_t n = 0; n < some; ++n) at[n] = all.pairs[key_position(keys[n0 + n])].token;
+            for (int64_t n = 0; n < some; ++n) at[n] = key_id(keys[n0 + n]);
             gemm(GemmArgs<T>{.M = some,
                              .N = s.rows,
                              .K = t.H,
@@ -377,7 +441,7 @@ void wide_nodes(const Args& a, const PathPairs<T>& all, T* dh, const T* weights,
             auto body = [&](int tid, int size) {
                 const Range mine = share(some, 1, tid, size);
                 for (int64_t n = mine.begin; n < mine.end; ++n) {
-                    const int32_t child = all.pairs[key_position(keys[n0 + n])].child;
+                    const int64_t child = key_position(keys[n0 + n]);
                     T* const row = z + n * s.rows;
                     const T weight = weights != nullptr ? weights[at[n]] : T(1);
                     a.nll[at[n]] +=
@@ -418,11 +482,15 @@ void sum_tokens(T* out, int64_t n, const PathPairs<T>& all, int64_t begin, int64
     Vec<T> sum[NV] = {};
     for (int64_t i = begin; i < end; ++i) {
         const PathPair& pair = all.pairs[key_position(all.keys[i])];
-        const T* const row = h + pair.token * H;
-        const Vec<T> dz = splat(all.dz[pair.dz + r]);
+        const T* own = all.dz + pair.dz + r;
+        for (int64_t j = all.group[pair.group]; j < all.group[pair.group + 1]; ++j) {
+            const T* const row = h + all.token[j] * H;
+            const Vec<T> dz = splat(*own);
+            own += all.places[pair.group];
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v)
-            sum[v] += dz * (v < NV - 1 ? load(row + v * L) : load_n(row + v * L, last));
+            for (int v = 0; v < NV; ++v)
+                sum[v] += dz * (v < NV - 1 ? load(row + v * L) : load_n(row + v * L, last));
+        }
     }
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) store_n(out + v * L, sum[v], v < NV - 1 ? L : last);
@@ -443,29 +511,29 @@ inline void sum_columns(T* out, int64_t n, const PathPairs<T>& all, int64_t begi
     }
 }
 
-// drows and db of narrow nodes. Work is shared by pairs times blocks of columns, because the root
-// has as many pairs as there are tokens; a (node, block) goes to the member that has its first
-// pair.
+// drows and db of narrow nodes. Work is shared by tokens on the nodes times blocks of columns,
+// because the root has all tokens; a (node, block) goes to the member that has its first token.
 template <class T>
 void narrow_nodes(const HsoftmaxGradientsArgs<T>& a, const PathPairs<T>& all,
                   const int64_t* position) {
     constexpr int64_t kColumns = 8 * kLanes<T>;
     const int64_t H = a.tree.H, blocks = (H + kColumns - 1) / kColumns;
+    const int64_t tokens = all.work[all.nodes];
     auto body = [&](int tid, int size) {
-        const Range mine = share(all.count * blocks, 1, tid, size);
+        const Range mine = share(tokens * blocks, 1, tid, size);
         for (int64_t block = 0; block < blocks; ++block) {
-            const int64_t low = mine.begin - block * all.count, high = mine.end - block * all.count;
-            if (high <= 0 || low >= all.count) continue;
+            const int64_t low = mine.begin - block * tokens, high = mine.end - block * tokens;
+            if (high <= 0 || low >= tokens) continue;
             int64_t i = 0;  // first node that begins at `low` or later
             for (int64_t end = all.nodes; i < end;) {
                 const int64_t middle = (i + end) / 2;
-                if (all.begins[middle] < low)
+                if (all.work[middle] < low)
                     i = middle + 1;
                 else
                     end = middle;
             }
             const int64_t column = block * kColumns, rest = H - column;
-            for (; i < all.nodes && all.begins[i] < high; ++i) {
+            for (; i < all.nodes && all.work[i] < high; ++i) {
                 const int64_t begin = all.begins[i], end = all.begins[i + 1];
                 const int64_t rows = position[i + 1] - position[i];
                 for (int64_t r = 0; r < rows && rows < kWideRows; ++r) {
@@ -474,14 +542,18 @@ void narrow_nodes(const HsoftmaxGradientsArgs<T>& a, const PathPairs<T>& all,
                                 a.h + column, H);
                     if (block > 0 || a.db == nullptr) continue;
                     double sum = 0;
-                    for (int64_t k = begin; k < end; ++k)
-                        sum += double(all.dz[all.pairs[key_position(all.keys[k])].dz + r]);
+                    for (int64_t k = begin; k < end; ++k) {
+                        const PathPair& pair = all.pairs[key_position(all.keys[k])];
+                        const int64_t g = pair.group;
+                        for (int64_t j = 0; j < all.group[g + 1] - all.group[g]; ++j)
+                            sum += double(all.dz[pair.dz + j * all.places[g] + r]);
+                    }
                     a.db[position[i] + r] = T(sum);
                 }
             }
         }
     };
-    parallel(threads_for(4.0 * double(all.count) * double(H)), body);
+    parallel(threads_for(4.0 * double(tokens) * double(H)), body);
 }
 
 template <class T>

@@ -29,8 +29,8 @@
 //             nodes of kWideRows rows and more are products of all their tokens. NaN logits give
 //             NaN, and -1 as the sample. `fault` is set where first, parent or children are no
 //             tree: nothing is read outside the arrays, and results mean nothing.
-// Threading   any number of threads gives the same bits: over tokens for nll and dh, then over the
-//             sorted (node, token) pairs and columns for drows.
+// Threading   any number of threads gives the same bits: over tokens for nll and dh, then over
+//             nodes and columns for drows.
 #pragma once
 
 #include <cstdint>

@@ -140,8 +140,8 @@ inline void best_first(const HsoftmaxTree<T>& t, const T* h, int64_t K, T* log_p
         if (!node_rows(t, entry - t.V, s) || !once(t, ++opened <= t.M)) return;
         node_logits(t, s, h, z);
         const NodeSum<T> sum = node_sum<T, false>(z, s.rows);
-        const double log_sum = s.rows == 1 ? std::log1p(std::exp(-std::fabs(double(z[0]))))
-                                           : std::log(sum.sum);
+        const double log_sum =
+            s.rows == 1 ? std::log1p(std::exp(-std::fabs(double(z[0])))) : std::log(sum.sum);
         for (int64_t c = 0; c <= s.rows; ++c) {
             int64_t child;
             if (!child_of(t, s, c, child) || !once(t, open.count < t.V + t.M)) return;

@@ -51,8 +51,8 @@ class Full(FusedHead):
         Divides the logits, in training and in all that the head says; the attribute may be set
         between calls.
     gradient_filter
-        Above 0, gradients are approximate: words less probable than this after all tokens of a block
-        of 128 get none and give none (Wijmans et al., arXiv:2411.09009, §4.3; see
+        Above 0, gradients are approximate: words less probable than this after all tokens of a
+        block of 128 get none and give none (Wijmans et al., arXiv:2411.09009, §4.3; see
         `kernels.xent_gradients`). Losses stay exact.
 
     Attributes

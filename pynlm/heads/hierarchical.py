@@ -103,8 +103,8 @@ class Hierarchical(FusedHead):
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
     ) -> None:
-        path = {"first": self.tree.first, "parent": self.tree.parent}
-        hsoftmax_forward(nll=nll, targets=ids, **path, **self._map(h, ctx))
+        first, parent = self.tree.first, self.tree.parent
+        hsoftmax_forward(nll=nll, targets=ids, first=first, parent=parent, **self._map(h, ctx))
 
     def _gradients(
         self,
@@ -190,7 +190,7 @@ class Hierarchical(FusedHead):
         """
         h = as_floats(h, self.dtype)
         ids = np.empty(len(h), np.int32)
-        where = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
+        where: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
         hsoftmax_sample(ids=ids, **where, **self._down(h, rng))
         if (ids < 0).any():
             raise ValueError(

@@ -321,16 +321,17 @@ def _hsoftmax() -> list[Case]:
     def case(name: str, N: int, H: int, V: int, tree: str = "huffman", **options: Any) -> Case:
         return Case("hsoftmax", name, {"N": N, "H": H, "V": V}, {"tree": tree, **options})
 
+    sizes: list[tuple[str, int, int, int, dict[str, Any]]] = [
+        ("plain", 13, 7, 101, {"weights": True}),
+        ("tiny", 3, 2, 5, {}),
+        ("many-words", 17, 19, 1009, {"k": 50}),
+        ("many-rows", 301, 19, 67, {"bias": False}),
+        ("threads", 230, 130, 509, {"weights": True}),
+    ]
     forms = [
         case(f"{tree}-{name}", N, H, V, tree, **options)
         for tree in ("huffman", "ternary", "balanced", "classes", "clusters", "flat")
-        for name, N, H, V, options in [
-            ("plain", 13, 7, 101, {"weights": True}),
-            ("tiny", 3, 2, 5, {}),
-            ("many-words", 17, 19, 1009, {"k": 50}),
-            ("many-rows", 301, 19, 67, {"bias": False}),
-            ("threads", 230, 130, 509, {"weights": True}),
-        ]
+        for name, N, H, V, options in sizes
     ]
     return [
         case("primes", 13, 7, 101),

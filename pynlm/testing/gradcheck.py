@@ -280,15 +280,16 @@ def _candidates(case: Case, backend: str, dtype: Any) -> Map:
 
 def _hsoftmax(case: Case, backend: str, dtype: Any) -> Map:
     inputs, fixed = _split("hsoftmax_gradients", case, dtype, ("h", "w", "b"))
-    path = {name: fixed[name] for name in ("first", "parent", "targets")} | {"backend": backend}
+    path: dict[str, Any] = {name: fixed[name] for name in ("first", "parent", "targets")}
+    path["backend"] = backend
 
-    def forward(given: Named) -> Named:
+    def forward(given: dict[str, Any]) -> Named:
         nll = _blank(fixed["nll"].shape, dtype)
         kernels.hsoftmax_forward(nll=nll, **given, **path)
         return {"nll": nll}
 
-    def vjp(given: Named, upstream: Named) -> Named:
-        out = {name: fixed[name] for name in ("nll", "dh", "rows", "drows")}
+    def vjp(given: dict[str, Any], upstream: Named) -> Named:
+        out: dict[str, Any] = {name: fixed[name] for name in ("nll", "dh", "rows", "drows")}
         db = fixed["db"] if "b" in given else None
         n = kernels.hsoftmax_gradients(**out, db=db, **given, **path, weights=upstream["nll"])
         gradients = {name: np.zeros_like(x) for name, x in given.items()} | {"h": fixed["dh"]}
