@@ -135,7 +135,7 @@ inline void each_row(const Args& a, Body body) {
 
 // What a row's losses are made of, over the words seen so far.
 template <class T>
-struct RowSum {
+struct RowSums {
     T top = std::numeric_limits<T>::lowest();
     double sum = 0, offsets = 0;  // of exp(z - top), of z - top
     T z_target = 0;
@@ -143,7 +143,7 @@ struct RowSum {
 
 // Logits z of the words from `first` on, of which exp(z - top) is left if kStore.
 template <class T, bool kStore, class Args>
-inline void add_words(RowSum<T>& row, const Args& a, int64_t n, T* z, int64_t first,
+inline void add_words(RowSums<T>& row, const Args& a, int64_t n, T* z, int64_t first,
                       int64_t count) {
     const int64_t target = a.targets[n] - first;
     if (target >= 0 && target < count) row.z_target = z[target];
@@ -157,7 +157,7 @@ inline void add_words(RowSum<T>& row, const Args& a, int64_t n, T* z, int64_t fi
 }
 
 template <class T, class Args>
-inline void row_losses(const Args& a, int64_t n, const RowSum<T>& row) {
+inline void row_losses(const Args& a, int64_t n, const RowSums<T>& row) {
     const double log_sum = std::log(row.sum), offset = double(row.top) - double(row.z_target);
     a.nll[n] = T(offset + log_sum);
     if (a.loss != nullptr) {
@@ -189,12 +189,12 @@ inline void each_tile_row(const Args& a, T* z, int64_t n0, int64_t tokens, Weigh
 
 // The sums of a block of tokens, and their losses, tile by tile.
 template <class T, class Args>
-inline void block_losses(const Args& a, T* z, RowSum<T>* sums, int64_t n0, int64_t tokens,
+inline void block_losses(const Args& a, T* z, RowSums<T>* sums, int64_t n0, int64_t tokens,
                          Weights<T> w, int64_t words) {
     for (int64_t v0 = 0; v0 < a.V; v0 += words) {
         const int64_t count = a.V - v0 < words ? a.V - v0 : words;
         each_tile_row(a, z, n0, tokens, w, v0, count, 16.0, [&](int64_t n, T* row) {
-            RowSum<T>& mine = sums[n - n0];
+            RowSums<T>& mine = sums[n - n0];
             if (v0 == 0) mine = {};
             add_words<T, false>(mine, a, n, row, v0, count);
             if (v0 + count == a.V) row_losses(a, n, mine);
@@ -207,7 +207,7 @@ void xent_forward(const XentForwardArgs<T>& a) {
     const XentTile tile = xent_tile<T>(a.N, a.H, a.V);
     Scratch scratch;
     T* const z = scratch.take<T>(tile.tokens * tile.words);
-    RowSum<T>* const sums = scratch.take<RowSum<T>>(tile.tokens);
+    RowSums<T>* const sums = scratch.take<RowSums<T>>(tile.tokens);
     for (int64_t n0 = 0; n0 < a.N; n0 += tile.tokens) {
         const int64_t tokens = a.N - n0 < tile.tokens ? a.N - n0 : tile.tokens;
         block_losses(a, z, sums, n0, tokens, a.w, tile.words);
@@ -216,7 +216,7 @@ void xent_forward(const XentForwardArgs<T>& a) {
 
 // dz of token n, in place of exp(z - top), or with kLogits of the logits.
 template <class T, bool kLogits>
-inline void row_gradient(const XentGradientsArgs<T>& a, int64_t n, const RowSum<T>& row, T* z,
+inline void row_gradient(const XentGradientsArgs<T>& a, int64_t n, const RowSums<T>& row, T* z,
                          int64_t first, int64_t count) {
     constexpr int64_t L = kLanes<T>;
     const double weight = a.weights != nullptr ? double(a.weights[n]) : 1;
@@ -252,7 +252,7 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
     const Weights<T> w{a.w};
     Scratch scratch;
     T* const z = scratch.take<T>(tile.tokens * tile.words);
-    RowSum<T>* const sums = scratch.take<RowSum<T>>(tile.tokens);
+    RowSums<T>* const sums = scratch.take<RowSums<T>>(tile.tokens);
     if (a.N == 0) {
         __builtin_memset(a.dw, 0, std::size_t(a.V * a.H) * sizeof(T));
         if (a.db != nullptr) __builtin_memset(a.db, 0, std::size_t(a.V) * sizeof(T));
@@ -264,7 +264,7 @@ void xent_gradients(const XentGradientsArgs<T>& a) {
             const int64_t count = a.V - v0 < tile.words ? a.V - v0 : tile.words;
             each_tile_row(a, z, n0, tokens, w, v0, count, 32.0, [&](int64_t n, T* row) {
                 if (tiled) return row_gradient<T, true>(a, n, sums[n - n0], row, v0, count);
-                RowSum<T> own;
+                RowSums<T> own;
                 add_words<T, true>(own, a, n, row, 0, count);
                 row_losses(a, n, own);
                 row_gradient<T, false>(a, n, own, row, 0, count);

@@ -219,7 +219,7 @@ class Adaptive(FusedHead):
         """The k most probable tokens after hidden states `h` [N, H], exactly.
 
         No token is more probable than its cluster, so clusters are opened from the most probable
-        one on, and only while they are more probable than the k-th best token so far.
+        one on, and only while they are as probable as the k-th best token so far.
 
         Returns
         -------
@@ -249,7 +249,7 @@ class Adaptive(FusedHead):
         order = np.argsort(-clusters, axis=1, kind="stable")
         for rank in range(len(self.tails)):
             chosen = order[:, rank]
-            wanted = clusters[everywhere, chosen] > log_prob[:, -1]
+            wanted = clusters[everywhere, chosen] >= log_prob[:, -1]
             for i, tail in enumerate(self.tails):
                 rows = np.flatnonzero(wanted & (chosen == i))
                 if len(rows):
