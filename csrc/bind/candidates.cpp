@@ -78,9 +78,9 @@ void bind_candidates(py::module_& m) {
                 a.dh = call.out("dh", dh, "N H");
                 a.rows = call.ids_out("rows", rows, "R");
                 if (call.dim('R') != a.N + a.K)
-                    throw py::value_error(std::string(f) + ": rows must be int32 [N+K=" +
-                                          std::to_string(a.N + a.K) + "], got [" +
-                                          std::to_string(call.dim('R')) + "]");
+                    throw py::value_error(std::string(f) +
+                                          ": rows must be int32 [N+K=" + std::to_string(a.N + a.K) +
+                                          "], got [" + std::to_string(call.dim('R')) + "]");
                 a.drows = call.out("drows", drows, "R H");
                 a.db = call.out("db", db, "R", optional);
                 a.count = &count;

@@ -2,9 +2,7 @@
 // embedding-inl.h. The samples' rows are gathered once; then blocks of tokens as in xent-inl.h,
 // over K samples instead of V tokens. Targets are dot products and sums of single rows.
 
-inline double softplus(double x) {
-    return (x > 0 ? x : 0) + std::log1p(std::exp(x > 0 ? -x : x));
-}
+inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(x > 0 ? -x : x)); }
 
 template <class T>
 inline T dot(const T* x, const T* y, int64_t count) {
@@ -92,8 +90,7 @@ inline T candidates_row(const Args& a, int64_t n, T* x, double weight) {
     const int64_t target = a.targets[n];
     const double slope = weight / a.temperature;
     divide_by_temperature(x, a.K, a.temperature);
-    const int64_t hit =
-        a.remove_hits ? find_sample(a.samples, a.K, int32_t(target)) : int64_t(-1);
+    const int64_t hit = a.remove_hits ? find_sample(a.samples, a.K, int32_t(target)) : int64_t(-1);
     if (hit >= 0) x[hit] = -std::numeric_limits<T>::infinity();
     double t = double(dot(a.h + n * a.H, a.w + target * a.H, a.H));
     if (a.b != nullptr) t += double(a.b[target]);
@@ -143,10 +140,10 @@ void candidates_forward(const CandidatesForwardArgs<T>& a) {
 // Which rows have a gradient: samples and targets in one rising list.
 struct CandidateUnion {
     int64_t count;
-    int64_t* at;       // [K] row of each sample
-    int64_t* sample;   // [count] sample of each row, or -1
-    int64_t* begin;    // [count + 1] first of a row's positions
-    uint64_t* keys;    // [N] positions of targets, by id
+    int64_t* at;      // [K] row of each sample
+    int64_t* sample;  // [count] sample of each row, or -1
+    int64_t* begin;   // [count + 1] first of a row's positions
+    uint64_t* keys;   // [N] positions of targets, by id
 };
 template <class T>
 inline CandidateUnion unite_candidates(Scratch& scratch, const CandidatesGradientsArgs<T>& a) {
@@ -156,8 +153,7 @@ inline CandidateUnion unite_candidates(Scratch& scratch, const CandidatesGradien
     u.keys = radix_sort_ids(u.keys, scratch.take<uint64_t>(a.N), a.N);
     int64_t k = 0, n = 0;
     while (k < a.K || n < a.N) {
-        const bool of_sample =
-            k < a.K && (n == a.N || a.samples[k] <= key_id(u.keys[n]));
+        const bool of_sample = k < a.K && (n == a.N || a.samples[k] <= key_id(u.keys[n]));
         const int32_t id = of_sample ? a.samples[k] : key_id(u.keys[n]);
         u.sample[u.count] = of_sample ? k : -1;
         u.begin[u.count] = n;
