@@ -226,7 +226,7 @@ class NCE(SampledHead):
         super().__init__(parameters, tied, prefix, **options)
         check_log_z(log_z, "NCE")
         self._learned = parameters[f"{prefix}.log_z"] if log_z == "learned" else None
-        self._fixed = float(np.log(self.vocab_size)) if log_z is None else log_z
+        self._fixed = np.log(self.vocab_size) if log_z is None else log_z
 
     @staticmethod
     def specs(
@@ -245,7 +245,7 @@ class NCE(SampledHead):
     @property
     def log_z(self) -> float:
         """The constant that logits exceed log-probabilities by, as it stands."""
-        return self._fixed if self._learned is None else float(self._learned.data[0])
+        return float(self._fixed if self._learned is None else self._learned.data[0])
 
     def _constant(self) -> float:
         return self.log_z

@@ -256,16 +256,16 @@ def _xent(case: Case, backend: str, dtype: Any) -> Map:
 def _candidates(case: Case, backend: str, dtype: Any) -> Map:
     inputs, fixed = _split("candidates_gradients", case, dtype, ("h", "w", "b"))
     weights = fixed.pop("weights")
-    out = {name: fixed.pop(name) for name in ("loss", "dh", "rows", "drows", "db")}
+    out: Arguments = {name: fixed.pop(name) for name in ("loss", "dh", "rows", "drows", "db")}
     fixed["backend"] = backend
 
-    def forward(given: Named) -> Named:
+    def forward(given: Arguments) -> Named:
         loss = out["loss"].copy()
         kernels.candidates_forward(loss=loss, **given, **fixed)
         return {"loss": loss}
 
-    def vjp(given: Named, upstream: Named) -> Named:
-        written = {name: None if x is None else x.copy() for name, x in out.items()}
+    def vjp(given: Arguments, upstream: Named) -> Named:
+        written: Arguments = {name: None if x is None else x.copy() for name, x in out.items()}
         n = kernels.candidates_gradients(**written, **given, **fixed, weights=upstream["loss"])
         gradients = {name: np.zeros_like(value) for name, value in given.items()}
         gradients["h"][...] = written["dh"]

@@ -145,3 +145,10 @@ class BPTT:
                 found.append(np.array(x))
             layers.append(tuple(found))
         self.state = tuple(layers)
+
+
+def all_finite(model: RecurrentLM) -> bool:
+    """Whether all weights are numbers."""
+    # A sum of finite numbers may overflow, so look at the numbers; blocks keep the mask small.
+    data = model.parameters.data
+    return all(np.isfinite(data[i : i + (1 << 20)]).all() for i in range(0, data.size, 1 << 20))

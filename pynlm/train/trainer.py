@@ -9,14 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import pynlm
 from pynlm.evaluate import Evaluation, TrainingLoss, evaluate_sentences, evaluate_stream
 from pynlm.evaluate.facts import start_of
 from pynlm.models import RecurrentLM
 from pynlm.text import write_aside
-from pynlm.train.bptt import BPTT, TrainingDiverged
+from pynlm.train.bptt import BPTT, TrainingDiverged, all_finite
 from pynlm.train.checkpoint import (
     CheckpointError,
     CheckpointMissing,
@@ -375,21 +373,20 @@ class Trainer:
             "backend": self.backend,
             "progress": self._heed,
         }
-        model: Any = self.model
-        if not self._head.learns_likelihood:
-            model = TrainingLoss(model, self.recipe.train.seed)
+        learns, seed = self._head.learns_likelihood, self.recipe.train.seed
+        model: Any = self.model if learns else TrainingLoss(self.model, seed)
         if self.recipe.data.batching == "sentences" and eos is not None:
             found = evaluate_sentences(model, ids, start_id, eos, **facts)
         else:
             stripes = min(stripes, len(ids))
             found = evaluate_stream(model, ids, start_id, stripes=stripes, eos_id=eos, **facts)
-        return found if model is self.model else replace(found, loss=self.recipe.head.kind)
+        return found if learns else replace(found, loss=self.recipe.head.kind)
 
     # ---- saving and ending
 
     def _save(self, *, best: bool = False) -> None:
         p = self.position
-        if not _all_finite(self.model):
+        if not all_finite(self.model):
             raise TrainingDiverged(f"a weight is not finite after step {p.step}")
         state = {
             "version": pynlm.__version__,
@@ -501,9 +498,3 @@ def run_training(
 ) -> TrainResult:
     """Train by a recipe: `Trainer(recipe, **arguments).run()`, what `pynlm train` does."""
     return Trainer(recipe, **arguments).run()
-
-
-def _all_finite(model: RecurrentLM) -> bool:
-    # A sum of finite numbers may overflow, so look at the numbers; blocks keep the mask small.
-    data = model.parameters.data
-    return all(np.isfinite(data[i : i + (1 << 20)]).all() for i in range(0, data.size, 1 << 20))
