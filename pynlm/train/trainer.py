@@ -43,6 +43,7 @@ from pynlm.train.settings import (
     check_unchanged,
     decide,
     given_tree,
+    head_notes,
     model_config,
     stored_tokenizer,
     with_cutoffs,
@@ -50,8 +51,6 @@ from pynlm.train.settings import (
 
 CURVE_SECONDS = 20.0
 """The curve is drawn after an epoch, but not more often than this."""
-MANY_WORDS = 50_000
-"""Of a larger vocabulary the exact softmax comes with a hint."""
 
 
 class Trainer:
@@ -244,13 +243,8 @@ class Trainer:
             f"{self.model.parameters.count:,} parameters; {sizes} tokens "
             f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
         )
-        if recipe.head.kind == "adaptive":
-            say(f"adaptive softmax, cutoffs {list(recipe.head.cutoffs or ())}")
-        elif recipe.head.kind == "full" and self.tokenizer.vocab_size > MANY_WORDS:
-            say(
-                f"the exact softmax over {self.tokenizer.vocab_size:,} tokens is most of the work; "
-                "--set head.kind=adaptive is several times as fast"
-            )
+        for note in head_notes(recipe, self.tokenizer.vocab_size):
+            say(note)
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:
