@@ -188,8 +188,7 @@ class Trainer:
         self._log = RunLog(run / "log.jsonl", kept)
         self._saved = time.monotonic()
         self._drawn = 0.0
-        self._first = self.position.tokens
-        self._seconds = self.position.seconds
+        self._first, self._seconds = self.position.tokens, self.position.seconds
         exact = self._head.exact_in_training
         self._reporter = Reporter(quiet=self._quiet, total=total, done=self._first, exact=exact)
         self._announce(resumed=snapshot is not None)
@@ -234,7 +233,7 @@ class Trainer:
             data=data.digests,
             version=pynlm.__version__,
         )
-        for note in data.notes:
+        for note in (*data.notes, *head_notes(recipe, self.tokenizer.vocab_size)):
             say(note)
         sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
         layers = "-".join(map(str, recipe.model.hidden_sizes))
@@ -243,8 +242,6 @@ class Trainer:
             f"{self.model.parameters.count:,} parameters; {sizes} tokens "
             f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
         )
-        for note in head_notes(recipe, self.tokenizer.vocab_size):
-            say(note)
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:
