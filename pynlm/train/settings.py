@@ -48,6 +48,10 @@ FIGURE_KEYS = {
 }
 
 
+MANY_WORDS = 50_000
+"""Of a larger vocabulary the exact softmax comes with a hint."""
+
+
 class ResumeError(CheckpointError):
     """The run cannot be continued with what was asked; the message names what differs."""
 
@@ -169,6 +173,18 @@ def given_tree(recipe: Recipe, tokenizer: Tokenizer) -> Tree | None:
         return None
     labels = read_clusters(recipe.head.clusters, tokenizer)
     return make_tree("clusters", tokenizer.vocab_size, labels=labels)
+
+
+def head_notes(recipe: Recipe, vocab_size: int) -> list[str]:
+    """What a person should know of the head, a line each."""
+    if recipe.head.kind == "adaptive":
+        return [f"adaptive softmax, cutoffs {list(recipe.head.cutoffs or ())}"]
+    if recipe.head.kind == "full" and vocab_size > MANY_WORDS:
+        return [
+            f"the exact softmax over {vocab_size:,} tokens is most of the work; "
+            "--set head.kind=adaptive is several times as fast"
+        ]
+    return []
 
 
 def check_unchanged(run: Path, state: Mapping[str, Any], recipe: Recipe) -> None:

@@ -41,6 +41,7 @@ from pynlm.train.settings import (
     check_unchanged,
     decide,
     given_tree,
+    head_notes,
     model_config,
     stored_tokenizer,
     with_cutoffs,
@@ -48,8 +49,6 @@ from pynlm.train.settings import (
 
 CURVE_SECONDS = 20.0
 """The curve is drawn after an epoch, but not more often than this."""
-MANY_WORDS = 50_000
-"""Of a larger vocabulary the exact softmax comes with a hint."""
 
 
 class Trainer:
@@ -187,8 +186,7 @@ class Trainer:
         self._log = RunLog(run / "log.jsonl", kept)
         self._saved = time.monotonic()
         self._drawn = 0.0
-        self._first = self.position.tokens
-        self._seconds = self.position.seconds
+        self._first, self._seconds = self.position.tokens, self.position.seconds
         exact = self._head.exact_in_training
         self._reporter = Reporter(quiet=self._quiet, total=total, done=self._first, exact=exact)
         self._announce(resumed=snapshot is not None)
@@ -233,7 +231,7 @@ class Trainer:
             data=data.digests,
             version=pynlm.__version__,
         )
-        for note in data.notes:
+        for note in (*data.notes, *head_notes(recipe, self.tokenizer.vocab_size)):
             say(note)
         sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
         layers = "-".join(map(str, recipe.model.hidden_sizes))
@@ -242,13 +240,6 @@ class Trainer:
             f"{self.model.parameters.count:,} parameters; {sizes} tokens "
             f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
         )
-        if recipe.head.kind == "adaptive":
-            say(f"adaptive softmax, cutoffs {list(recipe.head.cutoffs or ())}")
-        elif recipe.head.kind == "full" and self.tokenizer.vocab_size > MANY_WORDS:
-            say(
-                f"the exact softmax over {self.tokenizer.vocab_size:,} tokens is most of the work; "
-                "--set head.kind=adaptive is several times as fast"
-            )
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:

@@ -154,7 +154,7 @@ def test_hint_at_large_vocabularies(
     hint = "--set head.kind=adaptive"
     make("small", quiet=False, overrides={"train.epochs": 1}).run()
     assert hint not in capsys.readouterr().out
-    monkeypatch.setattr("pynlm.train.trainer.MANY_WORDS", 5)
+    monkeypatch.setattr("pynlm.train.settings.MANY_WORDS", 5)
     make("large", quiet=False, overrides={"train.epochs": 1}).run()
     assert hint in capsys.readouterr().out
     make("adaptive", quiet=False, overrides={**ADAPTIVE, "train.epochs": 1}).run()
