@@ -33,7 +33,7 @@ void filtered_gradients(const XentGradientsArgs<T>& a) {
             for (int64_t n = mine.begin; n < mine.end; ++n) {
                 T* const row = z + n * V;
                 divide_by_temperature(row, V, a.temperature);
-                RowSum<T> sums;
+                RowSums<T> sums;
                 add_words<T, true>(sums, a, n0 + n, row, 0, V);
                 row_losses(a, n0 + n, sums);
                 const T bound = T(a.gradient_filter * sums.sum);
