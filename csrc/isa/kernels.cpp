@@ -45,6 +45,7 @@ namespace {
 #include "linear/linear-inl.h"
 #include "softmax/xent-inl.h"
 #include "embedding/embedding-inl.h"
+#include "softmax/hsoftmax_rows-inl.h"
 #include "softmax/hsoftmax-inl.h"
 #include "softmax/hsoftmax_predict-inl.h"
 #include "dropout/dropout-inl.h"
