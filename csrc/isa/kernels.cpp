@@ -47,6 +47,7 @@ namespace {
 #include "softmax/xent_filter-inl.h"
 #include "embedding/embedding-inl.h"
 #include "softmax/candidates-inl.h"
+#include "softmax/hsoftmax_rows-inl.h"
 #include "softmax/hsoftmax-inl.h"
 #include "softmax/hsoftmax_predict-inl.h"
 #include "dropout/dropout-inl.h"

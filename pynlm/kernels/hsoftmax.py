@@ -317,7 +317,7 @@ def hsoftmax_sample(
     ...                 first=np.array([0, 2, 4], np.int32),
     ...                 children=np.array([0, 4, 1, 2], np.int32))
     >>> ids.tolist()
-    [2, 0, 1, 1, 0]
+    [2, 0, 2, 1, 0]
     """
     f = "hsoftmax_sample"
     d: dict[str, Any] = {}
