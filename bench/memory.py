@@ -22,11 +22,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.catalogue import Train
+from bench.catalogue import FAMILIES, Adaptive, Softmax, Train
 from bench.inputs import batches
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 100
+HEAD_STEPS = 3
+"""Of a head alone: nothing of it grows later."""
 
 _TINY_STEPS, _TINY_VOCABULARY = 3, 50
 
@@ -69,7 +71,19 @@ def contenders() -> list[str]:
     return found
 
 
-def measure(case: Train, contender: str, threads: int, steps: int = STEPS) -> Memory:
+def heads() -> dict[str, Softmax | Adaptive]:
+    """The cases of a head alone, loss with gradients, by group and name."""
+    cases = FAMILIES["softmax"]
+    return {
+        f"{case.group} {case.name}": case
+        for case in cases
+        if isinstance(case, (Softmax, Adaptive)) and case.train
+    }
+
+
+def measure(
+    case: Train | Softmax | Adaptive, contender: str, threads: int, steps: int = STEPS
+) -> Memory:
     """Train in a new process and follow its memory.
 
     Raises
@@ -77,8 +91,12 @@ def measure(case: Train, contender: str, threads: int, steps: int = STEPS) -> Me
     RuntimeError
         The process failed; the message holds what it printed.
     """
-    command = [sys.executable, "-m", "bench.memory", contender, case.recipe]
-    command += ["--vocabulary", str(case.V), "--threads", str(threads), "--steps", str(steps)]
+    command = [sys.executable, "-m", "bench.memory", contender]
+    if isinstance(case, Train):
+        command += [case.recipe, "--vocabulary", str(case.V)]
+    else:
+        command.append(f"{case.group} {case.name}")
+    command += ["--threads", str(threads), "--steps", str(steps)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -86,10 +104,14 @@ def measure(case: Train, contender: str, threads: int, steps: int = STEPS) -> Me
     return Memory(**json.loads(done.stdout))
 
 
-def follow(case: Train, contender: str, threads: int, steps: int) -> Memory:
-    """Train in this process and follow its memory."""
-    make = _ours if contender == "pynlm" else partial(_torch, contender)
-    tiny = replace(case, V=_TINY_VOCABULARY)
+def follow(case: Train | Softmax | Adaptive, contender: str, threads: int, steps: int) -> Memory:
+    """Train in this process and follow its memory; of a head alone, from before its weights are."""
+    make: Callable[[Any, int, int], Callable[[int], object]]
+    if isinstance(case, Train):
+        make = _ours if contender == "pynlm" else partial(_torch, contender)
+        tiny: Any = replace(case, V=_TINY_VOCABULARY)
+    else:
+        make, tiny = partial(_head, contender), replace(case.smoke(), N=2)
     step = make(tiny, threads, _TINY_STEPS)
     for i in range(_TINY_STEPS):
         step(i)
@@ -105,7 +127,27 @@ def follow(case: Train, contender: str, threads: int, steps: int) -> Memory:
         step(i)
         grown.append(_resident() - base)
     peak = max(peak_memory() - base, *grown)
-    return Memory(case.name, contender, threads, steps, grown[0], grown[1], grown[-1], peak)
+    name = case.name if isinstance(case, Train) else f"{case.group} {case.name}"
+    return Memory(name, contender, threads, steps, grown[0], grown[1], grown[-1], peak)
+
+
+def _head(
+    contender: str, case: Softmax | Adaptive, threads: int, steps: int
+) -> Callable[[int], object]:
+    from bench import ours
+
+    inputs = ours.make_inputs(case)
+    if contender == "pynlm":
+        from pynlm import kernels
+
+        kernels.set_num_threads(threads)
+        work = ours.make(case, inputs)[ours.NAME]
+    else:
+        from bench.peers import with_torch
+
+        with_torch.set_threads(threads)
+        work = with_torch.make(case, inputs)[contender]
+    return lambda _: work.run()
 
 
 def _ours(case: Train, threads: int, steps: int) -> Callable[[int], float]:
@@ -167,12 +209,12 @@ def main() -> None:
     """Follow one contender and print its figures as JSON."""
     parser = argparse.ArgumentParser(description="Memory of training steps, in this process.")
     parser.add_argument("contender", choices=contenders())
-    parser.add_argument("recipe")
+    parser.add_argument("case", help="a recipe, or the group and name of a head's case")
     parser.add_argument("--vocabulary", type=int, default=Train.V)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--steps", type=int, default=STEPS, help="at least 2")
     given = parser.parse_args()
-    case = Train(given.recipe, given.vocabulary)
+    case = heads().get(given.case) or Train(given.case, given.vocabulary)
     print(json.dumps(follow(case, given.contender, given.threads, given.steps).to_dict()))
 
 

@@ -157,12 +157,12 @@ def _log_z(z: Array) -> Array:
 
 def _kept(p: Array, targets: Array, bound: float) -> npt.NDArray[np.bool_]:
     """[N, V]: which gradients a filter leaves."""
-    kept = np.ones(p.shape, np.bool_)
+    kept: npt.NDArray[np.bool_] = np.ones(p.shape, np.bool_)
     if bound > 0 and len(p):
         size = math.ceil(len(p) / math.ceil(len(p) / 128))
         for first in range(0, len(p), size):
             rows = slice(first, first + size)
-            words = (p[rows] >= bound).any(axis=0)
+            words: npt.NDArray[np.bool_] = np.any(p[rows] >= bound, axis=0)
             words[targets[rows]] = True
             kept[rows] = words
     return kept

@@ -230,6 +230,14 @@ def test_memory_of_a_run() -> None:
     assert found.steps == 3
 
 
+def test_memory_of_a_head_alone() -> None:
+    """Weight, its gradient and a block of logits; less than the logits of all tokens."""
+    case = memory.heads()["softmax training 1024,256,81000"]
+    found = memory.measure(case, "pynlm", 1, steps=memory.HEAD_STEPS)
+    weights = 2 * 4 * case.V * case.H
+    assert weights < found.peak < weights + 4 * case.N * case.V / 4
+
+
 def test_memory_names_what_failed() -> None:
     case = FAMILIES["train"][0]
     with pytest.raises(RuntimeError, match="invalid choice"):
