@@ -1,10 +1,10 @@
 """The loss over sampled tokens beside the exact one, and beside torch's.
 
-`python -m bench.sampled [--seconds S] [--out DIR]`. Loss and all gradients of N rows of H over K of V
-tokens, the same ones for all contenders: pynlm's kernel and its exact head, and in torch a gather of the
-rows, a product and `cross_entropy`, with a sparse gradient of the table. What torch computes is checked
-first. The time of drawing the samples stands beside it. Writes DIR/sampled.json and DIR/sampled.md.
-Wants an otherwise idle machine.
+`python -m bench.sampled [--seconds S] [--out DIR]`. Loss and all gradients of N rows of H over K of
+V tokens, the same ones for all contenders: pynlm's kernel and its exact head, and in torch a gather
+of the rows, a product and `cross_entropy`, with a sparse gradient of the table. What torch computes
+is checked first. The time of drawing the samples stands beside it. Writes DIR/sampled.json and
+DIR/sampled.md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
