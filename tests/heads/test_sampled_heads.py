@@ -156,6 +156,7 @@ def test_with_all_tokens_sampled_softmax_is_the_exact_one(train: Context, sample
     parameters.zero_grad()
     nll, _ = head(HIDDEN, TARGETS, replace(train, train=False))
     loss, backprop = head(HIDDEN, TARGETS, train)
+    assert backprop is not None
     assert_close(loss, nll, CLOSED_FORM, what="loss")
     assert_close(backprop(), exact.pop("dh"), CLOSED_FORM, what="dh")
     for name, want in exact.items():
@@ -168,6 +169,7 @@ def test_the_estimate_gets_better_with_more_samples(score: Context) -> None:
     _, backprop = Full(parameters)(HIDDEN, TARGETS, replace(score, train=True))
     assert backprop is not None
     want, far = backprop(), []
+    options: dict[str, Any]
     for options in ({"samples": 2}, {"samples": 10}, {"samples": 10_000, "unique": False}):
         head, _ = make("sampled", **options)
         mean = np.zeros_like(HIDDEN)
@@ -231,7 +233,7 @@ def test_a_dropped_forward_leaves_no_trace(train: Context) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_to_learn_from(train: Context, kind: str) -> None:
     """All ignored, no rows, no weight: losses and gradients of 0."""
-    log_z = {"log_z": "learned"} if kind == "nce" else {}
+    log_z: dict[str, Any] = {"log_z": "learned"} if kind == "nce" else {}
     for h, targets, weights in (
         (HIDDEN, [-100] * N, None),
         (HIDDEN, [0] * N, 0.0),
