@@ -151,6 +151,7 @@ def test_with_all_tokens_sampled_softmax_is_the_exact_one(train: Context, sample
     head, parameters = make("sampled", samples=V, sampler=sampler)
     exact = {}
     _, backprop = Full(parameters)(HIDDEN, TARGETS, train)
+    assert backprop is not None
     exact["dh"] = backprop()
     exact |= {name: p.densify().copy() for name, p in parameters.items()}
     parameters.zero_grad()
@@ -169,8 +170,12 @@ def test_the_estimate_gets_better_with_more_samples(score: Context) -> None:
     _, backprop = Full(parameters)(HIDDEN, TARGETS, replace(score, train=True))
     assert backprop is not None
     want, far = backprop(), []
-    options: dict[str, Any]
-    for options in ({"samples": 2}, {"samples": 10}, {"samples": 10_000, "unique": False}):
+    forms: list[dict[str, Any]] = [
+        {"samples": 2},
+        {"samples": 10},
+        {"samples": 10_000, "unique": False},
+    ]
+    for options in forms:
         head, _ = make("sampled", **options)
         mean = np.zeros_like(HIDDEN)
         for step in range(200):
