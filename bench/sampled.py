@@ -1,10 +1,10 @@
 """The loss over sampled tokens beside the exact one, and beside torch's.
 
-`python -m bench.sampled [--seconds S] [--out DIR]`. Loss and all gradients of N rows of H over K of V
-tokens, the same ones for all contenders: pynlm's kernel and its exact head, and in torch a gather of the
-rows, a product and `cross_entropy`, with a sparse gradient of the table. What torch computes is checked
-first. The time of drawing the samples stands beside it. Writes DIR/sampled.json and DIR/sampled.md.
-Wants an otherwise idle machine.
+`python -m bench.sampled [--seconds S] [--out DIR]`. Loss and all gradients of N rows of H over K of
+V tokens, the same ones for all contenders: pynlm's kernel and its exact head, and in torch a gather
+of the rows, a product and `cross_entropy`, with a sparse gradient of the table. What torch computes
+is checked first. The time of drawing the samples stands beside it. Writes DIR/sampled.json and
+DIR/sampled.md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def in_torch(
         logits = torch.cat([t[:, None], x.masked_fill(hits, -torch.inf)], 1)
         losses = F.cross_entropy(logits, first, reduction="none")
         losses.sum().backward()
-        assert h.grad is not None
-        return {"loss": losses.detach().numpy(), "dh": h.grad.numpy()}
+        found: Any = h.grad
+        return {"loss": losses.detach().numpy(), "dh": found.numpy()}
 
     return run
 

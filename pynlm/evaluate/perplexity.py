@@ -344,7 +344,7 @@ def _score(
     model: Any, x: Any, y: Any, state: Any, context: Context, lengths: Any, valid: Any
 ) -> _Scores:
     """nll [T, B], log Z of the valid tokens from a head that learns it, and the new state."""
-    head = getattr(model, "head", None)
+    head: Any = getattr(model, "head", None)
     if not hasattr(head, "nll_and_log_z"):
         nll, state, _ = model(x, y, state, context, lengths=lengths)
         return nll.astype(np.float64), None, state

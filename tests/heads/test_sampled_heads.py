@@ -151,11 +151,13 @@ def test_with_all_tokens_sampled_softmax_is_the_exact_one(train: Context, sample
     head, parameters = make("sampled", samples=V, sampler=sampler)
     exact = {}
     _, backprop = Full(parameters)(HIDDEN, TARGETS, train)
+    assert backprop is not None
     exact["dh"] = backprop()
     exact |= {name: p.densify().copy() for name, p in parameters.items()}
     parameters.zero_grad()
     nll, _ = head(HIDDEN, TARGETS, replace(train, train=False))
     loss, backprop = head(HIDDEN, TARGETS, train)
+    assert backprop is not None
     assert_close(loss, nll, CLOSED_FORM, what="loss")
     assert_close(backprop(), exact.pop("dh"), CLOSED_FORM, what="dh")
     for name, want in exact.items():
@@ -168,7 +170,12 @@ def test_the_estimate_gets_better_with_more_samples(score: Context) -> None:
     _, backprop = Full(parameters)(HIDDEN, TARGETS, replace(score, train=True))
     assert backprop is not None
     want, far = backprop(), []
-    for options in ({"samples": 2}, {"samples": 10}, {"samples": 10_000, "unique": False}):
+    forms: list[dict[str, Any]] = [
+        {"samples": 2},
+        {"samples": 10},
+        {"samples": 10_000, "unique": False},
+    ]
+    for options in forms:
         head, _ = make("sampled", **options)
         mean = np.zeros_like(HIDDEN)
         for step in range(200):
@@ -231,7 +238,7 @@ def test_a_dropped_forward_leaves_no_trace(train: Context) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_to_learn_from(train: Context, kind: str) -> None:
     """All ignored, no rows, no weight: losses and gradients of 0."""
-    log_z = {"log_z": "learned"} if kind == "nce" else {}
+    log_z: dict[str, Any] = {"log_z": "learned"} if kind == "nce" else {}
     for h, targets, weights in (
         (HIDDEN, [-100] * N, None),
         (HIDDEN, [0] * N, 0.0),
