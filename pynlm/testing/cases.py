@@ -285,33 +285,34 @@ def _candidates() -> list[Case]:
         "logistic": {"objective": "logistic"},
     }
     everything = {"counts": True, "weights": True, "temperature": 0.7, "remove_hits": False}
+    shapes: list[tuple[str, tuple[int, int, int, int], dict[str, Any]]] = [
+        ("primes", (13, 7, 101, 29), {"counts": True, "weights": True}),
+        ("tiny", (3, 2, 7, 4), {}),
+        ("tiny-everything", (3, 2, 7, 4), everything),
+        ("hits-kept", (13, 7, 31, 29), {"remove_hits": False}),
+        ("hits-removed", (13, 7, 31, 29), {"counts": True}),
+        ("plain", (13, 7, 101, 29), {"corrected": False}),
+        ("no-bias", (13, 7, 101, 29), {"bias": False}),
+        ("one-row", (1, 7, 101, 29), {}),
+        ("one-sample", (13, 7, 101, 1), {}),
+        ("one-unit", (13, 1, 101, 29), {}),
+        ("one-word", (13, 7, 1, 1), {}),
+        ("whole-vocabulary", (13, 7, 101, 101), {}),
+        ("no-rows", (0, 7, 101, 29), {}),
+        ("one-target", (13, 7, 101, 29), {"targets": "same"}),
+        ("extreme-logits", (13, 4, 101, 29), {"logits": "extreme"}),
+        ("sharp", (13, 7, 101, 29), {"weight_scale": 20.0}),
+        ("many-samples", (17, 19, 6007, 5003), {"counts": True}),
+        ("many-rows", (301, 19, 211, 67), everything),
+        ("many-units", (13, 211, 67, 29), {}),
+        ("threads", (230, 64, 4001, 1501), {"counts": True, "weights": True}),
+        # more than one block of tokens
+        ("threads-blocks", (300, 8, 30_011, 20_011), everything),
+    ]
     both = [
         case(f"{name}-{form}", *sizes, **{**chosen, **options})
         for form, chosen in forms.items()
-        for name, sizes, options in [
-            ("primes", (13, 7, 101, 29), {"counts": True, "weights": True}),
-            ("tiny", (3, 2, 7, 4), {}),
-            ("tiny-everything", (3, 2, 7, 4), everything),
-            ("hits-kept", (13, 7, 31, 29), {"remove_hits": False}),
-            ("hits-removed", (13, 7, 31, 29), {"counts": True}),
-            ("plain", (13, 7, 101, 29), {"corrected": False}),
-            ("no-bias", (13, 7, 101, 29), {"bias": False}),
-            ("one-row", (1, 7, 101, 29), {}),
-            ("one-sample", (13, 7, 101, 1), {}),
-            ("one-unit", (13, 1, 101, 29), {}),
-            ("one-word", (13, 7, 1, 1), {}),
-            ("whole-vocabulary", (13, 7, 101, 101), {}),
-            ("no-rows", (0, 7, 101, 29), {}),
-            ("one-target", (13, 7, 101, 29), {"targets": "same"}),
-            ("extreme-logits", (13, 4, 101, 29), {"logits": "extreme"}),
-            ("sharp", (13, 7, 101, 29), {"weight_scale": 20.0}),
-            ("many-samples", (17, 19, 6007, 5003), {"counts": True}),
-            ("many-rows", (301, 19, 211, 67), everything),
-            ("many-units", (13, 211, 67, 29), {}),
-            ("threads", (230, 64, 4001, 1501), {"counts": True, "weights": True}),
-            # more than one block of tokens
-            ("threads-blocks", (300, 8, 30_011, 20_011), everything),
-        ]
+        for name, sizes, options in shapes
     ]
     # Functions are called with `primes` and its defaults.
     return [case("primes", 13, 7, 101, 29, counts=True, weights=True), *both]

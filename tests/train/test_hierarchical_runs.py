@@ -97,7 +97,7 @@ def test_a_tree_that_is_damaged(make: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     snapshot = load_checkpoint(find_checkpoint(run))
     for name, message in (
-        ("head.tree.first", "needs counts"),
+        ("head.tree.first", "parameter 'head.tree.first' is missing"),
         ("head.tree.children", "Tree: children must be all entries"),
     ):
         arrays = dict(snapshot.model)
