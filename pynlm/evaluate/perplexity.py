@@ -256,8 +256,10 @@ def stream_nll(
 ) -> tuple[NDArray[np.float64], Any]:
     """``(nll[n], state)`` of ``ids`` read from ``state`` (None: zero) after ``start_id``, nats.
 
-    Calling it again with the last id and the returned state continues the stream.
+    Calling it again with the last id and the returned state continues the stream. Errors as in
+    :func:`evaluate_stream`.
     """
+    _check_likelihood("stream_nll", model)
     ids = _check_ids("stream_nll", ids)
     out = np.empty(len(ids), np.float64)
     context = Context(train=False, seed=0, step=0, backend=backend)
@@ -283,7 +285,11 @@ def span_nll(
     chunk: int = CHUNK,
     backend: str = "cpu",
 ) -> NDArray[np.float64]:
-    """``nll[n]`` (nats) of ``ids``, each span read from a zero state after ``start_id``."""
+    """``nll[n]`` (nats) of ``ids``, each span read from a zero state after ``start_id``.
+
+    Errors as in :func:`evaluate_stream`.
+    """
+    _check_likelihood("span_nll", model)
     ids = _check_ids("span_nll", ids)
     out = np.zeros(len(ids), np.float64)
     walk = _walk_spans(model, ids, starts, lengths, start_id, chunk, backend, out)

@@ -113,7 +113,7 @@ class Adaptive(FusedHead):
         prefix: str,
         vocab_size: int,
         size: int,
-        cutoffs: Sequence[int],
+        cutoffs: Sequence[int] | IntArray,
         div_value: float = 4.0,
         group: str = "head",
         bias: bool = False,
@@ -134,7 +134,7 @@ class Adaptive(FusedHead):
         TypeError, ValueError
             Other cutoffs; a `div_value` that leaves a cluster no dimension.
         """
-        check_cutoffs(cutoffs, vocab_size, func="Adaptive")
+        cutoffs = check_cutoffs(cutoffs, vocab_size, func="Adaptive")
         rows = (cutoffs[0] if cutoffs else vocab_size) + len(cutoffs)
         specs = [Spec(f"{prefix}.head.weight", (rows, size), group)]
         if bias:
@@ -295,12 +295,7 @@ class Adaptive(FusedHead):
                 parts = self._tail_map(take(h, rows, self.pool), tail, rng)
                 xent_sample(ids=some, rows=rows.astype(np.int32), layer=1, **key, **parts)
                 ids[rows] = np.where(some < 0, some, some + tail.first)
-        if (ids < 0).any():
-            raise ValueError(
-                f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
-                "NaN or infinite"
-            )
-        return ids
+        return self._drawn(ids)
 
     def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
         """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H].

@@ -219,6 +219,15 @@ class BaseHead:
         full.fill(given)
         return full
 
+    def _drawn(self, ids: IntArray) -> IntArray:
+        """What a kernel has drawn, or ValueError for a row of which it could not."""
+        if (ids < 0).any():
+            raise ValueError(
+                f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
+                "NaN or infinite"
+            )
+        return ids
+
     def _scaled(self, weights: Array | None, scale: float | Array, n: int) -> Array | None:
         """Weights times an upstream gradient, one number or [N]."""
         upstream = self._weights(scale, n, f"{self.name} backprop", "scale")

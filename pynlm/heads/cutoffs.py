@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number
+from pynlm.layers.convert import as_counts
 
 Array = npt.NDArray[Any]
 
@@ -80,7 +81,7 @@ def choose_cutoffs(
     True
     """
     func = "choose_cutoffs"
-    n = _checked(counts, func)
+    n = _falling(counts, func)
     check_integer(size, func=func, name="size", low=1, high=2**31 - 1)
     check_integer(rows, func=func, name="rows", low=1, high=2**31 - 1)
     check_number(div_value, func=func, name="div_value", low=1.0)
@@ -172,17 +173,12 @@ def _round_numbers(vocab_size: int) -> npt.NDArray[np.int64]:
     return np.array(sorted(m for m in numbers if 1 <= m < vocab_size), np.int64)
 
 
-def _checked(counts: object, func: str) -> npt.NDArray[np.int64]:
-    n = np.asarray(counts)
-    if n.ndim != 1 or not n.size or n.dtype.kind not in "iu":
-        raise TypeError(f"{func}: counts must be integers [V], got {n.dtype} {list(n.shape)}")
-    wrong = np.flatnonzero((n < 0) | (np.append(n[:1], n[:-1]) < n))
-    if len(wrong):
-        v = int(wrong[0])
-        raise ValueError(
-            f"{func}: counts must fall and be at least 0, got counts[{v}]={n[v]}"
-            + (f" after {n[v - 1]}" if v else "")
-        )
+def _falling(counts: object, func: str) -> npt.NDArray[np.int64]:
+    n = as_counts(counts, func=func)
+    rises = n[1:] > n[:-1]
+    if rises.any():
+        v = int(np.argmax(rises)) + 1
+        raise ValueError(f"{func}: counts must fall, got counts[{v}]={n[v]} after {n[v - 1]}")
     if not n[0]:
-        raise ValueError(f"{func}: counts must not all be 0")
-    return n.astype(np.int64)
+        raise ValueError(f"{func}: counts must not all be 0, got {len(n)} of them")
+    return n

@@ -148,10 +148,10 @@ class Full(FusedHead):
         )  # fmt: skip
         return Gradients(dh, [dw] if db is None else [dw, db])
 
-    def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
-        """What makes the logits."""
+    def _map(self, h: Array, ctx: Context, w: Array | None = None) -> dict[str, Any]:
+        """What makes the logits; of `w` if given, else of the weights for products."""
         b = None if self.bias is None else self.bias.data
-        parts = {"h": h, "w": self.weight.for_product(len(h)), "b": b}
+        parts = {"h": h, "w": self.weight.for_product(len(h)) if w is None else w, "b": b}
         return {**parts, "temperature": self.temperature, "backend": ctx.backend}
 
     def _penalties(self) -> dict[str, Any]:
@@ -205,12 +205,7 @@ class Full(FusedHead):
         h = as_floats(h, self.dtype)
         ids = np.empty(len(h), np.int32)
         xent_sample(ids=ids, seed=rng.seed, step=rng.step, time=rng.time0, **self._map(h, rng))
-        if (ids < 0).any():
-            raise ValueError(
-                f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
-                "NaN or infinite"
-            )
-        return ids
+        return self._drawn(ids)
 
     def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
         """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""

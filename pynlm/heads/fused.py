@@ -33,6 +33,14 @@ class RowsClaim:
         del self._rows, self._drows
 
 
+def claim_rows(parameter: Parameter, rows: IntArray, values: Array) -> Claim:
+    """A claim of a vector's gradient that is `values` [n] at `rows` [n] and 0 elsewhere."""
+    claim = parameter.claim()
+    claim.array.fill(0)
+    claim.array[rows] = values
+    return claim
+
+
 class Gradients(NamedTuple):
     """What a forward pass makes: dh [N, H], and contributions that wait to be committed."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_ids, check_integer
-from pynlm.heads.fused import FusedHead, Gradients, RowsClaim
+from pynlm.heads.fused import FusedHead, Gradients, RowsClaim, claim_rows
 from pynlm.heads.trees import Tree
 from pynlm.kernels.hsoftmax import (
     hsoftmax_forward,
@@ -129,10 +129,7 @@ class Hierarchical(FusedHead):
         dw = RowsClaim(self.weight, rows[:count], drows[:count])
         if self.bias is None or db is None:
             return Gradients(dh, [dw])
-        bias = self.bias.claim()
-        bias.array.fill(0)
-        bias.array[rows[:count]] = db[:count]
-        return Gradients(dh, [dw, bias])
+        return Gradients(dh, [dw, claim_rows(self.bias, rows[:count], db[:count])])
 
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         b = None if self.bias is None else self.bias.data
@@ -192,12 +189,7 @@ class Hierarchical(FusedHead):
         ids = np.empty(len(h), np.int32)
         where: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
         hsoftmax_sample(ids=ids, **where, **self._down(h, rng))
-        if (ids < 0).any():
-            raise ValueError(
-                f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
-                "NaN or infinite"
-            )
-        return ids
+        return self._drawn(ids)
 
     def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
         """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H].

@@ -263,12 +263,7 @@ class Mixture(FusedHead):
         # Layer 1 keeps the experts' random numbers apart from the tokens'.
         w = self.prior.for_product(len(h))
         xent_sample(ids=chosen, h=h, w=w, layer=1, backend=rng.backend, **where)
-        if (chosen < 0).any():
-            raise ValueError(
-                f"{self.name} sample: h[{int(np.argmin(chosen))}] gives no distribution: a logit "
-                "of the prior is NaN or infinite"
-            )
-        return self._softmax.sample(e[np.arange(len(h)), chosen], rng)
+        return self._softmax.sample(e[np.arange(len(h)), self._drawn(chosen)], rng)
 
     def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
         """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""

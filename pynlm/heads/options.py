@@ -72,7 +72,7 @@ class HeadOptions:
     experts
         Of "mixture": how many softmaxes.
     samples, sampler, alpha, unique, remove_hits
-        Of the heads that sample, see `pynlm.heads.SampledHead`.
+        Of the heads that sample, see `pynlm.heads.SampledHead`; alpha of sampler "unigram".
     log_z
         Of "nce", see `pynlm.heads.NCE`.
 
@@ -120,8 +120,8 @@ class HeadOptions:
         check_number(self.gradient_filter, func=func, name="gradient_filter", low=0.0, high=1.0)
         check_number(self.div_value, func=func, name="div_value", low=1.0)
         if self.cutoffs is not None:
-            check_cutoffs(self.cutoffs, 2**31, func=func)
-            object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
+            cutoffs = check_cutoffs(self.cutoffs, 2**31, func=func)
+            object.__setattr__(self, "cutoffs", cutoffs)
         check_integer(self.experts, func=func, name="experts", low=1, high=MOST_EXPERTS)
         check_integer(self.arity, func=func, name="arity", low=2, high=MOST)
         if self.classes is not None:
@@ -129,6 +129,9 @@ class HeadOptions:
         check_options(func, self.sampler, self.samples, self.alpha, self.unique)
         check_log_z(self.log_z, func)
         self._refuse(KINDS[self.kind], "kind", "kind")
+        if self.kind in _SAMPLED and self.sampler != "unigram":
+            others = tuple(option for option in KINDS[self.kind] if option != "alpha")
+            self._refuse(others, "sampler", "kind")
         if self.kind == "hierarchical":
             self._refuse(("tree", *_TREE_OPTIONS[self.tree]), "tree", "kind")
             if self.tree == "clusters" and not self.clusters:

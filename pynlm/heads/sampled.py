@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from pynlm.arrays import check_ids, check_number, describe
 from pynlm.heads.full import Full
-from pynlm.heads.fused import Gradients, RowsClaim
+from pynlm.heads.fused import Gradients, RowsClaim, claim_rows
 from pynlm.heads.samplers import TokenSampler
 from pynlm.kernels.candidates import candidates_forward, candidates_gradients
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_floats, as_ids
-from pynlm.layers.parameters import Parameter, Spec
+from pynlm.layers.parameters import Group, Parameter, Spec
 
 Array = npt.NDArray[Any]
 
@@ -128,10 +128,7 @@ class SampledHead(Full):
         )
         claims: list[Any] = [RowsClaim(self.weight, rows[:n], drows[:n])]
         if self.bias is not None:
-            claim = self.bias.claim()
-            claim.array.fill(0)
-            claim.array[rows[:n]] = db[:n]
-            claims.append(claim)
+            claims.append(claim_rows(self.bias, rows[:n], db[:n]))
         self._claim_constants(claims, db[:n])
         return Gradients(dh, claims)
 
@@ -143,7 +140,9 @@ class SampledHead(Full):
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         drawn = self.sampler.draw(seed=ctx.seed, step=ctx.step)
         counts = None if drawn.counts is None else drawn.counts.astype(self.dtype)
-        given = {**self._map(h, ctx), "w": self.weight.data, "targets": ids, "samples": drawn.ids}
+        # Rows are gathered from the weight as it stands.
+        own = self._map(h, ctx, self.weight.data)
+        given = {**own, "targets": ids, "samples": drawn.ids}
         if self._corrected:
             for name, tokens in (("log_expected", drawn.ids), ("target_log_expected", ids)):
                 expected = np.log(self.sampler.expected(tokens, drawn.tries))
@@ -195,8 +194,8 @@ class NCE(SampledHead):
     Parameters
     ----------
     log_z
-        The constant: a number, "learned" (a parameter `{prefix}.log_z` [1]), or None: log V, with
-        which logits of zero begin as the uniform distribution.
+        The constant: a number, "learned" (a parameter `{prefix}.log_z` [1] without weight decay),
+        or None: log V, with which logits of zero begin as the uniform distribution.
 
     Notes
     -----
@@ -239,7 +238,9 @@ class NCE(SampledHead):
         learned: bool = False,
     ) -> list[Spec]:
         """The parameters that the head needs, for `Parameters`."""
-        constant = [Spec(f"{prefix}.log_z", (1,), group)] if learned else []
+        # Decay would pull the constant to 0, a normaliser of 1.
+        own = Group(f"{group}.log_z", decay=False)
+        constant = [Spec(f"{prefix}.log_z", (1,), own)] if learned else []
         return [*constant, *SampledHead.specs(prefix, vocab_size, size, group, bias, tied)]
 
     @property
@@ -270,7 +271,7 @@ class NCE(SampledHead):
         h = as_floats(h, self.dtype)
         ids = as_ids(targets, func=self.name, name="targets")
         nll = np.empty(len(h), self.dtype)
-        super()._forward(nll, None, h, ids, ctx)
+        Full._forward(self, nll, None, h, ids, ctx)  # in training, too
         z = np.einsum("nh,nh->n", h, self.weight.data[ids], dtype=np.float64)
         if self.bias is not None:
             z += self.bias.data[ids]

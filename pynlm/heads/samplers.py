@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pynlm.arrays import check_integer, check_number, describe
 from pynlm.layers.context import Site
-from pynlm.layers.convert import IntArray
+from pynlm.layers.convert import IntArray, as_counts
 from pynlm.reference.philox import philox_4x32
 
 Reals = npt.NDArray[np.float64]
 
 SAMPLERS = ("log-uniform", "unigram", "uniform")
+
+MOST_TRIES = 1 << 22
+"""Distinct samples that need more tries than these are refused: a step would only draw."""
 
 
 class Samples(NamedTuple):
@@ -62,8 +65,9 @@ class TokenSampler:
     Raises
     ------
     TypeError, ValueError
-        An unknown kind; a parameter of a wrong kind or range; K > V if unique; counts that are
-        missing or do not match the vocabulary.
+        An unknown kind; a parameter of a wrong kind or range; K > V if unique, or more than the
+        distinct tokens to be expected in 2^22 tries; counts that are missing or do not match the
+        vocabulary; an alpha with which a token's probability is 0 in float64.
 
     Notes
     -----
@@ -100,18 +104,32 @@ class TokenSampler:
             )
         self.kind, self.size, self.unique, self.vocab_size = kind, size, unique, vocab_size
         if counts is not None:
-            counts = _checked(counts, vocab_size, func)
+            counts = as_counts(counts, func=func, size=vocab_size)
         if kind == "unigram":
             if counts is None:
                 raise ValueError(f"{func}: sampler 'unigram' needs counts, int [V={vocab_size}]")
-            weights = np.maximum(counts, 1.0) ** alpha
+            logs = np.log(np.maximum(counts, 1))
+            weights = np.exp(alpha * (logs - logs.max()))  # of which none overflows
             self.probabilities: Reals = weights / weights.sum()
+            if not self.probabilities.all():
+                v = int(np.argmin(self.probabilities))
+                raise ValueError(
+                    f"{func}: alpha must leave each token a probability above 0, got {alpha:g} "
+                    f"with counts[{v}]={counts[v]} of at most {counts.max()}"
+                )
             self._accept, self._alias = alias_table(self.probabilities)
         elif kind == "uniform":
             self.probabilities = np.full(vocab_size, 1.0 / vocab_size)
         else:
             rank = np.arange(1, vocab_size + 1, dtype=np.float64)
             self.probabilities = np.log1p(1.0 / rank) / np.log(vocab_size + 1.0)
+        if unique and size < vocab_size:
+            most = float(self.expected(np.arange(vocab_size), MOST_TRIES).sum())
+            if most < size:
+                raise ValueError(
+                    f"{func}: samples must be at most {int(most)} when they are unique, the "
+                    f"distinct tokens to be expected in {MOST_TRIES} tries, got {size}"
+                )
 
     def draw(self, *, seed: int, step: int) -> Samples:
         """The samples of a step: the same bits whenever they are asked for."""
@@ -211,14 +229,3 @@ def alias_table(p: Reals) -> tuple[Reals, IntArray]:
     accept[heavy[short]] = np.clip(1 - (given - excess)[short], 0, 1)
     alias[heavy[short]] = heavy[np.flatnonzero(short) + 1]
     return accept, alias
-
-
-def _checked(counts: object, size: int, func: str) -> npt.NDArray[Any]:
-    found = np.asarray(counts)
-    if found.dtype.kind not in "iu":
-        raise TypeError(f"{func}: counts must be integers [V={size}], got {describe(counts)}")
-    if found.shape != (size,):
-        raise ValueError(f"{func}: counts must be [V={size}], got {list(found.shape)}")
-    if found.min(initial=0) < 0:
-        raise ValueError(f"{func}: counts must not be negative, got {int(found.min())}")
-    return found

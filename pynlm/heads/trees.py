@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from math import isqrt
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_integer
+from pynlm.arrays import check_integer, describe
+from pynlm.layers.convert import as_counts
 
 IntArray = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
@@ -57,13 +57,27 @@ class Tree:
         first, children, nodes = self.first, self.children, len(self.first) - 1
         arity = np.diff(first)
         good = nodes >= 0 and first[0] == 0 and int(first[-1]) == len(children)
-        if not good or (arity < 2).any() or self.vocab_size < 1:
-            raise ValueError("Tree: first must begin with 0, rise by 2 or more, and end with C")
+        if not good or (arity < 2).any():
+            m = int(np.argmin(arity)) if nodes > 0 else 0
+            raise ValueError(
+                "Tree: first must begin with 0, rise by 2 or more, and end with "
+                f"C={len(children)}, got {first[:1].tolist()} to {first[-1:].tolist()} and "
+                f"first[{m}:{m + 2}]={first[m : m + 2].tolist()}"
+            )
         rest = np.delete(np.arange(self.vocab_size + nodes), self.vocab_size if nodes else 0)
         if not np.array_equal(np.sort(children), rest):
-            raise ValueError("Tree: children must be all entries but the root's, once each")
-        if (self.parent[self.vocab_size + 1 :, 0] >= np.arange(1, nodes)).any():
-            raise ValueError("Tree: a node's children must have larger numbers than itself")
+            lost = np.setdiff1d(rest, children)[0]
+            raise ValueError(
+                f"Tree: children must be all of {self.vocab_size} tokens and {nodes} nodes but the "
+                f"root, once each, got none that is {lost}"
+            )
+        above = self.parent[self.vocab_size + 1 :, 0]
+        wrong = np.flatnonzero(above >= np.arange(1, nodes)) + 1
+        if len(wrong):
+            raise ValueError(
+                "Tree: a node's children must have larger numbers than itself, got node "
+                f"{wrong[0]} below node {above[wrong[0] - 1]}"
+            )
         self.parent.flags.writeable = False
 
     @property
@@ -177,7 +191,7 @@ def huffman(counts: npt.ArrayLike, arity: int = 2) -> Tree:
     >>> [len(huffman([50, 20, 10, 10, 10]).path(v)) for v in range(5)]
     [1, 3, 3, 3, 3]
     """
-    numbers = _counts(counts, "huffman")
+    numbers = as_counts(counts, func="huffman")
     check_integer(arity, func="huffman", name="arity", low=2, high=MOST)
     size = len(numbers)
     # Two queues of rising weight: tokens, and nodes in the order in which they are made.
@@ -256,7 +270,7 @@ def frequency_classes(
     >>> np.diff(tree.first).tolist()
     [3, 2, 7]
     """
-    numbers = _counts(counts, "frequency_classes")
+    numbers = as_counts(counts, func="frequency_classes")
     size = len(numbers)
     if classes is None:
         classes = isqrt(size)
@@ -303,7 +317,9 @@ def from_clusters(labels: npt.ArrayLike) -> Tree:
     """
     given = np.asarray(labels)
     if given.dtype.kind not in "iu" or not given.size:
-        raise TypeError("from_clusters: labels must be integers [V] or [V, L]")
+        raise TypeError(
+            f"from_clusters: labels must be integers [V] or [V, L], got {describe(given)}"
+        )
     given = given.reshape(len(given), -1) if given.ndim == 1 else given
     if given.ndim != 2:
         raise ValueError(f"from_clusters: labels must be [V] or [V, L], got {list(given.shape)}")
@@ -355,12 +371,3 @@ def _tree(nodes: list[list[int]]) -> Tree:
     first = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     children = np.fromiter((e for entries in nodes for e in entries), np.int64, int(first[-1]))
     return Tree(first, children)  # type: ignore[arg-type]
-
-
-def _counts(counts: npt.ArrayLike, func: str) -> Counts:
-    numbers: npt.NDArray[Any] = np.asarray(counts)
-    if numbers.dtype.kind not in "iu":
-        raise TypeError(f"{func}: counts must be integers, got {numbers.dtype}")
-    if numbers.ndim != 1 or not numbers.size or (numbers < 0).any():
-        raise ValueError(f"{func}: counts must be [V], V >= 1, none negative")
-    return numbers.astype(np.int64)

@@ -12,7 +12,7 @@ from pynlm.arrays import check_ids
 from pynlm.layers.backprop import Once
 from pynlm.layers.clusters import check_cutoffs, cluster_widths, places_by_cluster
 from pynlm.layers.context import Context
-from pynlm.layers.convert import as_floats, as_ids, take
+from pynlm.layers.convert import IntArray, as_floats, as_ids, take
 from pynlm.layers.embedding import Embedding
 from pynlm.layers.linear import Linear
 from pynlm.layers.parameters import Parameter, Spec
@@ -66,7 +66,7 @@ class AdaptiveEmbedding:
         self,
         parameters: Mapping[str, Parameter],
         prefix: str,
-        cutoffs: Sequence[int],
+        cutoffs: Sequence[int] | IntArray,
         tied: Sequence[Parameter] | None = None,
     ) -> None:
         self.name, self.cutoffs = f"AdaptiveEmbedding {prefix}", tuple(cutoffs)
@@ -83,7 +83,7 @@ class AdaptiveEmbedding:
         prefix: str,
         vocab_size: int,
         size: int,
-        cutoffs: Sequence[int],
+        cutoffs: Sequence[int] | IntArray,
         div_value: float = 4.0,
         group: str = "embedding",
         tied: bool = False,
@@ -106,7 +106,7 @@ class AdaptiveEmbedding:
         TypeError, ValueError
             Other cutoffs; a `div_value` that leaves a cluster no dimension.
         """
-        check_cutoffs(cutoffs, vocab_size, func="AdaptiveEmbedding")
+        cutoffs = check_cutoffs(cutoffs, vocab_size, func="AdaptiveEmbedding")
         widths = [size, *cluster_widths(size, len(cutoffs), div_value, func="AdaptiveEmbedding")]
         edges = (0, *cutoffs, vocab_size)
         tables = [

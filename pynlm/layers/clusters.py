@@ -11,14 +11,16 @@ from pynlm.arrays import check_integer, check_number
 from pynlm.layers.convert import IntArray
 
 
-def check_cutoffs(cutoffs: object, vocab_size: int, *, func: str) -> None:
-    """Raise unless `cutoffs` is a sequence of strictly increasing integers in [1, V - 1].
+def check_cutoffs(cutoffs: object, vocab_size: int, *, func: str) -> tuple[int, ...]:
+    """`cutoffs`, a sequence or array of strictly increasing integers in [1, V - 1].
 
     Raises
     ------
     TypeError, ValueError
         Naming `func` and the cutoff.
     """
+    if isinstance(cutoffs, np.ndarray):
+        cutoffs = cutoffs.tolist()
     if not isinstance(cutoffs, Sequence) or isinstance(cutoffs, str):
         raise TypeError(f"{func}: cutoffs must be a sequence of integers, got {cutoffs!r}")
     before = 0
@@ -30,6 +32,7 @@ def check_cutoffs(cutoffs: object, vocab_size: int, *, func: str) -> None:
                 f"{func}: cutoffs must be strictly increasing, got {name}={cutoff} after {before}"
             )
         before = cutoff
+    return tuple(map(int, cutoffs))
 
 
 def cluster_widths(size: int, clusters: int, div_value: float, *, func: str) -> list[int]:

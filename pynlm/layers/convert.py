@@ -70,6 +70,27 @@ def as_exact_floats(x: object, dtype: np.dtype[Any], *, func: str, name: str) ->
     return a
 
 
+def as_counts(counts: object, *, func: str, size: int | None = None) -> npt.NDArray[np.int64]:
+    """How often each token occurs, as int64 [V] (V: `size`, or any from 1 on).
+
+    Raises
+    ------
+    TypeError, ValueError
+        No integers; another shape; a negative count.
+    """
+    want = "[V], V >= 1" if size is None else f"[V={size}]"
+    given = np.asarray(counts)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"{func}: counts must be integers {want}, got {describe(given)}")
+    if given.ndim != 1 or not given.size or (size is not None and len(given) != size):
+        raise ValueError(f"{func}: counts must be {want}, got {list(given.shape)}")
+    numbers = given.astype(np.int64)
+    if numbers.min() < 0:
+        v = int(np.argmax(numbers < 0))
+        raise ValueError(f"{func}: counts must not be negative, got counts[{v}]={given[v]}")
+    return numbers
+
+
 class RowOrder:
     """Rows of a batch sorted by falling length, as the recurrent kernels take them.
 

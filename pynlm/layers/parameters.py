@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -24,11 +24,11 @@ UNSET, DENSE, ROWS = "unset", "dense", "rows"
 
 
 class Spec(NamedTuple):
-    """What `Parameters` makes one parameter from."""
+    """What `Parameters` makes one parameter from; a group is a name, or says its treatment."""
 
     name: str
     shape: tuple[int, ...]
-    group: str
+    group: str | Group
     sparse: bool = False
 
 
@@ -339,8 +339,8 @@ class Parameters(Mapping[str, Parameter]):
     Parameters
     ----------
     specs
-        Name, shape, group name and whether the gradient is row-sparse, in order. Sparse tables
-        first or last leave one stretch for all others.
+        Name, shape, group and whether the gradient is row-sparse, in order. Sparse tables first or
+        last leave one stretch for all others.
     dtype
         float32 or float64.
     pool
@@ -387,11 +387,12 @@ class Parameters(Mapping[str, Parameter]):
         for spec, start, size in places:
             if spec.name in self._parameters:
                 raise ValueError(f"Parameters: name {spec.name!r} is given twice")
+            group = spec.group if isinstance(spec.group, Group) else Group(spec.group)
             self._parameters[spec.name] = Parameter(
                 spec.name,
                 self.data[start : start + size].reshape(spec.shape),
                 self.grad[start : start + size].reshape(spec.shape),
-                self.groups.setdefault(spec.group, Group(spec.group)),
+                self.groups.setdefault(group.name, replace(group)),
                 sparse=spec.sparse,
                 pool=self.pool,
                 start=start,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pynlm.heads.options import HeadOptions
+from pynlm.layers.clusters import cluster_widths
 from pynlm.layers.variant import RecurrentOptions
 
 CELLS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -58,7 +59,7 @@ class RecurrentLMConfig:
     Raises
     ------
     ValueError
-        A value outside its range, or two that contradict each other.
+        A value outside its range, or two that contradict each other; clusters without dimensions.
 
     Examples
     --------
@@ -131,6 +132,11 @@ class RecurrentLMConfig:
             "hidden_sizes", "equal for two neighbours when residual", list(self.hidden_sizes),
         )  # fmt: skip
         adaptive = self.head.kind == "adaptive"
+        if adaptive and self.head.cutoffs is not None:
+            tails, div_value = len(self.head.cutoffs), self.head.div_value
+            cluster_widths(self.output_sizes[-1], tails, div_value, func="Adaptive")
+            if self.adaptive_input:
+                cluster_widths(self.embedding_size, tails, div_value, func="AdaptiveEmbedding")
         _require(
             not self.adaptive_input or adaptive,
             "adaptive_input", f"false for head kind {self.head.kind!r}: no cutoffs", True,

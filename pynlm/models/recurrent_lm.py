@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import describe
 from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head, HeadBackprop
 from pynlm.heads.trees import Tree
@@ -50,7 +51,8 @@ class RecurrentLM:
     parameters
         `embedding.weight` (or what `layers.AdaptiveEmbedding` has), `recurrent.{l}.w_ih`, `.w_hh`,
         `.b` and what else its layer has (see `layers.LSTM`, `GRU`, `RNN`), `head.weight` (unless
-        tied), `head.bias` (if any) or what another head has; groups embedding, recurrent, head.
+        tied), `head.bias` (if any) or what another head has; groups embedding, recurrent, head
+        (and, without weight decay, head.log_z).
         Zero until `initialise` or `load_state_dict`.
     pool
         Lends all buffers of the model's passes.
@@ -267,7 +269,7 @@ class RecurrentLM:
         constants = self.head.constants()
         for name, own in constants.items():
             if name in state and not np.array_equal(state[name], own):
-                raise ValueError(f"RecurrentLM: {name} is of a model with another head")
+                raise ValueError(f"RecurrentLM: {name} {_difference(own, state[name])}")
         weights = {name: x for name, x in state.items() if name not in constants}
         self.parameters.load_state_dict(weights)
 
@@ -352,6 +354,14 @@ class RecurrentLMBackprop(Once):
             dx = layers.pop()(drops.pop()(dy, inplace=past is None))
             dy = dx if past is None else np.add(dx, past, out=dx)
         embedding(drops.pop()(dy, inplace=True))
+
+
+def _difference(own: Array, given: Any) -> str:
+    """How a constant of a saved model differs from the head's own."""
+    if np.shape(given) != own.shape:
+        return f"must be the head's own, {describe(own)}, got {describe(given)}"
+    i = int(np.argmax(own != given))
+    return f"must be the head's own, with {own[i]} at [{i}], got {np.asarray(given)[i]}"
 
 
 def _scored(lengths: IntArray | None, time: int, batch: int) -> npt.NDArray[np.intp] | None:

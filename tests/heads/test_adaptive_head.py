@@ -15,6 +15,7 @@ from pynlm.layers import Context, Parameters
 from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import (
     CLOSED_FORM,
+    PROBABILITY_SUM,
     chi_square_bound,
     finite_difference_tolerance,
     kernel_tolerance,
@@ -189,8 +190,8 @@ def test_what_the_head_says_fits_together(score: Context, dtype: str, scale: flo
     if scale > 1:
         h /= H * np.abs(h).max()
     log_prob = head.log_prob(h, score).astype(np.float64)
+    assert_close(np.exp(log_prob).sum(1), np.ones(N), PROBABILITY_SUM, what="sum of p")
     tolerance = kernel_tolerance("xent", dtype, "sharp")
-    assert_close(np.exp(log_prob).sum(1), np.ones(N), tolerance, what="sum of p", terms=V)
     nll, _ = head(h, TARGETS, score)
     assert_close(-nll, log_prob[np.arange(N), TARGETS], tolerance, what="chain rule", terms=V)
     entropy = -(np.exp(log_prob) * log_prob).sum(1)
@@ -318,11 +319,21 @@ def test_a_steady_step_allocates_nothing(train: Context) -> None:
         ((9, 5), ValueError, "cutoffs must be strictly increasing"),
         ((5.0, 9), TypeError, r"cutoffs\[0\] must be an integer, got float 5.0"),
         (5, TypeError, "cutoffs must be a sequence of integers, got 5"),
+        (np.array(5), TypeError, "cutoffs must be a sequence of integers, got 5"),
+        (np.array([5.0, 9.0]), TypeError, r"cutoffs\[0\] must be an integer, got float 5.0"),
+        (np.array([[5, 9]]), TypeError, r"cutoffs\[0\] must be an integer, got list"),
     ],
 )
 def test_cutoff_errors(cutoffs: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^Adaptive: {message}"):
         Adaptive.specs("head", V, H, cutoffs)
+
+
+def test_cutoffs_may_be_an_array() -> None:
+    given = np.array(CUTOFFS)
+    assert Adaptive.specs("head", V, H, given, 2.0) == Adaptive.specs("head", V, H, CUTOFFS, 2.0)
+    options = HeadOptions(kind="adaptive", cutoffs=given)  # type: ignore[arg-type]
+    assert options.cutoffs == CUTOFFS and {type(c) for c in options.cutoffs} == {int}
 
 
 def test_errors(train: Context) -> None:

@@ -318,8 +318,13 @@ def test_the_tree_is_saved_with_the_weights() -> None:
         what="log_prob",
     )
     other = RecurrentLM(config, counts=COUNTS[::-1].copy())
-    with pytest.raises(ValueError, match=r"RecurrentLM: head\.tree\.children is of a model with"):
+    want, found = other.state_dict()["head.tree.children"], state["head.tree.children"]
+    i = int(np.argmax(want != found))
+    message = rf"head\.tree\.children .* with {want[i]} at \[{i}\], got {found[i]}"
+    with pytest.raises(ValueError, match=f"RecurrentLM: {message}"):
         other.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"children must be .*, int32 \[\d+\], got int32 \[3\]"):
+        other.load_state_dict({**state, "head.tree.children": found[:3]})
     assert not other.parameters.data.any()
 
 
@@ -346,7 +351,7 @@ def test_option_errors(options: dict[str, Any], message: str) -> None:
     [
         ({}, {}, r"make_tree: tree 'huffman' needs counts \[V=11\]"),
         ({}, {"counts": COUNTS[1:]}, r"make_tree: counts must be of V=11 tokens, got \[10\]"),
-        ({}, {"counts": -COUNTS}, r"huffman: counts must be \[V\], V >= 1, none negative"),
+        ({}, {"counts": -COUNTS}, r"huffman: counts must not be negative, got counts\[0\]"),
         (
             {"tree": "classes", "classes": 12},
             {"counts": COUNTS},

@@ -14,9 +14,11 @@ from pynlm.layers import Context, Embedding, Parameters
 from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import (
     CLOSED_FORM,
+    PROBABILITY_SUM,
     finite_difference_tolerance,
-    kernel_tolerance,
 )
+from pynlm.train.config import OptimiserConfig
+from pynlm.train.optimisers import clip_gradient_values, gradient_norm, make_optimiser
 
 N, H, V = 6, 3, 11
 HIDDEN = np.random.default_rng(0).standard_normal((N, H))
@@ -142,8 +144,20 @@ def test_outside_training_all_is_exact(score: Context, kind: str, dtype: str) ->
     assert (head.sample(h, score) == full.sample(h, score)).all()
     for got, want in zip(head.top_k(h, 4, score), full.top_k(h, 4, score), strict=True):
         assert_same_bits(got, want, what="top_k")
-    total = np.exp(head.log_prob(h, score).astype(np.float64)).sum(1)
-    assert_close(total, np.ones(N), kernel_tolerance("xent", dtype), what="sum of p", terms=V)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_probabilities_add_up_to_one(score: Context, kind: str, scale: float, dtype: str) -> None:
+    """At logits of +-1e4, too, also where two of them are equal."""
+    head, parameters = make(kind, dtype=dtype)
+    for p in parameters.values():
+        p.data[...] *= scale
+        p.data[3] = p.data[7]
+    log_prob = head.log_prob(HIDDEN.astype(dtype), score).astype(np.float64)
+    assert (log_prob[:, 3] == log_prob[:, 7]).all()
+    assert_close(np.exp(log_prob).sum(1), np.ones(N), PROBABILITY_SUM, what="sum of p")
 
 
 @pytest.mark.parametrize("sampler", ["log-uniform", "unigram", "uniform"])
@@ -185,23 +199,27 @@ def test_the_estimate_gets_better_with_more_samples(score: Context) -> None:
     assert far[1] < 0.3 * far[0] and far[2] < 0.01 * far[0]
 
 
+def make_tied(kind: str, *, sparse: bool) -> tuple[Embedding, Any, Parameters]:
+    """An embedding, a head on its table, and their parameters."""
+    chosen = HeadOptions(kind=kind, samples=5)
+    p = Parameters(
+        [
+            *Embedding.specs("embedding", V, H, sparse=sparse),
+            *chosen.specs("head", V, H, bias=True, tied=True),
+        ],
+        np.float64,
+    )
+    p["embedding.weight"].data[...] = np.random.default_rng(1).standard_normal((V, H))
+    assert list(p) == ["embedding.weight", "head.bias"]
+    return Embedding(p, "embedding"), chosen.make(p, p["embedding.weight"], counts=COUNTS), p
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tied_table(train: Context, kind: str) -> None:
     """Rows of the embedding and of the head add up, and densely give the same."""
-    chosen = HeadOptions(kind=kind, samples=5)
     got = []
     for sparse in (True, False):
-        p = Parameters(
-            [
-                *Embedding.specs("embedding", V, H, sparse=sparse),
-                *chosen.specs("head", V, H, bias=True, tied=True),
-            ],
-            np.float64,
-        )
-        p["embedding.weight"].data[...] = np.random.default_rng(1).standard_normal((V, H))
-        assert list(p) == ["embedding.weight", "head.bias"]
-        embedding = Embedding(p, "embedding")
-        head = chosen.make(p, p["embedding.weight"], counts=COUNTS)
+        embedding, head, p = make_tied(kind, sparse=sparse)
         h, below = embedding([1, 3, 3, 5, 0, 9], train)
         _, backprop = head(h, TARGETS, train)
         assert below is not None and backprop is not None
@@ -209,6 +227,74 @@ def test_a_tied_table(train: Context, kind: str) -> None:
         assert p["embedding.weight"].state == ("rows" if sparse else "dense")
         got.append(p["embedding.weight"].densify().copy())
     assert_close(got[0], got[1], CLOSED_FORM, what="dw")
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "adamw", "adagrad"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_of_a_tied_table_is_the_dense_one(train: Context, kind: str, rule: str) -> None:
+    """Clipped both ways and with decay, in steps on other rows: also what no token touched moves.
+
+    The dense gradient is not the layers' own but put together here from their rows.
+    """
+    found: list[list[np.ndarray]] = []
+    for sparse in (True, False):
+        embedding, head, p = make_tied(kind, sparse=sparse)
+        table = p["embedding.weight"]
+        optimiser = make_optimiser(OptimiserConfig(kind=rule, weight_decay=0.1), p)
+        norms = []
+        for step, ids in enumerate(([1, 3, 3], [0, 9, 3], [4, 4, 4])):
+            p.zero_grad()
+            ctx = replace(train, step=step)
+            h, below = embedding(ids, ctx)
+            _, backprop = head(h, [2, 0, 2], ctx)
+            assert below is not None and backprop is not None
+            below(backprop())
+            if not sparse:
+                again, own, other = make_tied(kind, sparse=True)
+                other.data[...] = p.data
+                h, below = again(ids, ctx)
+                _, backprop = own(h, [2, 0, 2], ctx)
+                assert below is not None and backprop is not None
+                below(backprop())
+                rows, drows = other["embedding.weight"].rows
+                assert 3 <= len(rows) < V
+                table.grad.fill(0)
+                np.add.at(table.grad, rows, drows)
+            assert table.state == ("rows" if sparse else "dense")
+            clip_gradient_values(p, 0.4)
+            norms.append(gradient_norm(p))
+            optimiser.step(lr=0.1, scale=0.5 / norms[-1])
+        found.append([np.array(norms), table.data.copy(), p["head.bias"].data.copy()])
+    for got, want in zip(*found, strict=True):
+        assert_close(got, want, CLOSED_FORM, what="norms and weights")
+
+
+def test_decay_leaves_a_learned_log_z() -> None:
+    _, parameters = make("nce", log_z="learned")
+    before = {name: p.data.copy() for name, p in parameters.items()}
+    rule = OptimiserConfig(kind="sgd", weight_decay=0.5)
+    make_optimiser(rule, parameters).step(lr=0.1)
+    assert parameters["head.log_z"].data == before["head.log_z"] != 0
+    assert_close(
+        parameters["head.bias"].data, 0.95 * before["head.bias"], CLOSED_FORM, what="head.bias"
+    )
+
+
+def test_log_z_comes_with_the_exact_nll_in_training(train: Context) -> None:
+    head, _ = make("nce")
+    plain = head.nll_and_log_z(HIDDEN, TARGETS, replace(train, train=False))
+    for got, want in zip(head.nll_and_log_z(HIDDEN, TARGETS, train), plain, strict=True):
+        assert_same_bits(got, want, what="nll and log Z")
+
+
+def test_estimates_pack_no_weights(train: Context) -> None:
+    """They read rows of them as they stand; what is exact has panels."""
+    head, parameters = make("sampled")
+    want, _ = head.loss(HIDDEN, TARGETS, train)
+    parameters.pack()
+    got, _ = head.loss(HIDDEN, TARGETS, train, reduction="none")
+    assert parameters["head.weight"]._packed == {}
+    assert_close(got.mean(), want, CLOSED_FORM, what="loss")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -284,6 +370,12 @@ def test_errors_of_a_call(train: Context, kind: str) -> None:
         ({"samples": V + 1}, ValueError, "Sampled: samples must be at most V=11 when they are uni"),
         ({"sampler": "zipf"}, ValueError, "HeadOptions: sampler must be one of log-uniform, "),
         ({"alpha": -1.0}, ValueError, "HeadOptions: alpha must be in"),
+        ({"alpha": 0.3}, ValueError, "alpha is not defined for sampler 'log-uniform', got 0.3"),
+        (
+            {"kind": "nce", "alpha": 0.3, "sampler": "uniform"},
+            ValueError,
+            "alpha is not defined for sampler 'uniform', got 0.3",
+        ),
         ({"samples": 0}, ValueError, "HeadOptions: samples must be in"),
         ({"remove_hits": 3}, TypeError, "Sampled: remove_hits must be True, False or None, got"),
         ({"log_z": 0.0}, ValueError, "log_z is not defined for kind 'sampled', got 0.0"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pynlm.heads import TokenSampler
-from pynlm.heads.samplers import SAMPLERS, alias_table, uniforms
+from pynlm.heads.samplers import MOST_TRIES, SAMPLERS, alias_table, uniforms
 from pynlm.reference.philox import CANDIDATES, philox_u32
 from pynlm.testing import assert_close
 from pynlm.testing.tolerances import CLOSED_FORM, chi_square_bound
@@ -131,6 +131,33 @@ def test_tokens_never_seen_can_be_drawn() -> None:
     assert_close(sampler.probabilities, [4 / 6, 1 / 6, 1 / 6], CLOSED_FORM, what="p")
 
 
+def test_counts_whose_powers_are_no_floats() -> None:
+    """(10^9)^35 overflows, and (10^-9)^35 is a number yet."""
+    sampler = TokenSampler("unigram", vocab_size=2, size=1, counts=[10**9, 1], alpha=35.0)
+    assert sampler.probabilities[0] == 1.0 and 0.0 < sampler.probabilities[1] < 1e-300
+    assert sampler.draw(seed=1, step=1).ids.tolist() == [0]
+    message = r"^TokenSampler: alpha must leave .*, got 40 with counts\[1\]=1 of at most 1000000000"
+    with pytest.raises(ValueError, match=message):
+        TokenSampler("unigram", vocab_size=2, size=1, counts=[10**9, 1], alpha=40.0)
+
+
+def test_distinct_tokens_that_would_never_be_drawn() -> None:
+    """They are refused at once, and what needs many tries is not."""
+    rare = {"counts": [10**9, 1, 1], "vocab_size": 3, "alpha": 4.0}
+    message = (
+        f"^Sampled: samples must be at most 1 when they are unique, .* {MOST_TRIES} tries, got"
+    )
+    with pytest.raises(ValueError, match=message):
+        TokenSampler("unigram", size=2, func="Sampled", **rare)
+    assert TokenSampler("unigram", size=1, **rare).draw(seed=1, step=1).ids.tolist() == [0]
+    assert TokenSampler("unigram", size=2, unique=False, **rare).draw(seed=1, step=1).tries == 2
+    all_of_them = TokenSampler("unigram", size=3, **rare).draw(seed=1, step=1)
+    assert all_of_them.ids.tolist() == [0, 1, 2]
+    few = TokenSampler("unigram", vocab_size=3, size=2, counts=[10_000, 1, 1], alpha=1.0)
+    drawn = few.draw(seed=1, step=1)
+    assert len(drawn.ids) == 2 and 100 < drawn.tries < 10**6
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 3.0])
 def test_alias_tables_hold_the_distribution(size: int, power: float) -> None:
@@ -153,7 +180,7 @@ def test_alias_tables_hold_the_distribution(size: int, power: float) -> None:
         ({"counts": None}, ValueError, rf"sampler 'unigram' needs counts, int \[V={V}\]"),
         ({"counts": COUNTS[:-1]}, ValueError, rf"counts must be \[V={V}\], got \[{V - 1}\]"),
         ({"counts": COUNTS * 1.0}, TypeError, "counts must be integers"),
-        ({"counts": -COUNTS}, ValueError, "counts must not be negative, got -10000"),
+        ({"counts": -COUNTS}, ValueError, r"counts must not be negative, got counts\[0\]=-10000"),
     ],
 )
 def test_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -99,6 +99,14 @@ def test_tied_tables_may_be_longer(train: Context) -> None:
         assert not table.grad[len(want) :].any()
 
 
+def test_cutoffs_may_be_an_array() -> None:
+    given = np.array(CUTOFFS)
+    specs = AdaptiveEmbedding.specs("e", V, D, given, 2.0)
+    assert specs == AdaptiveEmbedding.specs("e", V, D, CUTOFFS, 2.0)
+    layer = AdaptiveEmbedding(Parameters(specs), "e", given)
+    assert layer.vocab_size == V and layer.cutoffs == CUTOFFS
+
+
 def test_errors(train: Context) -> None:
     layer, _ = make()
     with pytest.raises(IndexError, match=r"AdaptiveEmbedding e: ids\[1\] must be in \[0, V=23\)"):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pynlm.evaluate import evaluate_stream
-from pynlm.heads import Adaptive, Full, HeadOptions, Mixture
+from pynlm.heads import Adaptive, Full, HeadOptions, Mixture, choose_cutoffs
+from pynlm.heads.cutoffs import TERMS
 from pynlm.layers import AdaptiveEmbedding
 from pynlm.models import RecurrentLM
 from pynlm.train import RecipeError, Trainer, load_model
@@ -95,26 +96,50 @@ ADAPTIVE = {"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 2
 def test_an_adaptive_head_chooses_its_cutoffs(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """They go into config.toml; the run loads and goes on with them."""
-    asked = []
+    """They go into config.toml; the run loads and goes on with them.
 
-    def choose(counts: Any, size: int, rows: int, div_value: float) -> tuple[int, ...]:
-        asked.append((len(counts), size, rows, div_value))
-        return 4, 7
-
-    monkeypatch.setattr("pynlm.train.settings.choose_cutoffs", choose)
+    Of so few words only products may cost, for clusters to be worth it.
+    """
+    prices = {**dict.fromkeys(TERMS, 0.0), "products": 1e-9}
+    table = {"softmax": prices, "projection": prices}
     chosen = {"head.kind": "adaptive", "head.div_value": 2.0}
     first = make(overrides={**chosen, "train.epochs": 1})
-    first.run()
-    assert asked == [(first.tokenizer.vocab_size, 7, 24, 2.0)]
-    assert load_recipe(tmp_path / "run" / "config.toml").head.cutoffs == (4, 7)
+    with monkeypatch.context() as other:
+        other.setattr("pynlm.heads.cutoffs._table", lambda: table)
+        first.run()
+        want = choose_cutoffs(first.tokenizer.counts, 7, 24, 2.0)
+    assert len(want) == 1 and 1 <= want[0] < first.tokenizer.vocab_size
+    assert load_recipe(tmp_path / "run" / "config.toml").head.cutoffs == want
     model, _, _ = load_model(tmp_path / "run")
-    assert isinstance(model.head, Adaptive) and model.head.cutoffs == (4, 7)
+    assert isinstance(model.head, Adaptive) and model.head.cutoffs == want
+    # Without the table none would be chosen, but the run has its own.
     again = make(overrides={**chosen, "train.epochs": 2}, resume=True)
     again.run()
-    assert len(asked) == 1 and again.recipe.head.cutoffs == (4, 7)
-    with pytest.raises(ResumeError, match=r"head\.cutoffs was \[4, 7\], now \[4, 8\]"):
-        make(overrides={**chosen, "head.cutoffs": [4, 8]}, resume=True).run()
+    assert again.recipe.head.cutoffs == want
+    more = want[0] + 1
+    with pytest.raises(ResumeError, match=rf"cutoffs was \[{want[0]}\], now \[{more}\]"):
+        make(overrides={**chosen, "head.cutoffs": [more]}, resume=True).run()
+
+
+def test_an_adaptive_head_may_choose_no_clusters(
+    make: Make, weights_of: Callable[..., str], tmp_path: Path
+) -> None:
+    """As it does for so few words; the empty choice is one that a run is held to."""
+    chosen = {"head.kind": "adaptive"}
+    whole = make("whole", overrides={**chosen, "train.epochs": 2}).run()
+    make("broken", overrides={**chosen, "train.epochs": 1}).run()
+    assert load_recipe(tmp_path / "broken" / "config.toml").head.cutoffs == ()
+    again = make("broken", overrides={**chosen, "train.epochs": 2}, resume=True)
+    again.run()
+    assert again.recipe.head.cutoffs == ()
+    assert weights_of(tmp_path / "whole") == weights_of(tmp_path / "broken")
+    model, tokenizer, _ = load_model(tmp_path / "broken")
+    assert isinstance(model.head, Adaptive) and model.head.cutoffs == () == model.head.tails
+    eos = tokenizer.eos_id
+    found = evaluate_stream(model, again.data.valid, eos, eos_id=eos)
+    assert whole.valid is not None and found.nats_per_token == whole.valid.nats_per_token
+    with pytest.raises(ResumeError, match=r"head\.cutoffs was \[\], now \[4\]"):
+        make("broken", overrides={**chosen, "head.cutoffs": [4]}, resume=True).run()
 
 
 def test_a_resumed_adaptive_run_has_the_same_bits(
@@ -176,13 +201,21 @@ def test_ids_that_are_not_sorted_need_cutoffs(make: Make, tmp_path: Path) -> Non
             "tied must be false for head kind 'adaptive' without",
         ),
         ({"model.adaptive_input": True}, "adaptive_input must be false for head kind 'full'"),
+        (
+            {**ADAPTIVE, "head.div_value": 1000.0},
+            r"Adaptive: div_value=1000 leaves tail 0 no dimension: 7 // 1000\^1 = 0",
+        ),
+        (
+            {**ADAPTIVE, "model.adaptive_input": True, "head.div_value": 2.5},
+            r"AdaptiveEmbedding: div_value=2.5 leaves tail 1 no dimension: 6 // 2.5\^2 = 0",
+        ),
+        ({"head.kind": "sampled", "head.alpha": 0.3}, "alpha is not defined for sampler 'log-unif"),
         ({**ADAPTIVE, "head.cutoffs": [6, 3]}, "cutoffs must be strictly increasing"),
         ({"head.cutoffs": [3, 6]}, "cutoffs is not defined for kind 'full'"),
         ({**ADAPTIVE, "head.z_loss": 0.1}, "z_loss is not defined for kind 'adaptive'"),
     ],
 )
-def test_adaptive_options_that_contradict(
-    make: Make, overrides: dict[str, Any], message: str
-) -> None:
+def test_options_that_contradict(make: Make, overrides: dict[str, Any], message: str) -> None:
+    """They are refused before any text is read."""
     with pytest.raises(ValueError, match=message):
         make(overrides=overrides)
