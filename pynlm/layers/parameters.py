@@ -373,9 +373,8 @@ class Parameters(Mapping[str, Parameter]):
         self.groups: dict[str, Group] = {}
         self._clock = _Clock()
         self._parameters: dict[str, Parameter] = {}
-        unit = ALIGN // self.dtype.itemsize
+        unit, end = ALIGN // self.dtype.itemsize, 0
         places: list[tuple[Spec, int, int]] = []
-        end = 0
         for spec in (Spec(*s) for s in specs):
             start, size = end, prod(spec.shape)
             end = start + -(-size // unit) * unit

@@ -57,17 +57,15 @@ def test_bounds() -> None:
     assert len(choose_cutoffs(counts, 15, 1024)) <= 1  # 15 // 16 dimensions in a second one
 
 
-@pytest.mark.parametrize(("vocab_size", "gain"), [(33_278, 3.0), (267_735, 6.0)])
+@pytest.mark.parametrize("vocab_size", [33_278, 267_735])
 @pytest.mark.parametrize(("size", "batch"), [(256, 700), (512, 1120), (1024, 4096)])
-def test_large_vocabularies_gain_by_clusters(
-    vocab_size: int, gain: float, size: int, batch: int
-) -> None:
+def test_large_vocabularies_gain_by_clusters(vocab_size: int, size: int, batch: int) -> None:
     """Of WikiText-2 and WikiText-103, after the table of costs that comes with pynlm."""
     counts = (10**9 / (np.arange(vocab_size) + 2.7)).astype(np.int64)
     ends = choose_cutoffs(counts, size, batch)
     assert ends and ends[0] < vocab_size / 4
     cheapest = cost(ends, counts, size=size, batch=batch)
-    assert cost((), counts, size=size, batch=batch) > gain * cheapest
+    assert cost((), counts, size=size, batch=batch) > 8 * cheapest
 
 
 def test_small_vocabularies_need_no_clusters() -> None:

@@ -224,6 +224,20 @@ def test_blocks_merge_neighbours_of_like_groups() -> None:
     assert p.tables() == []
 
 
+def test_a_spec_may_say_how_its_group_is_treated() -> None:
+    """By a group, of which each `Parameters` has its own."""
+    specs = [
+        ("w", (5, 7), "rest"),
+        ("c", (1,), Group("constant", decay=False)),
+        ("b", (5,), "rest"),
+    ]
+    p, other = Parameters(specs), Parameters(specs)
+    assert list(p.groups) == ["rest", "constant"] and p["b"].group is p["w"].group
+    assert [b.group.decay for b in p.blocks()] == [True, False, True]
+    p.groups["constant"].frozen = True
+    assert p["c"].group.frozen and not other["c"].group.frozen
+
+
 def test_parameter_over_foreign_arrays() -> None:
     data, grad = np.ones((3, 2)), np.empty((3, 2))
     p = Parameter("w", data, grad, Group("all"))
