@@ -252,8 +252,7 @@ class Adaptive:
             return self.users
         from pynlm.heads import choose_cutoffs
 
-        counts = [int(1e9 * p) for p in zipf_law(self.V)]
-        return choose_cutoffs(counts, self.H, self.N, self.div_value)
+        return choose_cutoffs(zipf_counts(self.V), self.H, self.N, self.div_value)
 
     @property
     def flops(self) -> float:
@@ -291,6 +290,11 @@ def zipf_law(V: int) -> list[float]:
     weights = [1 / (k + 2.7) for k in range(V)]
     total = sum(weights)
     return [weight / total for weight in weights]
+
+
+def zipf_counts(V: int) -> list[int]:
+    """How often each word occurs in a text of 10^9 words under that law."""
+    return [int(1e9 * p) for p in zipf_law(V)]
 
 
 @dataclass(frozen=True)
@@ -394,8 +398,10 @@ SCORING = [  # T, B, I, H, layers; the last as one step of `generate`, of beams,
 ]
 HEADS = [  # N, H, V
     (400, 200, 10_000),
+    (400, 1024, 10_000),
     (700, 650, 10_000),
     (700, 650, 33_000),
+    (4096, 256, 33_000),
     (1024, 256, 81_000),
     (1024, 512, 267_000),
 ]

@@ -4,23 +4,23 @@
 is the head's training pass on a large vocabulary with all threads: hidden states in, loss and all
 gradients out. The second is word2vec's skip-gram with one thread each, on the same words of a text
 (by default the novels in `PYNLM_DATA`, all of whose words are in the vocabulary) with the same tree
-and width, by processor time: for each pair of neighbours a vector is fetched, a path is walked down
-and back, and both tables are updated. gensim does so pair by pair, skips nodes whose sigmoid is
-almost 0 or 1 and reads the rest from a table; pynlm takes pairs in batches, and computes the loss,
-too. Writes DIR/hierarchical.json and DIR/hierarchical.md. Wants an otherwise idle machine.
+and width, by processor time: words are read from a file and looked up, and for each pair of
+neighbours a vector is fetched, a path is walked down and back, and both tables are updated. gensim
+does so pair by pair, skips nodes whose sigmoid is almost 0 or 1 and reads the rest from a table;
+pynlm takes pairs in batches, and computes the loss, too. Writes DIR/hierarchical.json and
+DIR/hierarchical.md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +28,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import machine, page
-from bench.catalogue import Softmax
+from bench import page
+from bench.catalogue import Softmax, zipf_counts
 from bench.inputs import softmax_inputs
+from bench.small_page import SmallPage, options
 from bench.timing import Budget, Contest, Times, settle, threads
 from pynlm import kernels
 from pynlm.heads import Hierarchical
@@ -40,7 +41,6 @@ from pynlm.train.config import OptimiserConfig
 from pynlm.train.optimisers import make_optimiser
 
 Array = NDArray[Any]
-RESULTS = Path(__file__).resolve().parent / "results"
 LARGE = [Softmax(1024, 256, 81_000), Softmax(1024, 512, 267_000)]
 EXACT, HUFFMAN, CLASSES = "exact", "Huffman tree", "classes"
 GOAL = 10.0
@@ -63,8 +63,7 @@ Row = dict[str, Any]
 def large(case: Softmax, budget: Budget) -> list[Row]:
     """Tokens a second of the exact head and of two trees, with all threads."""
     given = softmax_inputs(case)
-    counts = (1e8 / (np.arange(case.V) + 2.7)).astype(np.int64)  # as targets are drawn
-    n = case.N
+    counts, n = zipf_counts(case.V), case.N  # as targets are drawn
     out: dict[str, Array] = {"nll": np.empty(n, np.float32), "dh": np.empty_like(given.h)}
     full = {"dw": np.empty_like(given.w), "db": np.empty_like(given.b)}
     calls: dict[str, Callable[[], object]] = {
@@ -99,7 +98,7 @@ def large(case: Softmax, budget: Budget) -> list[Row]:
 class SkipGram:
     """The same in pynlm: an embedding, the head on its output, SGD on the rows of both."""
 
-    def __init__(self, tree: Tree, pairs: tuple[Array, Array], size: int) -> None:
+    def __init__(self, tree: Tree, size: int, rate: float = 0.001) -> None:
         specs = [
             *Embedding.specs("input", tree.vocab_size, size),
             *Hierarchical.specs("head", tree.vocab_size, size, bias=False),
@@ -107,16 +106,14 @@ class SkipGram:
         self.parameters = Parameters(specs)
         self.input = Embedding(self.parameters, "input")
         self.head = Hierarchical(self.parameters, tree)
-        self.pairs = pairs
-        # as word2vec begins; and a rate that suits sums over a batch
+        # as word2vec begins; the rate suits sums over a batch
         data = self.input.weight.data
         data[...] = (np.random.default_rng(1).random(data.shape, np.float32) - 0.5) / size
         self._optimiser = make_optimiser(OptimiserConfig(kind="sgd"), self.parameters)
-        self._rate = 0.001
+        self._rate = rate
 
-    def run(self) -> None:
+    def run(self, given: Array, targets: Array) -> None:
         """One pass over all pairs."""
-        given, targets = self.pairs
         ctx = Context(train=True)
         for i in range(0, len(given), PAIRS):
             self.parameters.zero_grad()
@@ -127,14 +124,19 @@ class SkipGram:
             self._optimiser.step(lr=self._rate)
 
 
-def neighbours(lines: list[list[int]]) -> tuple[Array, Array]:
-    """Given words and their targets, int32: each word after each of its neighbours."""
-    found: list[list[Array]] = [[], []]
-    for line in lines:
-        ids = np.array(line, np.int32)
-        found[0] += [ids[1:], ids[:-1]]
-        found[1] += [ids[:-1], ids[1:]]
-    return np.concatenate(found[0]), np.concatenate(found[1])
+def neighbours(lines: Sequence[Sequence[int]]) -> tuple[Array, Array]:
+    """Given words and their targets, int32: each word after each of its neighbours in a line."""
+    words = np.fromiter(chain.from_iterable(lines), np.int32)
+    line = np.repeat(np.arange(len(lines)), [len(line) for line in lines])
+    same = line[1:] == line[:-1]
+    pairs = np.stack([words[:-1][same], words[1:][same]], axis=1)
+    return pairs[:, ::-1].ravel(), pairs.ravel()
+
+
+def read_ids(path: Path, ids: Mapping[str, int]) -> list[list[int]]:
+    """The ids of each line's words."""
+    with open(path, encoding="utf-8") as file:
+        return [[ids[word] for word in line.split()] for line in file]
 
 
 def beside_gensim(path: Path, counts: Mapping[str, int], size: int, budget: Budget) -> list[Row]:
@@ -143,19 +145,24 @@ def beside_gensim(path: Path, counts: Mapping[str, int], size: int, budget: Budg
 
     theirs = Theirs(path, counts, size)
     ids = {word: i for i, word in enumerate(theirs.words)}
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    pairs = neighbours([[ids[word] for word in line] for line in lines])
-    own = SkipGram(theirs.tree, pairs, size)
-    _check(theirs, own, max(lines, key=len), ids)
-    medians = _cpu_seconds({OURS: own.run, GENSIM: theirs.run}, budget)
-    nodes = float(theirs.tree.cost[pairs[1]].sum())
+    own = SkipGram(theirs.tree, size)
+    longest = max(read_ids(path, ids), key=len)
+    _check(theirs, own, [theirs.words[i] for i in longest], longest)
+
+    def ours() -> None:
+        # gensim's call reads the file, too
+        own.run(*neighbours(read_ids(path, ids)))
+
+    medians = _cpu_seconds({OURS: ours, GENSIM: theirs.run}, budget)
+    _, targets = neighbours(read_ids(path, ids))
+    nodes, pairs = float(theirs.tree.cost[targets].sum()), len(targets)
     return [
         {
             "library": name,
             "vocabulary": len(ids),
             "size": size,
-            "path": nodes / len(pairs[0]),
-            "pairs_per_second": len(pairs[0]) / medians[name],
+            "path": nodes / pairs,
+            "pairs_per_second": pairs / medians[name],
             "nodes_per_second": nodes / medians[name],
             "over_gensim": medians[GENSIM] / medians[name],
         }
@@ -176,7 +183,7 @@ def _cpu_seconds(calls: dict[str, Callable[[], None]], budget: Budget) -> dict[s
     return {name: median(seconds) for name, seconds in found.items()}
 
 
-def _check(theirs: Any, own: SkipGram, sentence: list[str], ids: dict[str, int]) -> None:
+def _check(theirs: Any, own: SkipGram, sentence: list[str], ids: Sequence[int]) -> None:
     """Raise AssertionError unless the same weights give the same likelihood in both."""
     weights = theirs.weights()
     began = [w.copy() for w in weights]
@@ -184,7 +191,7 @@ def _check(theirs: Any, own: SkipGram, sentence: list[str], ids: dict[str, int])
     for w, scale in zip(weights, (size**-0.5, 1.0), strict=True):
         w[...] = rng.standard_normal(w.shape, np.float32) * np.float32(scale)
     own.head.weight.data[...] = weights[1]
-    given, targets = neighbours([[ids[word] for word in sentence]])
+    given, targets = neighbours([ids])
     nll, _ = own.head(np.ascontiguousarray(weights[0][given]), targets, Context(train=False))
     want, got = theirs.log_likelihood(sentence), -float(nll.sum())
     assert abs(got - want) <= AGREES * abs(want), f"log-likelihood {got}, gensim's {want}"
@@ -251,8 +258,9 @@ def render(facts: dict[str, str], tables: dict[str, list[Row]], n: int) -> str:
         ]
         head = ["V", "width", "", "nodes a pair", "pairs/s", "nodes/s", "over gensim", "at least 1"]
         parts += [
-            "Skip-gram with one thread each, same words and tree, by processor time: vector, path "
-            "and update of both tables, for each word after each of its neighbours. gensim: "
+            "Skip-gram with one thread each, same words and tree, by processor time: the file is "
+            "read and its words looked up; vector, path and update of both tables, for each word "
+            "after each of its neighbours. gensim: "
             f"{GENSIM_WAY}; pynlm: batches of {PAIRS:,} pairs, loss included.",
             page.table(head, rows),
         ]
@@ -274,16 +282,12 @@ def default_text() -> Path | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.hierarchical", description=__doc__)
+    parser = options("hierarchical", __doc__, 8.0, "case")
     parser.add_argument("--text", type=Path, default=default_text(), help="for the second table")
     parser.add_argument("--words", type=int, default=WORDS, help=f"of it (default {WORDS:,})")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each case (default 8)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
     given = parser.parse_args(arguments)
-    budget, n = Budget(given.seconds, least=3), kernels.get_num_threads()
-    facts = machine.facts([])
-    facts.pop("not installed", None)
-    others = machine.OtherWork()
+    budget, report = Budget(given.seconds, least=3), SmallPage("hierarchical")
+    facts = report.facts
     tables: dict[str, list[Row]] = {"exact": [], "gensim": []}
     for case in LARGE:
         tables["exact"] += large(case, budget)
@@ -300,16 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             counts = count_words(given.text)
             for size in WIDTHS:
                 tables["gensim"] += beside_gensim(path, counts, size, budget)
-    facts["other work"] = others.describe()
-    text = render(facts, tables, n)
-    given.out.mkdir(parents=True, exist_ok=True)
-    values = {"facts": facts, "threads": n, **tables}
-    for name, content in (
-        ("hierarchical.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n"),
-        ("hierarchical.md", text),
-    ):
-        (given.out / name).write_text(content, encoding="utf-8")
-    print(text)
+    report.write(given.out, tables, lambda facts, n: render(facts, tables, n))
 
 
 if __name__ == "__main__":

@@ -8,25 +8,21 @@ machine; the bars are for two cores.
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
-from bench import machine, ours, page
+from bench import ours, page
 from bench.catalogue import LOAD_CPUS, LOAD_GOALS, Train
 from bench.measure import check_agreement, contenders
 from bench.peers import TORCH, Peer, available
+from bench.small_page import SmallPage, options
 from bench.timing import clock, no_collection, settle, threads
 from pynlm import kernels
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CASE = Train("zaremba-small")
 LOADS = (0, *LOAD_GOALS)
 ROUNDS = 3
@@ -158,24 +154,12 @@ def render(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each piece (default 3)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
-    given = parser.parse_args(arguments)
+    given = options("load", __doc__, 3.0, "piece").parse_args(arguments)
     peers = available(TORCH)
-    others, n = machine.OtherWork(), kernels.get_num_threads()
-    facts = machine.facts(peers)
+    report = SmallPage("load", peers)
     found = summary(measure(CASE, peers, given.seconds))
-    facts["other work"] = others.describe()
-    text = render(facts, CASE, found, n)
-    values: dict[str, Any] = {"facts": facts, "case": CASE.name, "threads": n, "steps": found}
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("load.json", json.dumps(values, indent=1, ensure_ascii=False) + "\n"),
-        ("load.md", text),
-    ):
-        (given.out / name).write_text(content, encoding="utf-8")
-    print(text)
+    values = {"case": CASE.name, "steps": found}
+    report.write(given.out, values, lambda facts, n: render(facts, CASE, found, n))
 
 
 if __name__ == "__main__":

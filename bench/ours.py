@@ -218,10 +218,14 @@ def _softmax(case: Softmax, inputs: SoftmaxInputs) -> Work:
 
 
 def _adaptive(case: Adaptive, inputs: AdaptiveInputs) -> Work:
-    same = _adaptive_step(case.certain(), inputs, inputs.weights)
-    if not case.chosen:
-        return Work(same, same)
-    return Work(_adaptive_step(case, inputs, adaptive_weights(case)), same)
+    def same() -> Callable[[], dict[str, Array]]:
+        return _adaptive_step(case.certain(), inputs, inputs.weights)
+
+    if case.chosen:
+        # The other model, which is compared, is there for as long as that takes.
+        return Work(_adaptive_step(case, inputs, adaptive_weights(case)), lambda: same()())
+    step = same()
+    return Work(step, step)
 
 
 def _adaptive_step(

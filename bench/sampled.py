@@ -9,32 +9,32 @@ DIR/sampled.md. Wants an otherwise idle machine.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import machine, page
+from bench import page
 from bench.catalogue import Softmax
 from bench.inputs import SoftmaxInputs, softmax_inputs
+from bench.small_page import SmallPage, options
 from bench.timing import Budget, Contest, Times
+from bench.work import Work
 from pynlm import kernels
 from pynlm.heads import TokenSampler
 from pynlm.testing import assert_close
+from pynlm.testing.tolerances import EXACT as EXACT_TOLERANCE
 from pynlm.testing.tolerances import torch_tolerance
 
 Array = NDArray[Any]
 Row = dict[str, Any]
-RESULTS = Path(__file__).resolve().parent / "results"
 CASES = [Softmax(700, 650, 33_000), Softmax(1024, 256, 81_000), Softmax(1024, 512, 267_000)]
 SAMPLES = (1024, 8192)
 OURS, DRAW, EXACT, TORCH = "pynlm", "drawing", "exact", "torch"
+_OF_ROWS = ("rows", "drows", "db")
 
 
 def measure(case: Softmax, samples: int, budget: Budget) -> Row:
@@ -64,20 +64,20 @@ def measure(case: Softmax, samples: int, budget: Budget) -> Row:
     }  # fmt: skip
     if find_spec("torch") is not None:
         theirs = in_torch(given, drawn.ids, expected)
-        ours()
-        for name, value in theirs().items():
-            assert_close(out[name], value, torch_tolerance("float32"), what=name, terms=samples)
-        calls[TORCH] = theirs
+        count, terms = ours(), max(samples, case.N) + case.H
+        for name, value in theirs.results().items():
+            found = out[name][:count] if name in _OF_ROWS else out[name]
+            tolerance = EXACT_TOLERANCE if name == "rows" else torch_tolerance("float32")
+            assert_close(found, value, tolerance, what=name, terms=terms)
+        calls[TORCH] = theirs.run
     seconds = Contest(calls).run(budget)
     medians = {name: Times.of(values).median for name, values in seconds.items()}
     flops = 6.0 * case.N * case.H * samples
     return {"case": case.name, "samples": samples, "flops": flops, "seconds": medians}
 
 
-def in_torch(
-    given: SoftmaxInputs, samples: Array, expected: list[Array]
-) -> Callable[[], dict[str, Array]]:
-    """Losses and dh, and with them the sparse gradients of table and bias."""
+def in_torch(given: SoftmaxInputs, samples: Array, expected: list[Array]) -> Work:
+    """Losses, dh and the gradients of table (sparse) and bias."""
     import torch
     from torch.nn import functional as F
 
@@ -88,7 +88,7 @@ def in_torch(
     both, hits = torch.cat([ids, targets]), targets[:, None] == ids
     first = torch.zeros(len(targets), dtype=torch.long)
 
-    def run() -> dict[str, Array]:
+    def run() -> torch.Tensor:
         h.grad = w.grad = b.grad = None
         rows = F.embedding(both, w, sparse=True)
         x = F.linear(h, rows[: len(ids)], b[ids]) - of_samples
@@ -96,10 +96,22 @@ def in_torch(
         logits = torch.cat([t[:, None], x.masked_fill(hits, -torch.inf)], 1)
         losses = F.cross_entropy(logits, first, reduction="none")
         losses.sum().backward()
-        found: Any = h.grad
-        return {"loss": losses.detach().numpy(), "dh": found.numpy()}
+        return losses
 
-    return run
+    def results() -> dict[str, Array]:
+        losses = run()
+        assert h.grad is not None and w.grad is not None and b.grad is not None
+        dw = w.grad.coalesce()  # rows rise, and each is there once
+        (rows,) = dw.indices()
+        return {
+            "loss": losses.detach().numpy(),
+            "dh": h.grad.numpy(),
+            "rows": rows.numpy(),
+            "drows": dw.values().numpy(),
+            "db": b.grad[rows].numpy(),
+        }
+
+    return Work(run, results)
 
 
 def render(facts: dict[str, str], rows: list[Row], n: int) -> str:
@@ -135,23 +147,10 @@ def render(facts: dict[str, str], rows: list[Row], n: int) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.sampled", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each case (default 8)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default bench/results)")
-    given = parser.parse_args(arguments)
-    budget, n = Budget(given.seconds, least=3), kernels.get_num_threads()
-    facts = machine.facts([])
-    facts.pop("not installed", None)
-    others = machine.OtherWork()
+    given = options("sampled", __doc__, 8.0, "case").parse_args(arguments)
+    budget, report = Budget(given.seconds, least=3), SmallPage("sampled")
     rows = [measure(case, samples, budget) for case in CASES for samples in SAMPLES]
-    facts["other work"] = others.describe()
-    text = render(facts, rows, n)
-    given.out.mkdir(parents=True, exist_ok=True)
-    values = {"facts": facts, "threads": n, "sampled": rows}
-    content = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-    (given.out / "sampled.json").write_text(content, encoding="utf-8")
-    (given.out / "sampled.md").write_text(text, encoding="utf-8")
-    print(text)
+    report.write(given.out, {"sampled": rows}, lambda facts, n: render(facts, rows, n))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,9 @@ def row(name: str, seed: int, *perplexities: float, tokens: int = 500) -> dict[s
         "name": name,
         "seed": seed,
         "set": list(heads.HEADS[name]),
-        "head": {"kind": "adaptive", "cutoffs": [20, 30]},
+        "head": {"kind": "nce", "samples": 1024}
+        if name == "NCE"
+        else {"kind": "adaptive", "cutoffs": [20, 30]},
         "parameters": 1234,
         "vocabulary": 42,
         "step_tokens": 1120,
@@ -119,8 +121,39 @@ def test_page() -> None:
     assert name + ours.format("1.5", "106.00", "105.00") in epoch
     assert "| kind=adaptive cutoffs=[4000,20000] | 1 |" in equal
     assert "| exact |" in equal and "| exact |" not in epoch
+    assert "not judged, that takes two seeds each" in equal and f"({OWN}: 2, {USERS}: 0)" in epoch
     replaced = heads.merged(rows, row(OWN, 2, 300.0))
     assert len(replaced) == 4 and replaced[3]["points"][0]["test"]["perplexity"] == 300.0
+
+
+def test_verdict() -> None:
+    users = [row(USERS, 1, 200.0), row(USERS, 2, 204.0)]  # standard deviation 2.83
+    assert "**not worse**" in heads.verdict([*users, row(OWN, 1, 204.0), row(OWN, 2, 205.0)], EQUAL)
+    assert "**worse**" in heads.verdict([*users, row(OWN, 1, 205.0), row(OWN, 2, 206.0)], EQUAL)
+    text = heads.verdict([*users, row(OWN, 1, 198.0), row(OWN, 2, 202.0)], EQUAL)
+    assert "-2.00 (-0.99%)" in text and "is 2.83 (2 and 2 seeds)" in text
+    # Only runs of the same length are compared.
+    assert "not judged" in heads.verdict([*users, row(OWN, 1, 205.0, 99.0)], EPOCH)
+
+
+def test_a_page_of_what_is_there_so_far() -> None:
+    text = heads.page([row("NCE", 1, 200.0), row(OWN, 3, 204.0, 104.0)])
+    assert "| NCE | kind=nce (samples=1024) | 1 |" in text
+    assert "## 9,000 tokens\n" in text and "epoch" not in text
+    with pytest.raises(ValueError, match="no rows"):
+        heads.page([])
+
+
+def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        heads.main(["--render", "--out", str(tmp_path)])
+    assert "no rows in" in capsys.readouterr().err
+    rows = [row(heads.EXACT, 1, 200.0), row(OWN, 2, 204.0, 104.0)]
+    (tmp_path / "heads.json").write_text(json.dumps(rows), encoding="utf-8")
+    heads.main(["--render", "--out", str(tmp_path)])
+    assert (tmp_path / "heads.md").read_text(encoding="utf-8") == heads.page(rows)
+    assert (tmp_path / "heads.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "heads.json").read_text(encoding="utf-8")) == rows
 
 
 def test_perplexities_of_other_texts_do_not_stand_in_one_table() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import machine, memory, ours, page, report
+from bench import machine, ours, page, report
 from bench.bars import bars, ratio, shares
 from bench.catalogue import FAMILIES, LOOP, Adaptive, Recurrent, Softmax
 from bench.measure import check_agreement, contenders, result_of
@@ -220,25 +220,3 @@ def test_machine_names_itself() -> None:
     assert {"CPU", "pynlm", "NumPy", "date"} <= machine.facts([]).keys()
     share = machine.OtherWork().share()
     assert share is None or 0.0 <= share <= 1.0
-
-
-def test_memory_of_a_run() -> None:
-    case = FAMILIES["train"][0].smoke()
-    found = memory.measure(case, "pynlm", 1, steps=3)  # type: ignore[arg-type]
-    weights = 4 * (2 * case.V * 200 + 2 * 4 * 200 * 400)  # type: ignore[union-attr]
-    assert weights < found.first <= found.peak < 20 * weights
-    assert found.steps == 3
-
-
-def test_memory_of_a_head_alone() -> None:
-    """Weight, its gradient and a block of logits; less than the logits of all tokens."""
-    case = memory.heads()["softmax training 1024,256,81000"]
-    found = memory.measure(case, "pynlm", 1, steps=memory.HEAD_STEPS)
-    weights = 2 * 4 * case.V * case.H
-    assert weights < found.peak < weights + 4 * case.N * case.V / 4
-
-
-def test_memory_names_what_failed() -> None:
-    case = FAMILIES["train"][0]
-    with pytest.raises(RuntimeError, match="invalid choice"):
-        memory.measure(case, "nothing", 1)  # type: ignore[arg-type]
