@@ -9,16 +9,11 @@ namespace {
 
 using O = py::object;
 
-// What stands for no argument: a path needs no children, a distribution no parents.
-const O& none() {
-    static const O value = py::none();
-    return value;
-}
-
-// The tree over w's rows; V is one more than there are rows. `fault` is for the kernel to set.
+// The tree over w's rows; V is one more than there are rows. A path needs no children, a
+// distribution no parents: null. `fault` is for the kernel to set.
 template <class T>
 HsoftmaxTree<T> tree_of(Call<T>& call, const std::string& function, const O& w, const O& b,
-                        const O& first, const O& children, const O& parent, bool& fault) {
+                        const O& first, const O* children, const O* parent, bool& fault) {
     HsoftmaxTree<T> t{};
     t.w = call.in("w", w, "R H");
     t.b = call.in("b", b, "R", optional);
@@ -33,12 +28,16 @@ HsoftmaxTree<T> tree_of(Call<T>& call, const std::string& function, const O& w, 
                                   std::to_string(t.M + 1) + ", got " + std::to_string(got));
     };
     if (t.M < 0) sized("first", 0, 1);
-    if (!children.is_none()) {
-        t.children = call.indices("children", children, "C");
+    if (t.first[0] != 0 || t.first[t.M] != t.V + t.M - 1)
+        throw py::value_error(
+            function + ": first must run from 0 to V+M-1=" + std::to_string(t.V + t.M - 1) +
+            ", got " + std::to_string(t.first[0]) + " to " + std::to_string(t.first[t.M]));
+    if (children != nullptr) {
+        t.children = call.indices("children", *children, "C");
         sized("children", call.dim('C'), t.V + t.M - 1);
     }
-    if (!parent.is_none()) {
-        t.parent = call.indices("parent", parent, "E 2");
+    if (parent != nullptr) {
+        t.parent = call.indices("parent", *parent, "E 2");
         sized("parent", call.dim('E'), t.V + t.M);
     }
     return t;
@@ -51,6 +50,12 @@ void check_tree(const char* function, bool fault) {
                               "parents have smaller numbers than their children");
 }
 
+void check_rows(const char* function, std::int64_t N) {
+    if (N >= std::int64_t(1) << 31)
+        throw py::value_error(std::string(function) + ": N must be < 2**31, got " +
+                              std::to_string(N));
+}
+
 }  // namespace
 
 void bind_hsoftmax(py::module_& m) {
@@ -61,8 +66,9 @@ void bind_hsoftmax(py::module_& m) {
             run("hsoftmax_forward", "h", h, [&]<class T>(Call<T>& call) {
                 HsoftmaxForwardArgs<T> a{};
                 a.h = call.in("h", h, "N H");
-                a.tree = tree_of(call, "hsoftmax_forward", w, b, first, none(), parent, fault);
+                a.tree = tree_of(call, "hsoftmax_forward", w, b, first, nullptr, &parent, fault);
                 a.N = call.dim('N');
+                check_rows("hsoftmax_forward", a.N);
                 a.nll = call.out("nll", nll, "N");
                 a.targets = call.ids("targets", targets, "N", 'V', a.tree.V);
                 call.launch(kernels<T>().hsoftmax_forward, a);
@@ -80,7 +86,7 @@ void bind_hsoftmax(py::module_& m) {
             run("hsoftmax_gradients", "h", h, [&]<class T>(Call<T>& call) {
                 HsoftmaxGradientsArgs<T> a{};
                 a.h = call.in("h", h, "N H");
-                a.tree = tree_of(call, "hsoftmax_gradients", w, b, first, none(), parent, fault);
+                a.tree = tree_of(call, "hsoftmax_gradients", w, b, first, nullptr, &parent, fault);
                 a.N = call.dim('N');
                 a.nll = call.out("nll", nll, "N");
                 a.dh = call.out("dh", dh, "N H");
@@ -90,9 +96,7 @@ void bind_hsoftmax(py::module_& m) {
                 a.db = call.out("db", db, "P", optional);
                 a.targets = call.ids("targets", targets, "N", 'V', a.tree.V);
                 a.weights = call.in("weights", weights, "N", optional);
-                if (a.N >= std::int64_t(1) << 31)
-                    throw py::value_error("hsoftmax_gradients: N must be < 2**31, got " +
-                                          std::to_string(a.N));
+                check_rows("hsoftmax_gradients", a.N);
                 a.count = &count;
                 call.launch(kernels<T>().hsoftmax_gradients, a);
                 if (count > a.P)
@@ -113,7 +117,7 @@ void bind_hsoftmax(py::module_& m) {
             run("hsoftmax_log_prob", "h", h, [&]<class T>(Call<T>& call) {
                 HsoftmaxLogProbArgs<T> a{};
                 a.h = call.in("h", h, "N H");
-                a.tree = tree_of(call, "hsoftmax_log_prob", w, b, first, children, none(), fault);
+                a.tree = tree_of(call, "hsoftmax_log_prob", w, b, first, &children, nullptr, fault);
                 a.N = call.dim('N');
                 a.log_prob = call.out("log_prob", log_prob, "N V");
                 if (call.dim('V') != a.tree.V)
@@ -133,7 +137,7 @@ void bind_hsoftmax(py::module_& m) {
             run("hsoftmax_top_k", "h", h, [&]<class T>(Call<T>& call) {
                 HsoftmaxTopKArgs<T> a{};
                 a.h = call.in("h", h, "N H");
-                a.tree = tree_of(call, "hsoftmax_top_k", w, b, first, children, none(), fault);
+                a.tree = tree_of(call, "hsoftmax_top_k", w, b, first, &children, nullptr, fault);
                 a.N = call.dim('N');
                 a.log_prob = call.out("log_prob", log_prob, "N K");
                 a.K = call.dim('K');
@@ -156,7 +160,7 @@ void bind_hsoftmax(py::module_& m) {
             run("hsoftmax_sample", "h", h, [&]<class T>(Call<T>& call) {
                 HsoftmaxSampleArgs<T> a{};
                 a.h = call.in("h", h, "N H");
-                a.tree = tree_of(call, "hsoftmax_sample", w, b, first, children, none(), fault);
+                a.tree = tree_of(call, "hsoftmax_sample", w, b, first, &children, nullptr, fault);
                 a.N = call.dim('N');
                 a.ids = call.ids_out("ids", ids, "N");
                 a.seed = seed, a.step = step, a.time = time;

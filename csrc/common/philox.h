@@ -36,6 +36,11 @@ constexpr PhiloxWords philox(uint32_t seed, uint32_t step, PhiloxWords counter) 
     return {{c0, c1, c2, c3}};
 }
 
+// u in [0, 1) of 53 bits.
+constexpr double uniform_53(const PhiloxWords& drawn) {
+    return (double(drawn.word[0] >> 5) * 67108864.0 + double(drawn.word[1] >> 6)) * 0x1p-53;
+}
+
 // Known answers of Random123 (its file kat_vectors).
 constexpr bool philox_gives(uint32_t seed, uint32_t step, PhiloxWords counter, PhiloxWords words) {
     const PhiloxWords got = philox(seed, step, counter);

@@ -55,33 +55,21 @@ inline void node_logits(const HsoftmaxTree<T>& t, const PathStep& s, const T* h,
     for (int64_t r = 0; r < s.rows && t.b != nullptr; ++r) z[r] += t.b[s.row + r];
 }
 
-template <class T>
-struct NodeSum {
-    T top;
-    double sum;
-};
-
-// Maximum of the logits and 0, and the sum of all exponentials less it; with kStore those of z
-// replace it.
-template <class T, bool kStore>
-inline NodeSum<T> node_sum(T* z, int64_t rows) {
-    T top = row_max(z, rows);
-    top = top < 0 ? 0 : top;
-    const double sum = exp_sum<T, kStore>(z, rows, top);
-    return {top, sum + std::exp(-double(top))};
-}
-
-// -log p(child), and, if dz is not null, dz [rows] = weight (p - [child]) in place of z.
+// -log p(child), and with kGradients dz [rows] = weight (p - [child]), in place of z, which is lost
+// in any case. The other children are summed apart: what is near 0 keeps its digits.
 template <class T, bool kGradients>
 inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
-    const T chosen = child > 0 ? z[child - 1] : T(0);
-    const NodeSum<T> all = node_sum<T, kGradients>(z, rows);
+    const T most = row_max(z, rows), chosen = child > 0 ? z[child - 1] : T(0);
+    const double top = most < 0 ? 0 : double(most), own = std::exp(double(chosen) - top);
+    if (child > 0) z[child - 1] = -std::numeric_limits<T>::infinity();
+    const double root = child > 0 ? std::exp(-top) : 0;
+    const double others = exp_sum<T, kGradients>(z, rows, T(top)) + root, sum = own + others;
     if (kGradients) {
-        const T scale = T(double(weight) / all.sum);
+        const T scale = T(double(weight) / sum);
         for (int64_t r = 0; r < rows; ++r) z[r] *= scale;
-        if (child > 0) z[child - 1] -= weight;
+        if (child > 0) z[child - 1] = T(-double(weight) * (others / sum));
     }
-    return (double(all.top) - double(chosen)) + std::log(all.sum);
+    return own >= others ? std::log1p(others / own) : (top - double(chosen)) + std::log(sum);
 }
 
 // A node on the path of a group of tokens.

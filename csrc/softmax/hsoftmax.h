@@ -16,7 +16,8 @@
 //             53 bits from words 0 and 1 of counter (block d, row n, time) of site 7.
 // Shapes      h dh [N,H]  w [R,H]  b [R]  R = V-1  targets weights nll [N]  log_prob [N,V]
 //             of top_k [N,K] like its ids;  ids of sample [N];  rows db [P]  drows [P,H], of which
-//             what lies beyond count is left as it is; count > P: nothing is written there.
+//             what lies beyond count is left as it is; count > P: none of these is complete.
+//             N < 2^31.
 //             An entry is a token v or, as V+m, a node m; a tree of V tokens has V-1 rows.
 //             first [M+1]: children[first[m]:first[m+1]] are the entries of node m's children.
 //             parent [V+M,2]: an entry's parent (a node's number) and which child of it; -1, -1
@@ -26,9 +27,10 @@
 // Saved       nothing.
 // Numerics    log p as max(-z, 0) + log1p(exp(-|z|)), or with (max, log-sum) apart; sums of them in
 //             double; dz keeps its digits however close p is to 0 or 1. Dot products in lanes;
-//             nodes of kWideRows rows and more are products of all their tokens. NaN logits give
-//             NaN, and -1 as the sample. `fault` is set where first, parent or children are no
-//             tree: nothing is read outside the arrays, and results mean nothing.
+//             nodes of kWideRows rows and more are products of all their tokens, whose losses are
+//             added in T. NaN logits give NaN, and -1 as the sample; +inf has no defined result.
+//             `fault` is set where following first, parent or children would leave the arrays or
+//             miss a token; of other arrays that are no tree results mean nothing.
 // Threading   any number of threads gives the same bits: over tokens for nll and dh, then over
 //             nodes and columns for drows.
 #pragma once

@@ -10,6 +10,29 @@ inline bool child_of(const HsoftmaxTree<T>& t, const PathStep& s, int64_t c, int
     return false;
 }
 
+template <class T>
+struct NodeSum {
+    T top;
+    double sum;
+};
+
+// Maximum of the logits and 0, and the sum of all exponentials less it; with kStore those of z
+// replace it.
+template <class T, bool kStore>
+inline NodeSum<T> node_sum(T* z, int64_t rows) {
+    T top = row_max(z, rows);
+    top = top < 0 ? 0 : top;
+    const double sum = exp_sum<T, kStore>(z, rows, top);
+    return {top, sum + std::exp(-double(top))};
+}
+
+// In a tree every token is met, and no entry twice.
+template <class T>
+inline bool once(const HsoftmaxTree<T>& t, bool possible) {
+    if (!possible) __atomic_store_n(t.fault, true, __ATOMIC_RELAXED);
+    return possible;
+}
+
 // log1p(exp(-|z|)) of all rows.
 template <class T>
 inline void soft_parts(T* out, const T* z, int64_t count) {
@@ -26,6 +49,7 @@ inline void log_probs_down(const HsoftmaxTree<T>& t, T* out, const T* z, double*
     if (t.V == 1) out[0] = 0;
     if (t.M == t.V - 1) soft_parts(soft, z, t.M);
     if (t.M > 0) above[0] = 0;
+    int64_t tokens = t.V == 1;
     for (int64_t m = 0; m < t.M; ++m) {
         PathStep s;
         if (!node_rows(t, m, s)) return;
@@ -44,12 +68,14 @@ inline void log_probs_down(const HsoftmaxTree<T>& t, T* out, const T* z, double*
             if (!child_of(t, s, c, entry)) return;
             const double x = c > 0 ? double(own[c - 1]) : 0.0;
             const double log_p = above[m] + ((x - top) - log_sum);
+            tokens += entry < t.V;
             if (entry < t.V)
                 out[entry] = T(log_p);
             else
                 above[entry - t.V] = log_p;
         }
     }
+    once(t, tokens == t.V);
 }
 
 template <class T>
@@ -115,20 +141,14 @@ struct OpenEntries {
     void move(int64_t to, int64_t from) const { log_p[to] = log_p[from], entry[to] = entry[from]; }
 };
 
-// In a tree no entry is met twice.
-template <class T>
-inline bool once(const HsoftmaxTree<T>& t, bool possible) {
-    if (!possible) __atomic_store_n(t.fault, true, __ATOMIC_RELAXED);
-    return possible;
-}
-
 // The K best of one token; `z` [V] is working memory.
 template <class T>
 inline void best_first(const HsoftmaxTree<T>& t, const T* h, int64_t K, T* log_prob, int32_t* ids,
                        OpenEntries open, T* z) {
     open.count = 0;
     open.push(0, t.V == 1 ? 0 : int32_t(t.V));
-    for (int64_t k = 0, opened = 0; k < K && open.count > 0;) {
+    for (int64_t k = 0, opened = 0; k < K;) {
+        if (!once(t, open.count > 0)) return;
         const double above = open.log_p[0];
         const int32_t entry = open.entry[0];
         open.pop();
@@ -168,11 +188,6 @@ void hsoftmax_top_k(const HsoftmaxTopKArgs<T>& a) {
                        z + tid * t.V);
     };
     parallel(threads, body);
-}
-
-// u in [0, 1) of 53 bits.
-inline double uniform_53(const PhiloxWords& drawn) {
-    return (double(drawn.word[0] >> 5) * 67108864.0 + double(drawn.word[1] >> 6)) * 0x1p-53;
 }
 
 // The child of a node for u in [0, 1); -1 where there is no distribution.

@@ -23,7 +23,7 @@ inline XentTile xent_tile(int64_t N, int64_t H, int64_t V) {
     static_assert(kNarrow <= kMaxDepth<T>, "packed weights of a tile must be contiguous");
     constexpr int64_t kCached = (int64_t(2) << 20) / int64_t(sizeof(T)), kMostTokens = 512;
     const XentTile whole{token_block(N, V, int64_t(sizeof(T))), V};
-    if (H > kNarrow || whole.tokens * V <= 4 * kCached) return whole;
+    if (N == 0 || H > kNarrow || whole.tokens * V <= 4 * kCached) return whole;
     const int64_t blocks = (N + kMostTokens - 1) / kMostTokens, tokens = (N + blocks - 1) / blocks;
     constexpr int64_t kUnit = 8 * kPanelWidth<T>;
     const int64_t words = kCached / tokens / kUnit * kUnit;
@@ -93,10 +93,14 @@ template <class T>
 inline void divide_by_temperature(T* z, int64_t count, double temperature) {
     constexpr int64_t L = kLanes<T>;
     if (temperature == 1) return;
-    const T scale = T(1 / temperature);
-    int64_t v = 0;
-    for (; v + L <= count; v += L) store(z + v, load(z + v) * scale);
-    for (; v < count; ++v) z[v] *= scale;
+    const T scale = T(1 / temperature), by = T(temperature);
+    if (scale <= std::numeric_limits<T>::max()) {
+        int64_t v = 0;
+        for (; v + L <= count; v += L) store(z + v, load(z + v) * scale);
+        for (; v < count; ++v) z[v] *= scale;
+    } else {
+        for (int64_t v = 0; v < count; ++v) z[v] /= by;  // 0 stays 0
+    }
 }
 
 template <class T>
@@ -394,8 +398,7 @@ void xent_sample(const XentSampleArgs<T>& a) {
         const uint32_t row = uint32_t(a.rows != nullptr ? a.rows[n] : n);
         const PhiloxWords drawn =
             philox(a.seed, a.step, {{0, row, a.time, philox_purpose(kPhiloxSample, a.layer)}});
-        const double u =
-            (double(drawn.word[0] >> 5) * 67108864.0 + double(drawn.word[1] >> 6)) * 0x1p-53;
+        const double u = uniform_53(drawn);
         a.ids[n] = sum < std::numeric_limits<double>::infinity() ? find_share(z, a.V, u * sum) : -1;
     });
 }

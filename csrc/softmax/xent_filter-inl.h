@@ -7,7 +7,8 @@ void filtered_gradients(const XentGradientsArgs<T>& a) {
     constexpr int64_t kTokens = 128;  // what is left out depends on it: it is part of the contract
     constexpr int64_t kWords = 4096;  // gathered at a time
     const int64_t blocks = (a.N + kTokens - 1) / kTokens, block = (a.N + blocks - 1) / blocks;
-    const int64_t members = get_num_threads(), V = a.V, H = a.H;
+    const int64_t V = a.V, H = a.H;
+    const int members = threads_for(32.0 * double(block) * double(V));
     Scratch scratch;
     T* const z = scratch.take<T>(block * V);
     uint8_t* const marks = scratch.take<uint8_t>(members * V);  // of each member
@@ -42,7 +43,7 @@ void filtered_gradients(const XentGradientsArgs<T>& a) {
                 row_gradient<T, false>(a, n0 + n, sums, row, 0, V);
             }
         };
-        parallel(threads_for(32.0 * double(tokens) * double(V)), softmax);
+        parallel(members, softmax);
         int64_t count = 0;
         for (int64_t v = 0; v < V; ++v) {
             uint8_t any = 0;

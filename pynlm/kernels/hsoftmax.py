@@ -50,7 +50,7 @@ def hsoftmax_forward(
     TypeError
         An argument is no NumPy array or has another dtype.
     ValueError
-        Shape or layout; the paths met do not lead to the root (cpu).
+        Shape or layout; the paths met do not lead to the root (cpu); `first` has other ends.
     IndexError
         A target outside [0, V).
 
@@ -195,7 +195,7 @@ def hsoftmax_log_prob(
     TypeError
         An argument is no NumPy array or has another dtype.
     ValueError
-        Shape or layout; `first` and `children` are no tree (cpu).
+        Shape or layout; `first` and `children` lead out of the arrays or not to all tokens (cpu).
 
     Notes
     -----
@@ -292,7 +292,7 @@ def hsoftmax_sample(
     Parameters
     ----------
     ids : int32 [N], output
-        -1 for a row whose logits are NaN or infinite on the way.
+        -1 for a row whose logits are NaN or +inf on the way.
     h, w, b, first, children
         As `hsoftmax_log_prob`.
     seed, step, time : int
@@ -339,24 +339,19 @@ def _check_map(f: str, d: dict[str, Any], h: Array, w: Array, b: Array | None) -
     d["V"] = d["R"] + 1
 
 
-def _check_tree(
-    f: str,
-    d: dict[str, Any],
-    first: Array,
-    *,
-    children: Array | None = None,
-    parent: Array | None = None,
-) -> None:
-    """Dtypes and sizes; the kernels meet what is in them."""
+def _check_tree(f: str, d: dict[str, Any], first: Array, **links: Array) -> None:
+    """Dtypes and sizes of `first` and `parent` or `children`; the kernels meet what is in them."""
     check(first, "F", d, func=f, name="first", dtype=INT32)
     entries = d["V"] + d["F"] - 1
-    if parent is not None:
+    if "parent" in links:
+        parent = links["parent"]
         check(parent, "E 2", d, func=f, name="parent", dtype=INT32)
         if d["E"] != entries:
             raise ValueError(
                 f"{f}: parent must be int32 [V+M={entries}, 2], got {describe(parent)}"
             )
-    if children is not None:
+    if "children" in links:
+        children = links["children"]
         check(children, "P", d, func=f, name="children", dtype=INT32)
         if d["P"] != entries - 1:
             raise ValueError(

@@ -254,3 +254,49 @@ def test_what_is_no_tree(function: str, tree: str) -> None:
             assert str(error).startswith(f"{function}: ")
             refused += 1
     assert refused > 30
+
+
+@pytest.mark.parametrize("name", ["first", "children", "parent"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_tree_is_no_option(function: str, name: str) -> None:
+    given = arguments(function, find_case("hsoftmax", "primes"), "float32")
+    if name in given:
+        with pytest.raises(TypeError, match=f"^{function}: {name} must be .*NoneType"):
+            getattr(kernels, function)(**(given | {name: None}))
+
+
+@pytest.mark.parametrize(
+    ("first", "children", "message"),
+    [
+        ([0, 2, 3], [0, 4, 1, 2], "first must run from 0 to V"),
+        ([1, 2, 4], [0, 4, 1, 2], "first must run from 0 to V"),
+        ([0, 2, 4], [0, 1, 1, 2], "must be a tree of all tokens"),  # node 1 is nowhere
+    ],
+)
+@pytest.mark.parametrize("function", ["hsoftmax_log_prob", "hsoftmax_top_k"])
+def test_a_tree_without_some_tokens(
+    function: str, first: list[int], children: list[int], message: str
+) -> None:
+    out: dict[str, Any] = {"log_prob": np.empty((1, 3))}
+    if function == "hsoftmax_top_k":
+        out["ids"] = np.empty((1, 3), np.int32)
+    tree = {"first": np.array(first, np.int32), "children": np.array(children, np.int32)}
+    with pytest.raises(ValueError, match=f"^{function}: .*{message}"):
+        getattr(kernels, function)(**out, h=np.ones((1, 1)), w=np.ones((2, 1)), **tree)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("arity", [3, 40])
+def test_near_certainty_keeps_its_digits(arity: int, dtype: str) -> None:
+    """One child of 20 above the others: what is left to them is neither 0 nor rounded."""
+    tree, rest = balanced(arity, arity), (arity - 1) * math.exp(-20)
+    given = {"h": np.ones((1, 1), dtype), "w": np.zeros((arity - 1, 1), dtype)}
+    given["b"] = np.where(np.arange(arity - 1) == 0, 20, 0).astype(dtype)
+    out: dict[str, Any] = {"nll": np.empty(1, dtype), "dh": np.empty((1, 1), dtype)}
+    out |= {"rows": np.empty(arity - 1, np.int32), "drows": np.empty((arity - 1, 1), dtype)}
+    kernels.hsoftmax_gradients(
+        **out, **given, first=tree.first, parent=tree.parent, targets=np.array([1], np.int32)
+    )
+    small = Tolerance(kernel_tolerance("hsoftmax", dtype).relative)
+    assert_close(out["nll"], [math.log1p(rest)], small, what="nll")
+    assert_close(out["drows"][0], [-rest / (1 + rest)], small, what="drows")

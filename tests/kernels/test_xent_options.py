@@ -207,3 +207,23 @@ def test_errors(function: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         getattr(kernels, function)(**given)
     assert str(caught.value).startswith(f"{function}: {message}")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_temperature_whose_inverse_overflows(backend: str) -> None:
+    nll = np.empty(2, np.float32)
+    h, w = np.zeros((2, 3), np.float32), np.ones((5, 3), np.float32)
+    targets = np.array([0, 4], np.int32)
+    kernels.xent_forward(nll=nll, h=h, w=w, targets=targets, temperature=1e-39, backend=backend)
+    np.testing.assert_array_equal(nll, np.full(2, np.log(5), np.float32))
+
+
+@pytest.mark.parametrize("function", ["xent_forward", "xent_gradients"])
+def test_no_rows_of_a_large_vocabulary(function: str) -> None:
+    """More words than fit a tile of narrow rows."""
+    V = 2**21 + 1
+    given = {"nll": np.empty(0), "h": np.empty((0, 1)), "w": np.ones((V, 1))}
+    if function == "xent_gradients":
+        given |= {"dh": np.empty((0, 1)), "dw": np.ones((V, 1))}
+    getattr(kernels, function)(**given, targets=np.empty(0, np.int32))
+    assert not given.get("dw", np.zeros(1)).any()
