@@ -316,6 +316,7 @@ def draw(rows: Sequence[Row], png: Path) -> None:
     """Test perplexity against minutes of training: a colour a head, a line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -334,6 +335,10 @@ def draw(rows: Sequence[Row], png: Path) -> None:
         )
         labelled.add(name)
     axes.set(xlabel="minutes of training", ylabel="test perplexity", xscale="log", yscale="log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(which="both", alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

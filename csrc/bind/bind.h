@@ -9,6 +9,7 @@ void bind_recurrent(pybind11::module_& m);
 void bind_softmax(pybind11::module_& m);
 void bind_candidates(pybind11::module_& m);
 void bind_hsoftmax(pybind11::module_& m);
+void bind_pack(pybind11::module_& m);
 void bind_small(pybind11::module_& m);
 
 }  // namespace nlm

@@ -21,6 +21,7 @@ PYBIND11_MODULE(_kernels, m) {
     nlm::bind_softmax(m);
     nlm::bind_candidates(m);
     nlm::bind_hsoftmax(m);
+    nlm::bind_pack(m);
     nlm::bind_small(m);
 
     m.def("isa_name", &nlm::isa_name, "Instruction-set level in use.");

@@ -55,6 +55,8 @@ int main() try {
     py::module_ module;
     nlm::bind_recurrent(module);
     nlm::bind_softmax(module);
+    nlm::bind_hsoftmax(module);
+    nlm::bind_candidates(module);
     nlm::bind_small(module);
     std::cout << nlm::isa_name() << std::endl;
 

@@ -37,9 +37,12 @@ public:
     bool is_none() const { return value_->kind == "none"; }
     const Value& value() const { return *value_; }
     object attr(const char* name) const { return object(value_->attributes.at(name).get()); }
+    const Value* ptr() const { return value_; }
+    bool equal(const object& other) const { return value_ == other.value_; }
     template <class T>
     T cast() const {
-        return static_cast<T>(value_->number);
+        if constexpr (std::is_arithmetic_v<T>) return static_cast<T>(value_->number);
+        return T{};
     }
 
 protected:
@@ -50,6 +53,7 @@ struct float_ {
     double number;
 };
 struct str : std::string {
+    explicit str(const object& got) : std::string(got.value().kind) {}
     str(const std::string& text) : std::string(text) {}
     str(float_ x) : std::string(std::to_string(x.number)) {}
 };
@@ -85,7 +89,10 @@ struct array_t {
 };
 
 namespace detail {
+// Arrays come as they are: none is of a subclass, as those with packed copies are.
 struct npy_api {
+    static npy_api get() { return {}; }
+    const int* PyArray_Type_ = nullptr;
     enum { NPY_ARRAY_C_CONTIGUOUS_ = 1, NPY_ARRAY_ALIGNED_ = 2 };
 };
 }  // namespace detail
@@ -112,12 +119,24 @@ struct gil_scoped_release {
     gil_scoped_release() {}
 };
 
-struct none {};
+struct none {
+    operator object() const {
+        static const Value nothing;
+        return object(&nothing);
+    }
+};
+inline object getattr(const object&, const char*, const object& fallback) { return fallback; }
+inline std::size_t len(const object& got) { return std::size_t(array(got).size()); }
 struct kw_only {};
 struct arg {
     const char* name;
     Value fallback;
     arg& operator=(none) { return *this; }
+    arg& operator=(const char* text) {
+        fallback.kind = "text";
+        fallback.text = text;
+        return *this;
+    }
     arg& operator=(double number) {
         fallback.kind = "float";
         fallback.number = number;
@@ -167,7 +186,7 @@ private:
             const auto call = [&]<std::size_t... i>(std::index_sequence<i...>) {
                 return function(convert<std::decay_t<P>>(value(i))...);
             };
-            if constexpr (std::is_void_v<Result>) {
+            if constexpr (!std::is_arithmetic_v<Result>) {
                 call(std::index_sequence_for<P...>());
                 return 0.0;
             } else {
@@ -178,3 +197,5 @@ private:
 };
 
 }  // namespace pybind11
+
+inline const int* Py_TYPE(const pybind11::Value*) { return nullptr; }
