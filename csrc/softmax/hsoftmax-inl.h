@@ -81,9 +81,10 @@ struct PathPair {
 // Binary nodes of one path, taken together.
 template <class T>
 struct PathGroup {
+    static constexpr int kRoom = kGroup > kLanes<T> ? kGroup : kLanes<T>;
     const T* w[kGroup];
-    T bias[kGroup];
-    T side[kGroup];  // of the child to go to: 1 for child 1, else -1
+    T bias[kRoom];
+    T side[kRoom];  // of the child to go to: 1 for child 1, else -1
     int64_t size = 0;
 };
 
@@ -92,7 +93,7 @@ struct PathGroup {
 template <class T, bool kGradients>
 inline double group_loss(PathGroup<T>& group, int64_t H, const T* h, T weight, T* dz, T* dh) {
     constexpr int64_t L = kLanes<T>;
-    T z[kGroup], loss[kGroup];
+    T z[PathGroup<T>::kRoom], loss[PathGroup<T>::kRoom];
     dot_group(group.size, H, h, group.w, z);
     for (int64_t i = 0; i < group.size; i += L) {
         const int64_t n = group.size - i;

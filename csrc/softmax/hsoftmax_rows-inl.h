@@ -50,7 +50,8 @@ void dot_some(int64_t H, const T* h, const T* const* w, T* z) {
     }
     sum_each<T, R>(sum);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r += kLanes<T>) store_n(z + r, sum[r / kLanes<T>], R - r);
+    for (int r = 0; r < R; r += kLanes<T>)
+        store_n(z + r, sum[r / kLanes<T>], R - r < kLanes<T> ? R - r : kLanes<T>);
 }
 
 // y += sum_r a[r] w[r] over R rows.
