@@ -21,7 +21,7 @@ template <class T>
 inline bool node_rows(const HsoftmaxTree<T>& t, int64_t m, PathStep& step) {
     step.node = m;
     step.row = t.first[m] - m;
-    step.rows = t.first[m + 1] - t.first[m] - 1;
+    step.rows = int64_t(t.first[m + 1]) - t.first[m] - 1;
     if (step.row >= 0 && step.rows >= 1 && step.row + step.rows <= t.V - 1) return true;
     __atomic_store_n(t.fault, true, __ATOMIC_RELAXED);
     return false;
