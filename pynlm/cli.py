@@ -1,4 +1,4 @@
-"""The command line: ``pynlm train | eval | score | generate | info``.
+"""The command line: ``pynlm train | eval | score | generate | export | info``.
 
 Every user error is one line ``error: ...`` on stderr and exit code 2; Ctrl-C exits 130. Set
 ``PYNLM_TRACEBACK=1`` to see where an error came from.
@@ -326,6 +326,27 @@ def generate(
         end = piece
     if not end.endswith("\n"):
         sys.stdout.write("\n")
+
+
+@app.command()
+@_user_errors
+def export(
+    run: _RUN,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: the ONNX file.")],
+    checkpoint: _CHECKPOINT = Checkpoint.best,
+) -> None:
+    """Write the model as an ONNX file (needs the extra pynlm[onnx]).
+
+    Inputs: tokens, int64 [T, B], and the state of each recurrent layer, zero at first. Outputs:
+    log-probabilities [T, B, V] in nats of the token after each one, and the new states.
+    """
+    lm = _load(run, checkpoint)
+    path = lm.export_onnx(out)
+    states = [f"{kind}.{layer.index}" for layer in lm.model.layers for kind in "hc"[: layer.states]]
+    print(f"{path}: {path.stat().st_size:,} bytes")
+    print(f"in:  tokens [T, B], {', '.join(states)}")
+    after = ", ".join(state.replace(".", "_last.") for state in states)
+    print(f"out: log_prob [T, B, {lm.model.config.vocab_size}], {after}")
 
 
 @app.command()
