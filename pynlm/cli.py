@@ -368,6 +368,7 @@ def info() -> None:
         ("instruction set", f"{_kernels.isa_name()} (available: {levels}; PYNLM_ISA chooses)"),
         ("threads", f"{pynlm.get_num_threads()} (PYNLM_NUM_THREADS chooses)"),
         *((package, _installed(package, extra)) for package, extra in _OPTIONAL.items()),
+        ("pynlm.jax", _jax()),
         ("GPU", _gpu()),
         ("CUDA backend", "none in this version: pynlm computes on the CPU"),
     ]
@@ -375,7 +376,18 @@ def info() -> None:
         print(f"{name:<16} {value}")
 
 
-_OPTIONAL = {"matplotlib": "plot", "torch": "torch", "cupy": ""}
+_OPTIONAL = {"matplotlib": "plot", "onnx": "onnx", "torch": "torch", "jax": "jax", "cupy": ""}
+
+
+def _jax() -> str:
+    """How `pynlm.jax` calls the kernels, said without importing JAX; see its `calls_by`."""
+    from pynlm import _kernels
+
+    if os.environ.get("PYNLM_JAX") == "callback":
+        return "by a host callback (PYNLM_JAX chooses)"
+    if _kernels.xla_handlers():
+        return "by XLA's foreign function interface (PYNLM_JAX chooses)"
+    return "by a host callback: built without XLA's headers"
 
 
 def _installed(package: str, extra: str) -> str:

@@ -205,6 +205,8 @@ class LanguageModel:
             "batching": self.batching,
         }
         path = Path(path)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
         data = lm_to_onnx(self.model, facts).SerializeToString()
         with write_aside(path) as file:
             file.write(data)

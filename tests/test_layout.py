@@ -130,7 +130,7 @@ LEVELS = [
     {"arrays"},
     {"kernels", "reference"},
     {"layers", "heads"},
-    {"models", "onnx"},
+    {"models", "onnx", "jax"},
     {"text", "train", "evaluate", "recipes", "language_model"},
     {"cli"},
 ]
@@ -170,4 +170,4 @@ def test_files_are_one_thing_each(pattern: str) -> None:
     files = [path for folder in folders for path in folder.rglob(pattern)]
     long = [str(path) for path in files if len(path.read_bytes().splitlines()) > 500]
     assert long == []
-    assert not any((REPOSITORY / "tests" / name).exists() for name in ("torch", "onnx"))
+    assert not any((REPOSITORY / "tests" / name).exists() for name in ("torch", "onnx", "jax"))

@@ -376,8 +376,8 @@ def _layer_forward(
 ) -> tuple[_Results, Any]:
     options = plan.options
     if options.zoneout and extra["key"] is None and (plan.cell == "rnn" or options.state_clip):
-        what = f"{plan.cell} with zoneout" + " and state_clip" * (plan.cell != "rnn")
-        raise ValueError(f"{plan.cell}: gradients of an {what} need a key, got None")
+        both = " and state_clip" * (plan.cell != "rnn")
+        raise ValueError(f"{plan.cell}: gradients with zoneout{both} need a key, got None")
     found, order = _forward(plan, weights, x, state, extra, saves=True)
     results = _unsorted(plan, found, order)
     return results, (weights, x, state, extra, found)

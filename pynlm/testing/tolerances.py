@@ -97,6 +97,9 @@ _TORCH = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e
 # The onnx package's own NumPy code in the same dtype, on a few steps.
 _ONNX = {"float32": Tolerance(2e-6, 1e-6, 5e-7), "float64": Tolerance(4e-15, 4e-15, 2e-15)}
 
+# Cells written in JAX in the same dtype: both sides round.
+_JAX = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e-15, 4e-15)}
+
 # Language models in ONNX Runtime in the same dtype: its own sigmoid, tanh and exponential.
 _ONNXRUNTIME = {"float32": Tolerance(2e-6, 1e-6, 1e-6), "float64": Tolerance(4e-15, 4e-15, 4e-15)}
 
@@ -173,6 +176,11 @@ def torch_tolerance(dtype: Any, case_name: str = "") -> Tolerance:
 def onnx_tolerance(dtype: Any) -> Tolerance:
     """Tolerance of outputs in `dtype` against those of ONNX's test cases and its evaluator."""
     return _ONNX[np.dtype(dtype).name]
+
+
+def jax_tolerance(dtype: Any) -> Tolerance:
+    """Tolerance of a cell's results and gradients in `dtype` against those of one in JAX."""
+    return _JAX[np.dtype(dtype).name]
 
 
 def onnxruntime_tolerance(dtype: Any) -> Tolerance:

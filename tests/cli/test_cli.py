@@ -155,7 +155,7 @@ def test_export(
     assert [value.name for value in made.graph.input] == ["tokens", "h.0", "c.0"]
     folder = pynlm_command("export", run_folder, "--out", tmp_path)
     assert folder.returncode == 2
-    assert folder.stderr == f"error: {tmp_path}: Is a directory\n"
+    assert folder.stderr == f"error: {tmp_path}: expected a file to write, got a folder\n"
     monkeypatch.setitem(sys.modules, "onnx", None)
     missing = pynlm_command("export", run_folder, "--out", path)
     assert missing.returncode == 2
