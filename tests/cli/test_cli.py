@@ -166,7 +166,7 @@ def test_export(
 def test_info(pynlm_command: Run) -> None:
     done = pynlm_command("info")
     assert done.returncode == 0, done.stderr
-    for words in ("pynlm", "Python", "NumPy", "instruction set", "threads", "GPU"):
+    for words in ("pynlm", "Python", "NumPy", "instruction set", "threads", "pynlm.jax", "GPU"):
         assert f"\n{words} " in "\n" + done.stdout
 
 
