@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def check(model: RecurrentLM, case: str, pieces: tuple[int, ...] = (4, 1, 8)) ->
     """Each token's nll, every log-probability and the states, in pieces with the state carried."""
     rng, session = np.random.default_rng(2), session_of(model)
     ids, targets = rng.integers(0, V, (2, sum(pieces), B))
-    ids[:2] = 0, V - 1
+    ids[0], ids[1] = 0, V - 1
     state = tuple(
         tuple(rng.standard_normal(s.shape).astype(model.dtype) for s in layer)
         for layer in model.initial_state(B)
@@ -131,7 +132,9 @@ def check(model: RecurrentLM, case: str, pieces: tuple[int, ...] = (4, 1, 8)) ->
     scored = -np.take_along_axis(found, targets[..., None], axis=2)[..., 0]
     assert_close(scored, nll, tolerance, what="nll", case=case, terms=terms)
     assert_close(found, want, tolerance, what="log_prob", case=case, terms=terms)
-    for name, got, end in zip(names(session), flat, [s for layer in last for s in layer]):
+    for name, got, end in zip(
+        names(session), flat, [s for layer in last for s in layer], strict=True
+    ):
         assert_close(got, end, tolerance, what=name, case=case, terms=terms)
 
 
@@ -198,8 +201,8 @@ def test_file_of_a_language_model(tmp_path: Path) -> None:
     ids = [lm.start_id, *tokenizer.encode(text)]
     state = [s for layer in lm.model.initial_state(1) for s in layer]
     bits = []
-    for token, target in zip(ids, ids[1:]):
-        log_prob, state = run(session, np.array([[token]]), state)
+    for token, target in pairwise(ids):
+        log_prob, state = run(session, np.array([[token]], np.int64), state)
         bits.append(log_prob[0, 0, target] / np.log(2))
     tolerance = onnxruntime_tolerance("float32")
     assert_close(bits, score.log2_probs, tolerance, what="bits", terms=len(bits))

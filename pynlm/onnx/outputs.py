@@ -40,14 +40,16 @@ def add_log_prob(g: Graph, head: Head, h: str) -> str:
     raise TypeError(f"add_log_prob: head must be one of pynlm.heads, got {type(head).__name__}")
 
 
-def _logits(g: Graph, head: Full | Adaptive | Hierarchical, h: str, temperature: float = 1) -> str:
+def _logits(g: Graph, head: Full | Adaptive | Hierarchical, h: str) -> str:
     inputs = [h, head.weight] if head.bias is None else [h, head.weight, head.bias]
-    scale = 1 / temperature
-    return g("Gemm", *inputs, transB=1, alpha=scale, beta=scale)
+    return g("Gemm", *inputs, transB=1)
 
 
 def _full(g: Graph, head: Full, h: str) -> str:
-    return g("LogSoftmax", _logits(g, head, h, head.temperature), axis=1)
+    logits = _logits(g, head, h)
+    if head.temperature != 1:  # no factor of Gemm, which is a float32 in any case
+        logits = g("Div", logits, g.number(head.temperature))
+    return g("LogSoftmax", logits, axis=1)
 
 
 def _adaptive(g: Graph, head: Adaptive, h: str) -> str:
