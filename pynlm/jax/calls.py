@@ -107,6 +107,8 @@ class _Host:
         given = {
             name: np.ascontiguousarray(x) for name, x in zip(self.inputs, arrays, strict=True)
         }
+        # JAX's arrays are read-only, and kernels want to write to some that they only read.
+        given |= {name: given[name].copy() for name in ("m", "norm_c", "rstd") if name in given}
         out = {
             name: given[name].copy() if name in given else np.empty(shape, dtype)
             for name, shape, dtype in self.results
