@@ -68,8 +68,32 @@ def call_kernel(
         `rows` its rows.
     settings
         Fields of `Variant`, and `relu`.
+
+    Raises
+    ------
+    NotImplementedError
+        The call is differentiated: kernels are the derivatives of one another, not of themselves.
     """
     given = {name: x for name, x in inputs.items() if x is not None}
+
+    @jax.custom_jvp
+    def call(given: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return _call(kernel, results, given, settings)
+
+    @call.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        cell = kernel.partition("_")[0]
+        raise NotImplementedError(f"{cell}: second derivatives are not implemented")
+
+    return dict(call(given))
+
+
+def _call(
+    kernel: str,
+    results: Mapping[str, jax.ShapeDtypeStruct],
+    given: dict[str, jax.Array],
+    settings: Mapping[str, Setting],
+) -> dict[str, jax.Array]:
     shapes = tuple(results.values())
     if calls_by() == "ffi":
         reads, writes = list(given), list(results)
@@ -94,6 +118,9 @@ def _target(kernel: str) -> str:
     return f"pynlm_{kernel}"
 
 
+_WRITEABLE = ("h_in", "m", "norm_c", "rstd")
+
+
 @dataclass(frozen=True)
 class _Host:
     """A kernel as a function of arrays, for `jax.pure_callback`."""
@@ -108,7 +135,7 @@ class _Host:
             name: np.ascontiguousarray(x) for name, x in zip(self.inputs, arrays, strict=True)
         }
         # JAX's arrays are read-only, and kernels want to write to some that they only read.
-        given |= {name: given[name].copy() for name in ("m", "norm_c", "rstd") if name in given}
+        given |= {name: given[name].copy() for name in _WRITEABLE if name in given}
         out = {
             name: given[name].copy() if name in given else np.empty(shape, dtype)
             for name, shape, dtype in self.results

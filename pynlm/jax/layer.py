@@ -120,7 +120,6 @@ def _unsorted(plan: Plan, found: dict[str, Array], order: Array | None) -> Resul
     return _take(found["y"], back, 1), last
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _gradients(plan: Plan, residuals: Any, upstream: Results) -> tuple[Any, Any, Any]:
     """Gradients of weights, x and state."""
     weights, x, state, extra, found = residuals
@@ -144,11 +143,6 @@ def _gradients(plan: Plan, residuals: Any, upstream: Results) -> tuple[Any, Any,
     dweights = {name: made[f"d{name}"] for name in weights}
     dstate = tuple(_take(made[f"d{name}0"], back, 0) for name in plan.states)
     return dweights, _take(made["dx"], back, 1), dstate
-
-
-@_gradients.defjvp
-def _gradients_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(f"{plan.cell}: second derivatives are not implemented")
 
 
 class _Sizes:

@@ -178,9 +178,9 @@ def onnx_tolerance(dtype: Any) -> Tolerance:
     return _ONNX[np.dtype(dtype).name]
 
 
-def jax_tolerance(dtype: Any) -> Tolerance:
+def jax_tolerance(dtype: Any, case_name: str = "") -> Tolerance:
     """Tolerance of a cell's results and gradients in `dtype` against those of one in JAX."""
-    return _JAX[np.dtype(dtype).name]
+    return _for_case(_JAX[np.dtype(dtype).name], case_name)
 
 
 def onnxruntime_tolerance(dtype: Any) -> Tolerance:
