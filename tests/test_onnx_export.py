@@ -69,7 +69,9 @@ HEADS: dict[str, dict[str, Any]] = {
         "adaptive_input": True, "tied": True, "head_bias": False,
     },
     "mixture": {"head": {"kind": "mixture", "experts": 3, "temperature": 1.5}},
-    "mixture, tied": {"hidden_sizes": (6,), "head": {"kind": "mixture", "experts": 2}, "tied": True},
+    "mixture, tied": {
+        "hidden_sizes": (6,), "head": {"kind": "mixture", "experts": 2}, "tied": True,
+    },
     "huffman": {"head": {"kind": "hierarchical"}},
     "huffman of 3": {"head": {"kind": "hierarchical", "arity": 3}, "head_bias": False},
     "balanced of 5": {"head": {"kind": "hierarchical", "tree": "balanced", "arity": 5}},
@@ -144,7 +146,9 @@ def test_scores_as_pynlm(case: str, dtype: str) -> None:
     check(make(CASES[case], dtype), case)
 
 
-@pytest.mark.parametrize("head", [{}, *(HEADS[name] for name in ("adaptive", "mixture", "huffman"))])
+@pytest.mark.parametrize(
+    "head", [{}, *(HEADS[name] for name in ("adaptive", "mixture", "huffman"))]
+)
 def test_logits_far_apart(head: dict[str, Any]) -> None:
     """Log-probabilities of -1000 and less keep their digits."""
     model = make(head)

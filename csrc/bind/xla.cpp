@@ -6,7 +6,6 @@
 // is null. An array that stands in both lists is changed in place; XLA gives both one buffer.
 #include <xla/ffi/api/ffi.h>
 
-#include <cfenv>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -14,28 +13,13 @@
 #include <string_view>
 
 #include "bind/bind.h"
+#include "common/floats.h"
 #include "isa/dispatch.h"
 
 namespace nlm {
 namespace {
 
 namespace ffi = xla::ffi;
-
-// Kernels round and handle denormal numbers the same on all threads. XLA's threads flush denormals
-// to zero, ours do not.
-class DefaultFloats {
-public:
-    DefaultFloats() {
-        std::fegetenv(&before_);
-        std::fesetenv(FE_DFL_ENV);
-    }
-    ~DefaultFloats() { std::fesetenv(&before_); }
-    DefaultFloats(const DefaultFloats&) = delete;
-    DefaultFloats& operator=(const DefaultFloats&) = delete;
-
-private:
-    std::fenv_t before_;
-};
 
 // Place of a name in "a,b,c", -1 if it is not there.
 int place(std::string_view list, std::string_view name) {

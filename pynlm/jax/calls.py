@@ -131,9 +131,7 @@ class _Host:
     settings: tuple[tuple[str, Setting], ...]
 
     def __call__(self, *arrays: Any) -> Sequence[np.ndarray]:
-        given = {
-            name: np.ascontiguousarray(x) for name, x in zip(self.inputs, arrays, strict=True)
-        }
+        given = {name: np.ascontiguousarray(x) for name, x in zip(self.inputs, arrays, strict=True)}
         # JAX's arrays are read-only, and kernels want to write to some that they only read.
         given |= {name: given[name].copy() for name in _WRITEABLE if name in given}
         out = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from pynlm.jax.calls import Setting, call_kernel
 from pynlm.layers import GRU, LSTM, RNN, Recurrent, RecurrentOptions
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 Weights = Mapping[str, Array]
 Results = tuple[Array, tuple[Array, ...]]
 Extra = dict[str, Array | None]
@@ -50,7 +50,6 @@ class Plan:
         if self.cell == "rnn":
             found["relu"] = self.relu
         return found
-
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -109,7 +108,7 @@ def _forward(
         results |= sizes.of("h_in")
     if saves:
         results |= sizes.saved()
-    starts = {f"{name}0": s for name, s in zip(plan.states, state)}
+    starts = {f"{name}0": s for name, s in zip(plan.states, state, strict=True)}
     inputs = {"x": x, **starts, **weights, **sorted_extra}
     return call_kernel(f"{plan.cell}_forward", results, inputs, plan.settings), order
 
@@ -128,7 +127,10 @@ def _gradients(plan: Plan, residuals: Any, upstream: Results) -> tuple[Any, Any,
     x, dy = _take(x, order, 1), _take(dy, order, 1)
     sizes = _Sizes(plan, weights, x)
     results = {f"d{name}": _like(w) for name, w in weights.items()}
-    results |= {"dx": _like(x), **{f"d{name}0": _like(s) for name, s in zip(plan.states, state)}}
+    results |= {
+        "dx": _like(x),
+        **{f"d{name}0": _like(s) for name, s in zip(plan.states, state, strict=True)},
+    }
     saved = {n: a for n, a in found.items() if not n.endswith("_last")}
     results |= {name: _like(saved[name]) for name in _CONSUMED[plan.cell] if name in saved}
     if plan.cell == "rnn":
@@ -136,7 +138,7 @@ def _gradients(plan: Plan, residuals: Any, upstream: Results) -> tuple[Any, Any,
     inputs = {"x": x, "dy": dy, **weights, **saved, **sorted_extra}
     for unread in ("b", "b_hn"):
         inputs.pop(unread, None)
-    for name, start, dend in zip(plan.states, state, dlast):
+    for name, start, dend in zip(plan.states, state, dlast, strict=True):
         inputs |= {f"{name}0": _take(start, order, 0), f"d{name}_last": _take(dend, order, 0)}
     made = call_kernel(f"{plan.cell}_backward", results, inputs, plan.settings)
     back = None if order is None else jnp.argsort(order)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pynlm.jax.layer import CELLS, Array, Extra, Plan, Weights, layer
 from pynlm.layers import RecurrentOptions
@@ -216,7 +217,7 @@ def _run(
     x: Any,
     state: Any,
     lengths: Any,
-    options: RecurrentOptions | None,
+    options: Any,
     mask_h: Any,
     key: Any,
 ) -> tuple[Array, tuple[Array, ...]]:
@@ -250,15 +251,15 @@ def _run(
     for name, shape in shapes.items():
         _require(cell, f"weights[{name!r}]", given[name], shape, x.dtype)
     batch, size = x.shape[1], rows // plan.gates
-    widths = (given["w_hh"].shape[1], size)
     names = plan.states
+    widths = (given["w_hh"].shape[1], size)[: len(names)]
     if state is None:
-        start = tuple(jnp.zeros((batch, width), x.dtype) for width, _ in zip(widths, names))
+        start = tuple(jnp.zeros((batch, width), x.dtype) for width in widths)
     else:
         if not isinstance(state, (tuple, list)) or len(state) != len(names):
             raise ValueError(f"{cell}: state must be {' and '.join(names)}, got {_kind(state)}")
         start = tuple(jnp.asarray(s) for s in state)
-        for name, s, width in zip(names, start, widths):
+        for name, s, width in zip(names, start, widths, strict=True):
             _require(cell, f"state {name}", s, (batch, width), x.dtype)
     extra: Extra = {"lengths": _lengths(cell, lengths, *x.shape[:2])}
     extra["key"] = _words(cell, key)
@@ -290,17 +291,18 @@ def _kind(state: object) -> str:
 def _lengths(cell: str, lengths: Any, time: int, batch: int) -> Array | None:
     if lengths is None:
         return None
-    n = jnp.asarray(lengths)
+    # What is known already is checked here, what is not where the kernel runs.
+    n = lengths if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
     if not jnp.issubdtype(n.dtype, jnp.integer):
         raise TypeError(f"{cell}: lengths must be integers [B={batch}], got {_describe(n)}")
     if n.shape != (batch,):
         raise ValueError(f"{cell}: lengths must be [B={batch}], got {list(n.shape)}")
-    if batch and not isinstance(n, jax.core.Tracer):
+    if batch and isinstance(n, np.ndarray):
         low, high = int(n.min()), int(n.max())
         if low < 0 or high > time:
             wrong = low if low < 0 else high
             raise ValueError(f"{cell}: lengths must be in [0, T={time}], got {wrong}")
-    return n.astype(jnp.int32)
+    return jnp.asarray(n, jnp.int32)
 
 
 def _words(cell: str, key: Any) -> Array | None:

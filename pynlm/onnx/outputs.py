@@ -41,8 +41,8 @@ def add_log_prob(g: Graph, head: Head, h: str) -> str:
 
 
 def _logits(g: Graph, head: Full | Adaptive | Hierarchical, h: str) -> str:
-    inputs = [h, head.weight] if head.bias is None else [h, head.weight, head.bias]
-    return g("Gemm", *inputs, transB=1)
+    bias = [] if head.bias is None else [head.bias]
+    return g("Gemm", h, head.weight, *bias, transB=1)
 
 
 def _full(g: Graph, head: Full, h: str) -> str:
