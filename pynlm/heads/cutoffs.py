@@ -16,7 +16,7 @@ from pynlm.layers.convert import as_counts
 
 Array = npt.NDArray[Any]
 
-SHORTLIST = 0.04
+SHORTLIST = 0.03
 """Least share of the vocabulary in the shortlist; published ones hold 4 to 8 %. Costs alone would
 leave a few hundred words there, and those in clusters are told apart with fewer dimensions."""
 
