@@ -41,6 +41,23 @@ def test_the_environment_chooses() -> None:
     assert "ValueError: PYNLM_JAX must be ffi or callback, got 'fii'" in wrong.stderr
 
 
+def test_calls_that_xla_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a build with newer headers."""
+    from pynlm.jax.calls import calls_by
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("API version 9.9")
+
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", refuse)
+    monkeypatch.setattr(_kernels, "xla_handlers", lambda: {"lstm_forward": None})
+    monkeypatch.delenv("PYNLM_JAX", raising=False)
+    with pytest.warns(RuntimeWarning, match=r"called through Python: API version 9\.9"):
+        assert calls_by.__wrapped__() == "callback"
+    monkeypatch.setenv("PYNLM_JAX", "ffi")
+    with pytest.raises(RuntimeError, match="API version"):
+        calls_by.__wrapped__()
+
+
 STEPS = """
 import jax, jax.numpy as jnp, pynlm, pynlm.jax
 from pynlm.jax import initial_weights, lstm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -44,8 +45,15 @@ def calls_by() -> str:
         )
     if wanted == "callback" or not handlers:
         return "callback"
-    for kernel, handler in handlers.items():
-        jax.ffi.register_ffi_target(_target(kernel), handler, platform="cpu")
+    try:
+        for kernel, handler in handlers.items():
+            jax.ffi.register_ffi_target(_target(kernel), handler, platform="cpu")
+    except RuntimeError as error:  # a jaxlib older than the headers that pynlm was built with
+        if wanted == "ffi":
+            raise
+        what = "XLA refuses this build's calls, and kernels are called through Python"
+        warnings.warn(f"pynlm.jax: {what}: {error}", RuntimeWarning, stacklevel=2)
+        return "callback"
     return "ffi"
 
 
