@@ -56,7 +56,7 @@ def ways() -> list[str]:
 
 def ours(case: Recurrent, inputs: RecurrentInputs, way: str) -> Work:
     """A layer by `pynlm.jax`."""
-    calls.calls_by()
+    calls.calls_by()  # which makes the kernels known to XLA
     weights = jax.tree.map(jnp.asarray, inputs.weights[0])
     x, dy = jnp.asarray(inputs.x), jnp.asarray(inputs.dy)
     lengths = None if inputs.lengths is None else jnp.asarray(inputs.lengths)
@@ -97,6 +97,7 @@ def measure(case: Recurrent, budget: Budget) -> list[Row]:
 
 def model_steps() -> dict[str, Callable[[], object]]:
     """Training steps of the model, by the way of its LSTM, from the same weights."""
+    calls.calls_by()  # which makes the kernels known to XLA
     time, batch, size, vocabulary = MODEL.values()
     rng = np.random.default_rng(SEED)
     ids = jnp.asarray(rng.integers(0, vocabulary, (time + 1, batch)), jnp.int32)

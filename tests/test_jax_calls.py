@@ -62,8 +62,8 @@ STEPS = """
 import jax, jax.numpy as jnp, pynlm, pynlm.jax
 from pynlm.jax import initial_weights, lstm
 pynlm.set_num_threads(2)
-weights = initial_weights("lstm", jax.random.key(0), 512, 512)
-x = jnp.ones((100, 32, 512))
+weights = initial_weights("lstm", jax.random.key(0), 256, 256)
+x = jnp.ones((100, 32, 256))
 
 @jax.jit
 def step(w, x):
@@ -71,7 +71,7 @@ def step(w, x):
     value, (dw, dx) = jax.value_and_grad(loss, (0, 1))(w, x)
     return jax.tree.map(lambda a, b: a - 0.1 * b, w, dw), x - dx, value
 
-for _ in range(12):
+for _ in range(8):
     weights, x, value = step(weights, x)
 print(float(value) > 0)
 """
