@@ -46,7 +46,8 @@ class Plan:
         found: dict[str, Setting] = {"zoneout_h": options.zoneout, "clip_h": options.state_clip}
         if self.cell == "lstm":
             found |= {"zoneout_c": options.zoneout_cell, "clip_c": options.cell_clip}
-            found |= {"coupled": options.coupled_gates, "norm_state": options.layer_norm_state}
+            found |= {"coupled": bool(options.coupled_gates)}
+            found["norm_state"] = bool(options.layer_norm_state)
         if self.cell == "rnn":
             found["relu"] = self.relu
         return found
