@@ -1,0 +1,79 @@
+"""Torch's tensors as NumPy arrays of the same memory, and which tensors can be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Array = npt.NDArray[Any]
+
+NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+"""Dtypes that the kernels compute in, as NumPy's."""
+
+
+def array(t: Tensor) -> Array:
+    """The tensor's memory as a NumPy array, which autograd does not see.
+
+    Parameters
+    ----------
+    t
+        Contiguous float32 or float64 (for which `readable` is true), with or without gradient.
+
+    Returns
+    -------
+    ndarray
+        No copy: what is written there is the tensor's new value. It keeps the memory alive.
+    """
+    a: Array = t.detach().numpy()
+    return a
+
+
+def optional(t: Tensor | None) -> Array | None:
+    """`array`, or None for None."""
+    return None if t is None else t.detach().numpy()
+
+
+def contiguous(t: Tensor) -> Tensor:
+    """`t` without gradient as the kernels take it, copied only if it is strided."""
+    return t.detach().contiguous()
+
+
+def readable(t: Tensor) -> bool:
+    """Whether kernels can read `t`: dense float32 or float64 in the CPU's memory, no subclass."""
+    kind = type(t)
+    return (
+        (kind is Tensor or kind is torch.nn.Parameter)
+        and t.is_cpu
+        and t.dtype in NUMPY
+        and t.layout is torch.strided
+    )
+
+
+def watched() -> bool:
+    """Whether operations are traced or transformed, which needs operations that torch knows.
+
+    True within torch.jit.trace, torch.func's transforms, forward-mode differentiation and dispatch
+    modes (FakeTensorMode, make_fx).
+    """
+    return (
+        torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+    )
+
+
+def keeps_graph() -> bool:
+    """In a backward pass: whether what was saved may be needed by another one."""
+    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined]
+    return kept
+
+
+def kind_of(t: Tensor) -> str:
+    """What a tensor is, for errors: "float16 on cuda:0"."""
+    return f"{str(t.dtype).removeprefix('torch.')} on {t.device}"
