@@ -1,0 +1,78 @@
+"""Batches whose rows end at different steps: packed as torch packs them, padded as kernels read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from pynlm.torch.tensors import Array
+
+
+class Rows:
+    """Lengths of a batch's rows, of which none is longer than the one before.
+
+    Parameters
+    ----------
+    sizes
+        int64 [T], non-increasing: rows that take part in each step (a PackedSequence's
+        `batch_sizes`).
+
+    Attributes
+    ----------
+    lengths
+        int32 [B]: steps that each row takes part in.
+
+    Examples
+    --------
+    >>> rows = Rows(np.array([3, 2, 2]))
+    >>> rows.lengths
+    array([3, 3, 1], dtype=int32)
+    >>> rows.pad(np.arange(7.0)[:, None])[:, :2, 0]
+    array([[0., 1.],
+           [3., 4.],
+           [5., 6.]])
+    """
+
+    def __init__(self, sizes: npt.NDArray[np.int64]) -> None:
+        self.steps, self.batch, self.total = len(sizes), int(sizes[0]), int(sizes.sum())
+        falling = np.searchsorted(-sizes, -np.arange(self.batch), side="left")
+        self.lengths = falling.astype(np.int32)
+        # runs of steps with the same rows: first step, end, rows
+        ends = [*(np.flatnonzero(sizes[1:] != sizes[:-1]) + 1).tolist(), self.steps]
+        self._runs = [
+            (first, end, int(sizes[first])) for first, end in zip([0, *ends], ends, strict=False)
+        ]
+
+    def pad(self, packed: Array) -> Array:
+        """[N, W] as [T, B, W]; what lies beyond a row's length is not set."""
+        padded = np.empty((self.steps, self.batch, packed.shape[1]), packed.dtype)
+        at = 0
+        for first, end, rows in self._runs:
+            upto = at + (end - first) * rows
+            padded[first:end, :rows] = packed[at:upto].reshape(end - first, rows, -1)
+            at = upto
+        return padded
+
+    def pack(self, padded: Array, packed: Array) -> None:
+        """[T, B, W] into [N, W]."""
+        at = 0
+        for first, end, rows in self._runs:
+            upto = at + (end - first) * rows
+            packed[at:upto].reshape(end - first, rows, -1)[...] = padded[first:end, :rows]
+            at = upto
+
+    @cached_property
+    def turn(self) -> npt.NDArray[np.intp]:
+        """Where each of the T·B entries comes from, if each row is reversed within its length."""
+        t = np.arange(self.steps)[:, None]
+        step = np.where(t < self.lengths, self.lengths - 1 - t, t)
+        return (step * self.batch + np.arange(self.batch)).reshape(-1)
+
+
+def reversed_in_time(x: Array, rows: Rows | None) -> Array:
+    """[T, B, W] with each row reversed within its length: a copy, or `x` itself of one step."""
+    if rows is not None:
+        return np.take(x.reshape(-1, x.shape[2]), rows.turn, axis=0).reshape(x.shape)
+    return x if len(x) == 1 else np.ascontiguousarray(x[::-1])
