@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from pynlm.torch.adaptive import AdaptiveLogSoftmaxWithLoss
+from pynlm.torch.cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+
+__all__ = ["AdaptiveLogSoftmaxWithLoss", "LinearCrossEntropyLoss", "linear_cross_entropy"]
