@@ -15,9 +15,10 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import catalogue, machine, memory, page
-from bench.catalogue import FAMILIES, Case, Train
+from bench.cases import Case, DropIn, Train
+from bench.catalogue import FAMILIES
 from bench.measure import compare
-from bench.peers import available
+from bench.peers import TORCH, available, missing
 from bench.plots import draw
 from bench.record import Record
 from bench.timing import Budget, Peak, threads
@@ -87,6 +88,9 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial
 
 
 def _fits(case: Case, record: Record) -> bool:
+    if isinstance(case, DropIn) and TORCH in missing():
+        record.left_out[f"{case.group} {case.name}"] = "needs torch"
+        return False
     if machine.has_room_for(case.bytes):
         return True
     free = machine.available_memory()

@@ -10,7 +10,8 @@ import pytest
 
 from bench import machine, ours, page, report
 from bench.bars import bars, ratio, shares
-from bench.catalogue import FAMILIES, LOOP, Adaptive, Recurrent, Softmax
+from bench.cases import Adaptive, Recurrent, Softmax
+from bench.catalogue import FAMILIES, LOOP
 from bench.measure import check_agreement, contenders, result_of
 from bench.memory import Memory
 from bench.record import Record
