@@ -40,11 +40,7 @@ class Call:
     ) -> None:
         self.stack, self.ctx, self.masked = stack, ctx, masked
         self.batch_sizes = batch_sizes
-        self.rows: Rows | None = None
-        if batch_sizes is not None:
-            sizes = batch_sizes.numpy()
-            if sizes[0] != sizes[-1]:
-                self.rows = Rows(sizes)
+        self.rows = None if batch_sizes is None else Rows(batch_sizes.numpy())
 
     def arrays(
         self, x: Tensor, rest: Sequence[Tensor]
@@ -55,9 +51,6 @@ class Call:
         if self.rows is not None:
             a = self.rows.pad(a)
             masks = [self.rows.pad(m) for m in masks]
-        elif self.batch_sizes is not None:
-            a = a.reshape(len(self.batch_sizes), -1, a.shape[-1])
-            masks = [m.reshape(*a.shape[:2], -1) for m in masks]
         n = self.stack.count
         w = [array(t) for t in rest[self.masked :]]
         for i, one in enumerate(w):
@@ -98,10 +91,7 @@ class Call:
         c_n = torch.empty((k, B, size), dtype=x.dtype) if stack.has_cell_state else None
         out = y.numpy()
         if self.rows is not None:
-            inner = saved[-1].get("y") if stack.directions == 1 else None
-            out = np.empty((T, B, total), a.dtype) if inner is None else inner
-        elif self.batch_sizes is not None:
-            out = out.reshape(T, B, total)
+            out = saved[-1]["y"] if stack.directions == 1 else np.empty((T, B, total), a.dtype)
         stack.forward(
             a, optional(hx), optional(cx), w, out, h_n.numpy(), optional(c_n), saved, self.rows,
             masks, self.ctx,
@@ -133,11 +123,11 @@ class Call:
             upstream = np.zeros((T, B, total), a.dtype)
         else:
             upstream = array(contiguous(dy))
-            upstream = upstream.reshape(T, B, total) if rows is None else rows.pad(upstream)
+            upstream = upstream if rows is None else rows.pad(upstream)
         dx = torch.empty(x.shape, dtype=x.dtype) if wants_dx else None
         d_in = None
         if dx is not None:
-            d_in = dx.numpy().reshape(a.shape) if rows is None else np.empty_like(a)
+            d_in = dx.numpy() if rows is None else np.empty_like(a)
         k = stack.num_layers * stack.directions
         dh0 = torch.empty((k, B, stack.width), dtype=x.dtype)
         dc0 = None
@@ -149,8 +139,7 @@ class Call:
         ]
         stack.backward(
             a, optional(hx), optional(cx), w,
-            saved[-1]["y"] if rows is not None else array(y).reshape(T, B, total),
-            saved, rows, masks, self.ctx, upstream,
+            saved[-1]["y"] if rows is not None else array(y), saved, rows, masks, self.ctx, upstream,
             None if dh_n is None else array(contiguous(dh_n)),
             None if dc_n is None else array(contiguous(dc_n)),
             d_in, dh0.numpy(), optional(dc0), [[t.numpy() for t in one] for one in dw],
@@ -208,10 +197,12 @@ class RecurrentStack(torch.autograd.Function):
             return None, *_again(call, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
             buffer = buffer.clone()
+        dy, dh_n, *others = upstream
         dx, dh0, dc0, dw = call.gradients(
-            x.contiguous(), dense(hx), dense(cx), rest, y, buffer, *upstream, needs[1]
-        )
-        found = [None] * call.masked
+            x.contiguous(), dense(hx), dense(cx), rest, y, buffer,
+            dy, dh_n, others[0] if others else None, needs[1],
+        )  # fmt: skip
+        found: list[Tensor | None] = [None] * call.masked
         for one in dw:
             found += call.stack.parameter_gradients(one)
         return None, dx, dh0 if needs[2] else None, dc0 if needs[3] else None, *found
@@ -235,6 +226,7 @@ def _again(
             f"pynlm.torch.{stack.cell}: gradients of gradients (create_graph=True) and torch.func "
             f"need a cell that torch has, not one with {stack.options}"
         )
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: an input that was computed from another one is not to lead to it.
         own = [None if t is None else t.view_as(t) for t in inputs]
@@ -243,7 +235,7 @@ def _again(
         pairs = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None]
         wanted = [t for t, need in zip(own, needs, strict=True) if need and t is not None]
         found = torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=torch.is_grad_enabled(),
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=again,
             allow_unused=True,
         )  # fmt: skip
     each = iter(found)
