@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, NoReturn
 
@@ -95,22 +95,18 @@ def as_torch(module: torch.nn.Module, kind: type[torch.nn.Module]) -> torch.nn.M
     return own
 
 
-def new_parameters(
-    module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], like: Tensor
-) -> None:
-    """Register parameters with the dtype and device of `like`."""
+def add_extras(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
+    """Register a variant's own parameters, with the dtype and device of `like`."""
     for name, shape in shapes.items():
         setattr(module, name, torch.nn.Parameter(like.new_empty(shape)))
 
 
-def reset_extras(module: torch.nn.Module, names: list[str], bound: float, draw: bool) -> None:
-    """First values of a variant's own parameters: layer norm 1 (biases 0), peepholes U(±bound)."""
+def reset_extras(module: torch.nn.Module, names: Iterable[str]) -> None:
+    """First values of layer norm: gains 1, biases 0. (Peepholes are drawn as all other weights.)"""
     with torch.no_grad():
         for name in names:
-            p = getattr(module, name)
             if name.startswith("ln_"):
+                p = getattr(module, name)
                 p.fill_(1)
                 if name.startswith("ln_cell"):
                     p[1] = 0
-            elif draw:
-                p.uniform_(-bound, bound)
