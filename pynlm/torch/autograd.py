@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,12 @@ from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
 from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, optional, watched
 
+_CELLS = {
+    "LSTM": _VF.lstm_cell,
+    "GRU": _VF.gru_cell,
+    "RNN_TANH": _VF.rnn_tanh_cell,
+    "RNN_RELU": _VF.rnn_relu_cell,
+}
 _NATIVE = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
 
 
@@ -100,6 +106,13 @@ class Call:
             self.rows.pack(out, y.numpy())
         return y, h_n, c_n, buffer
 
+    def step(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], saves: bool
+    ) -> tuple[Tensor, ...]:
+        """`run` of a single layer for one step [B, I]: h, (LSTM) c and the buffer."""
+        y, _, c_n, buffer = self.run(x[None], row(h), row(c), weights, saves)
+        return (y[0], buffer) if c_n is None else (y[0], c_n[0], buffer)
+
     def gradients(
         self,
         x: Tensor,
@@ -175,6 +188,20 @@ class Call:
         return x, *(torch.cat(states) for states in zip(*last, strict=True))
 
 
+    def native_step(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """`step` by torch's own operations."""
+        stack = self.stack
+        if h is None:
+            h = x.new_zeros(x.shape[0], stack.hidden_size)
+        if c is None and stack.has_cell_state:
+            c = torch.zeros_like(h)
+        biases = weights[2:4] if stack.bias else (None, None)
+        out = _CELLS[stack.mode](x, h if c is None else (h, c), *weights[:2], *biases)
+        return (out,) if c is None else out
+
+
 class RecurrentStack(torch.autograd.Function):
     """`RecurrentStack.apply(call, x, hx, cx, *masks, *weights)`: y, h_n and (LSTM) c_n."""
 
@@ -194,7 +221,7 @@ class RecurrentStack(torch.autograd.Function):
         needs = ctx.needs_input_grad
         x, hx, cx, y, buffer, *rest = ctx.saved_tensors
         if torch.is_grad_enabled() or watched():
-            return None, *_again(call, needs[1:], (x, hx, cx, *rest), upstream)
+            return None, *_again(call, call.native, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
             buffer = buffer.clone()
         dy, dh_n, *others = upstream
@@ -208,6 +235,47 @@ class RecurrentStack(torch.autograd.Function):
         return None, dx, dh0 if needs[2] else None, dc0 if needs[3] else None, *found
 
 
+class RecurrentCell(torch.autograd.Function):
+    """`RecurrentCell.apply(call, x, h, c, *weights)`: one step of [B, I]; h and (LSTM) c."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        *out, buffer = call.step(x.contiguous(), dense(h), dense(c), weights, True)
+        ctx.call = call
+        ctx.save_for_backward(x, h, c, out[0], buffer, *weights)
+        return out[0] if len(out) == 1 else tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        needs = ctx.needs_input_grad
+        x, h, c, out, buffer, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled() or watched():
+            return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
+        if keeps_graph():
+            buffer = buffer.clone()
+        inputs = x.contiguous()[None], row(h), row(c)
+        dy, dc = row(upstream[0]), row(upstream[1]) if len(upstream) == 2 else None
+        dx, dh0, dc0, dw = call.gradients(
+            *inputs, weights, out[None], buffer, dy, None, dc, needs[1]
+        )
+        return (
+            None,
+            None if dx is None else dx[0],
+            dh0[0] if needs[2] else None,
+            dc0[0] if needs[3] and dc0 is not None else None,
+            *call.stack.parameter_gradients(dw[0]),
+        )
+
+
+def row(t: Tensor | None) -> Tensor | None:
+    """[B, W] as a contiguous [1, B, W]."""
+    return None if t is None else t.contiguous()[None]
+
+
 def dense(t: Tensor | None) -> Tensor | None:
     """`t`, contiguous."""
     return None if t is None else t.contiguous()
@@ -215,6 +283,7 @@ def dense(t: Tensor | None) -> Tensor | None:
 
 def _again(
     call: Call,
+    native: Callable[..., Sequence[Tensor]],
     needs: Sequence[bool],
     inputs: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
@@ -231,7 +300,7 @@ def _again(
         # Views: an input that was computed from another one is not to lead to it.
         own = [None if t is None else t.view_as(t) for t in inputs]
         x, hx, cx, *rest = own
-        outputs = call.native(x, hx, cx, rest)  # type: ignore[arg-type]
+        outputs = native(x, hx, cx, rest)
         pairs = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None]
         wanted = [t for t, need in zip(own, needs, strict=True) if need and t is not None]
         found = torch.autograd.grad(

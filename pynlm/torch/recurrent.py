@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +11,23 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pynlm.layers import RecurrentOptions
 from pynlm.torch.autograd import Call, RecurrentStack, dense
-from pynlm.torch.module import Variants, add_extras, as_torch, follow_threads, reset_extras
+from pynlm.torch.module import (
+    Variants,
+    add_extras,
+    cast,
+    follow_threads,
+    reset_extras,
+    states_as,
+    wants_graph,
+)
 from pynlm.torch.operators import context, recurrent
-from pynlm.torch.stack import Stack, extra_weights, stack_of
+from pynlm.torch.stack import extra_weights
 from pynlm.torch.tensors import NUMPY, readable, watched
 
 
 class _Recurrent(Variants):
     """What the three share; stands before torch's class among the bases."""
 
-    torch_class: ClassVar[type[torch.nn.RNNBase]]
     extra_names: tuple[str, ...] = ()
     """A variant's own parameters, by layer and direction."""
 
@@ -47,7 +55,10 @@ class _Recurrent(Variants):
         }
         add_extras(self, shapes, like)
         self.extra_names = tuple(shapes)
-        self.reset_parameters()
+        if options.coupled_gates:
+            self.reset_parameters()
+        else:
+            reset_extras(self, shapes, 1 / math.sqrt(size))
 
     def reset_parameters(self) -> None:
         """As torch's; layer norm starts from gains 1 and biases 0."""
@@ -77,19 +88,6 @@ class _Recurrent(Variants):
             f"{int(self.bidirectional)} {int(self.bias)} {self.options_text}"
         )
 
-    def _stack(self) -> tuple[Stack, list[str], dict[bool, Call]]:
-        """The module's stack, names of its weights, and calls of plain input by training or not.
-
-        The same for as long as the module has its settings.
-        """
-        try:
-            found: tuple[Stack, list[str], dict[bool, Call]] = self.__dict__["_pynlm"]
-        except KeyError:
-            stack = stack_of(self._settings())
-            calls = {train: Call(stack, context(train, None)) for train in (False, True)}
-            found = self.__dict__["_pynlm"] = stack, self._weight_names(), calls
-        return found
-
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state.pop("_pynlm", None)
@@ -97,12 +95,7 @@ class _Recurrent(Variants):
 
     def __prepare_scriptable__(self) -> torch.nn.Module:
         """What torch.jit.script compiles in place of this module: torch's own."""
-        if self.options is not None:
-            raise NotImplementedError(
-                f"pynlm.torch.{type(self).__name__}: torch.jit.script cannot compile a cell with"
-                f"{self._options_repr()[1:]}"
-            )
-        return as_torch(self, self.torch_class)
+        return self._as_torch()
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's module.
@@ -138,40 +131,33 @@ class _Recurrent(Variants):
             usable = x.device.type == "cpu" and x.dtype in NUMPY
         else:
             stack, names, calls = self._stack()
-            own = self._parameters
-            # A weight that is no parameter: torch.nn.utils' norms, functional_call and the like.
-            weights = [own.get(n) if own.get(n) is not None else getattr(self, n) for n in names]
+            weights = self._weights(names)
             usable = readable(x) and readable(weights[0]) and not watched()
         if not usable or x.numel() == 0:
             return self._elsewhere(input, hx)
         if x.dtype != weights[0].dtype and torch.is_autocast_enabled("cpu"):
-            x, hx = _cast(x, hx, weights[0].dtype)
+            x, hx = cast(x, hx, weights[0].dtype)
         flat = x.dim() == 2 and not packed
         if flat:
             x = x.unsqueeze(1)
         elif self.batch_first and not packed and x.dim() == 3:
             x = x.transpose(0, 1)
-        if sizes is None:
-            batch = x.shape[1] if x.dim() == 3 else 0
-        else:
-            batch = _batch(sizes, back, hx)
-        states = self._states(hx, batch, x, flat)
         fits = x.dim() == (2 if packed else 3) and x.shape[-1] == self.input_size
-        if not fits or states is None or x.dtype != weights[0].dtype:
+        if not fits or x.dtype != weights[0].dtype:
             return self._elsewhere(input, hx)
+        batch = x.shape[1] if sizes is None else _batch(sizes, back)
+        states = states_as(hx, self._state_shapes(None if flat else batch), x)
+        if states is None:
+            return self._elsewhere(input, hx)
+        if hx is not None and flat:
+            states = [None if s is None else s.unsqueeze(1) for s in states]
+        elif hx is not None and order is not None:
+            states = [None if s is None else s.index_select(1, order) for s in states]
         h, c = states
-        if order is not None:
-            h = None if h is None else h.index_select(1, order)
-            c = None if c is None else c.index_select(1, order)
 
         masks = self._masks(x)
-        seed = torch.randint(0, 1 << 32, (1,)) if self.draws and self.training else None
-        saves = torch.is_grad_enabled() and (
-            x.requires_grad
-            or any([w.requires_grad for w in weights])
-            or (h is not None and h.requires_grad)
-            or (c is not None and c.requires_grad)
-        )
+        seed = self._seed()
+        saves = wants_graph(x, states, weights)
         rest = masks + weights
         if compiling:
             y, h_n, c_n, _ = recurrent(
@@ -190,28 +176,12 @@ class _Recurrent(Variants):
                 out = call.run(x, dense(h), dense(c), rest, False)[: 3 if stack.has_cell_state else 2]
         return self._results(out, input, flat)
 
-    def _states(
-        self, hx: Any, batch: int, x: Tensor, flat: bool
-    ) -> tuple[Tensor | None, Tensor | None] | None:
-        """h and c as [L·D, B, ·], or None if they are not what they must be."""
-        if hx is None:
-            return None, None
+    def _state_shapes(self, batch: int | None) -> list[tuple[int, ...]]:
+        """Shapes of h and (LSTM) c, without batch unbatched."""
         k = self.num_layers * (2 if self.bidirectional else 1)
-        widths = [self.proj_size or self.hidden_size]
-        given = [hx]
-        if self.mode == "LSTM":
-            if not isinstance(hx, (tuple, list)) or len(hx) != 2:
-                return None
-            given, widths = list(hx), [*widths, self.hidden_size]
-        found: list[Tensor | None] = []
-        for state, width in zip(given, widths, strict=True):
-            shape = (k, width) if flat else (k, batch, width)
-            if not isinstance(state, Tensor) or state.shape != shape or state.dtype != x.dtype:
-                return None
-            if state.device != x.device:
-                return None
-            found.append(state.unsqueeze(1) if flat else state)
-        return found[0], found[1] if len(found) > 1 else None
+        rows = (k,) if batch is None else (k, batch)
+        shapes = [(*rows, self.proj_size or self.hidden_size)]
+        return [*shapes, (*rows, self.hidden_size)] if self.mode == "LSTM" else shapes
 
     def _masks(self, x: Tensor) -> list[Tensor]:
         """Dropout between layers, drawn by torch's generator as torch's modules draw it."""
@@ -269,16 +239,7 @@ class RNN(_Recurrent, torch.nn.RNN):
     torch_class = torch.nn.RNN
 
 
-def _cast(x: Tensor, hx: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """Input and state as the weights are: what autocast made of them was for other operations."""
-    if isinstance(hx, (tuple, list)):
-        hx = tuple(state.to(dtype) for state in hx)
-    elif hx is not None:
-        hx = hx.to(dtype)
-    return x.to(dtype), hx
-
-
-def _batch(sizes: Tensor, back: Tensor | None, hx: Any) -> int:
+def _batch(sizes: Tensor, back: Tensor | None) -> int:
     """Rows of a packed sequence, from a shape if one says it."""
     if back is not None:
         return back.shape[0]
