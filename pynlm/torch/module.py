@@ -86,10 +86,12 @@ class Variants:
     def _weights(self, names: list[str]) -> list[Tensor]:
         """The weights of these names."""
         own: dict[str, Any] = self._parameters  # type: ignore[attr-defined]
-        found = [own.get(name) for name in names]
-        if None in found:
-            # no parameters: torch.nn.utils' norms, torch.func.functional_call and the like
-            return [getattr(self, name) for name in names]
+        found = []
+        for name in names:
+            w = own.get(name)
+            if w is None:  # torch.nn.utils' norms, torch.nn.utils.parametrize and the like
+                w = getattr(self, name)
+            found.append(w)
         return found
 
     def _seed(self) -> Tensor | None:
