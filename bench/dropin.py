@@ -98,7 +98,7 @@ def _our_cross_entropy(h: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
 def _script(case: Script, inputs: DropInInputs, *, ours: bool) -> Work:
     model: Any = _LanguageModel(case)
     if ours:
-        model = pynlm.torch.replace(model)
+        model = pynlm.torch.replace(model, verbose=False)
     loss_of: Callable[..., Tensor] = _our_cross_entropy if ours and case.head else _cross_entropy
     optimiser = torch.optim.SGD(model.parameters(), lr=_RATE)
     supply = cycle(torch.tensor(inputs.ids).long())

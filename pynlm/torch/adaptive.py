@@ -18,6 +18,7 @@ from pynlm.heads.fused import FusedBackprop
 from pynlm.layers import SCORING, Context, Group, Parameter, Pool
 from pynlm.layers.parameters import UNSET
 from pynlm.torch.cross_entropy import as_in_autocast
+from pynlm.torch.module import follow_threads
 from pynlm.torch.tensors import array, contiguous, readable, watched
 
 Array = npt.NDArray[Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,12 @@ from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
 from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, optional, watched
 
+_CELLS = {
+    "LSTM": _VF.lstm_cell,
+    "GRU": _VF.gru_cell,
+    "RNN_TANH": _VF.rnn_tanh_cell,
+    "RNN_RELU": _VF.rnn_relu_cell,
+}
 _NATIVE = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
 
 
@@ -40,11 +46,7 @@ class Call:
     ) -> None:
         self.stack, self.ctx, self.masked = stack, ctx, masked
         self.batch_sizes = batch_sizes
-        self.rows: Rows | None = None
-        if batch_sizes is not None:
-            sizes = batch_sizes.numpy()
-            if sizes[0] != sizes[-1]:
-                self.rows = Rows(sizes)
+        self.rows = None if batch_sizes is None else Rows(batch_sizes.numpy())
 
     def arrays(
         self, x: Tensor, rest: Sequence[Tensor]
@@ -55,9 +57,6 @@ class Call:
         if self.rows is not None:
             a = self.rows.pad(a)
             masks = [self.rows.pad(m) for m in masks]
-        elif self.batch_sizes is not None:
-            a = a.reshape(len(self.batch_sizes), -1, a.shape[-1])
-            masks = [m.reshape(*a.shape[:2], -1) for m in masks]
         n = self.stack.count
         w = [array(t) for t in rest[self.masked :]]
         for i, one in enumerate(w):
@@ -98,10 +97,7 @@ class Call:
         c_n = torch.empty((k, B, size), dtype=x.dtype) if stack.has_cell_state else None
         out = y.numpy()
         if self.rows is not None:
-            inner = saved[-1].get("y") if stack.directions == 1 else None
-            out = np.empty((T, B, total), a.dtype) if inner is None else inner
-        elif self.batch_sizes is not None:
-            out = out.reshape(T, B, total)
+            out = saved[-1]["y"] if stack.directions == 1 else np.empty((T, B, total), a.dtype)
         stack.forward(
             a, optional(hx), optional(cx), w, out, h_n.numpy(), optional(c_n), saved, self.rows,
             masks, self.ctx,
@@ -109,6 +105,13 @@ class Call:
         if self.rows is not None:
             self.rows.pack(out, y.numpy())
         return y, h_n, c_n, buffer
+
+    def step(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], saves: bool
+    ) -> tuple[Tensor, ...]:
+        """`run` of a single layer for one step [B, I]: h, (LSTM) c and the buffer."""
+        y, _, c_n, buffer = self.run(x[None], row(h), row(c), weights, saves)
+        return (y[0], buffer) if c_n is None else (y[0], c_n[0], buffer)
 
     def gradients(
         self,
@@ -133,11 +136,11 @@ class Call:
             upstream = np.zeros((T, B, total), a.dtype)
         else:
             upstream = array(contiguous(dy))
-            upstream = upstream.reshape(T, B, total) if rows is None else rows.pad(upstream)
+            upstream = upstream if rows is None else rows.pad(upstream)
         dx = torch.empty(x.shape, dtype=x.dtype) if wants_dx else None
         d_in = None
         if dx is not None:
-            d_in = dx.numpy().reshape(a.shape) if rows is None else np.empty_like(a)
+            d_in = dx.numpy() if rows is None else np.empty_like(a)
         k = stack.num_layers * stack.directions
         dh0 = torch.empty((k, B, stack.width), dtype=x.dtype)
         dc0 = None
@@ -149,8 +152,7 @@ class Call:
         ]
         stack.backward(
             a, optional(hx), optional(cx), w,
-            saved[-1]["y"] if rows is not None else array(y).reshape(T, B, total),
-            saved, rows, masks, self.ctx, upstream,
+            saved[-1]["y"] if rows is not None else array(y), saved, rows, masks, self.ctx, upstream,
             None if dh_n is None else array(contiguous(dh_n)),
             None if dc_n is None else array(contiguous(dc_n)),
             d_in, dh0.numpy(), optional(dc0), [[t.numpy() for t in one] for one in dw],
@@ -186,6 +188,20 @@ class Call:
         return x, *(torch.cat(states) for states in zip(*last, strict=True))
 
 
+    def native_step(
+        self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """`step` by torch's own operations."""
+        stack = self.stack
+        if h is None:
+            h = x.new_zeros(x.shape[0], stack.hidden_size)
+        if c is None and stack.has_cell_state:
+            c = torch.zeros_like(h)
+        biases = weights[2:4] if stack.bias else (None, None)
+        out = _CELLS[stack.mode](x, h if c is None else (h, c), *weights[:2], *biases)
+        return (out,) if c is None else out
+
+
 class RecurrentStack(torch.autograd.Function):
     """`RecurrentStack.apply(call, x, hx, cx, *masks, *weights)`: y, h_n and (LSTM) c_n."""
 
@@ -205,16 +221,59 @@ class RecurrentStack(torch.autograd.Function):
         needs = ctx.needs_input_grad
         x, hx, cx, y, buffer, *rest = ctx.saved_tensors
         if torch.is_grad_enabled() or watched():
-            return None, *_again(call, needs[1:], (x, hx, cx, *rest), upstream)
+            return None, *_again(call, call.native, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
             buffer = buffer.clone()
+        dy, dh_n, *others = upstream
         dx, dh0, dc0, dw = call.gradients(
-            x.contiguous(), dense(hx), dense(cx), rest, y, buffer, *upstream, needs[1]
-        )
-        found = [None] * call.masked
+            x.contiguous(), dense(hx), dense(cx), rest, y, buffer,
+            dy, dh_n, others[0] if others else None, needs[1],
+        )  # fmt: skip
+        found: list[Tensor | None] = [None] * call.masked
         for one in dw:
             found += call.stack.parameter_gradients(one)
         return None, dx, dh0 if needs[2] else None, dc0 if needs[3] else None, *found
+
+
+class RecurrentCell(torch.autograd.Function):
+    """`RecurrentCell.apply(call, x, h, c, *weights)`: one step of [B, I]; h and (LSTM) c."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
+    ) -> Any:
+        ctx.set_materialize_grads(False)
+        *out, buffer = call.step(x.contiguous(), dense(h), dense(c), weights, True)
+        ctx.call = call
+        ctx.save_for_backward(x, h, c, out[0], buffer, *weights)
+        return out[0] if len(out) == 1 else tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        call: Call = ctx.call
+        needs = ctx.needs_input_grad
+        x, h, c, out, buffer, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled() or watched():
+            return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
+        if keeps_graph():
+            buffer = buffer.clone()
+        inputs = x.contiguous()[None], row(h), row(c)
+        dy, dc = row(upstream[0]), row(upstream[1]) if len(upstream) == 2 else None
+        dx, dh0, dc0, dw = call.gradients(
+            *inputs, weights, out[None], buffer, dy, None, dc, needs[1]
+        )
+        return (
+            None,
+            None if dx is None else dx[0],
+            dh0[0] if needs[2] else None,
+            dc0[0] if needs[3] and dc0 is not None else None,
+            *call.stack.parameter_gradients(dw[0]),
+        )
+
+
+def row(t: Tensor | None) -> Tensor | None:
+    """[B, W] as a contiguous [1, B, W]."""
+    return None if t is None else t.contiguous()[None]
 
 
 def dense(t: Tensor | None) -> Tensor | None:
@@ -224,6 +283,7 @@ def dense(t: Tensor | None) -> Tensor | None:
 
 def _again(
     call: Call,
+    native: Callable[..., Sequence[Tensor]],
     needs: Sequence[bool],
     inputs: Sequence[Tensor | None],
     upstream: Sequence[Tensor | None],
@@ -235,15 +295,16 @@ def _again(
             f"pynlm.torch.{stack.cell}: gradients of gradients (create_graph=True) and torch.func "
             f"need a cell that torch has, not one with {stack.options}"
         )
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: an input that was computed from another one is not to lead to it.
         own = [None if t is None else t.view_as(t) for t in inputs]
         x, hx, cx, *rest = own
-        outputs = call.native(x, hx, cx, rest)  # type: ignore[arg-type]
+        outputs = native(x, hx, cx, rest)
         pairs = [(o, g) for o, g in zip(outputs, upstream, strict=True) if g is not None]
         wanted = [t for t, need in zip(own, needs, strict=True) if need and t is not None]
         found = torch.autograd.grad(
-            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=torch.is_grad_enabled(),
+            [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=again,
             allow_unused=True,
         )  # fmt: skip
     each = iter(found)

@@ -12,6 +12,7 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 
 from pynlm.kernels.xent import xent_forward, xent_gradients
+from pynlm.torch.module import follow_threads
 from pynlm.torch.tensors import array, contiguous, readable, watched
 
 Array = npt.NDArray[Any]

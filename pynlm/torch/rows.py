@@ -22,7 +22,7 @@ class Rows:
     Attributes
     ----------
     lengths
-        int32 [B]: steps that each row takes part in.
+        int32 [B]: steps that each row takes part in; None if it is all steps for all.
 
     Examples
     --------
@@ -37,8 +37,10 @@ class Rows:
 
     def __init__(self, sizes: npt.NDArray[np.int64]) -> None:
         self.steps, self.batch, self.total = len(sizes), int(sizes[0]), int(sizes.sum())
-        falling = np.searchsorted(-sizes, -np.arange(self.batch), side="left")
-        self.lengths = falling.astype(np.int32)
+        self.lengths: npt.NDArray[np.int32] | None = None
+        if sizes[-1] != self.batch:
+            found = np.searchsorted(-sizes, -np.arange(self.batch), side="left")
+            self.lengths = found.astype(np.int32)
         # runs of steps with the same rows: first step, end, rows
         ends = [*(np.flatnonzero(sizes[1:] != sizes[:-1]) + 1).tolist(), self.steps]
         self._runs = [
@@ -46,7 +48,9 @@ class Rows:
         ]
 
     def pad(self, packed: Array) -> Array:
-        """[N, W] as [T, B, W]; what lies beyond a row's length is not set."""
+        """[N, W] as [T, B, W], a view if it can be; beyond a row's length nothing is set."""
+        if self.lengths is None:
+            return packed.reshape(self.steps, self.batch, -1)
         padded = np.empty((self.steps, self.batch, packed.shape[1]), packed.dtype)
         at = 0
         for first, end, rows in self._runs:
@@ -66,13 +70,14 @@ class Rows:
     @cached_property
     def turn(self) -> npt.NDArray[np.intp]:
         """Where each of the T·B entries comes from, if each row is reversed within its length."""
-        t = np.arange(self.steps)[:, None]
-        step = np.where(t < self.lengths, self.lengths - 1 - t, t)
+        t, n = np.arange(self.steps)[:, None], self.lengths
+        assert n is not None
+        step = np.where(t < n, n - 1 - t, t)
         return (step * self.batch + np.arange(self.batch)).reshape(-1)
 
 
 def reversed_in_time(x: Array, rows: Rows | None) -> Array:
     """[T, B, W] with each row reversed within its length: a copy, or `x` itself of one step."""
-    if rows is not None:
+    if rows is not None and rows.lengths is not None:
         return np.take(x.reshape(-1, x.shape[2]), rows.turn, axis=0).reshape(x.shape)
     return x if len(x) == 1 else np.ascontiguousarray(x[::-1])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import fields
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -18,7 +21,7 @@ from pynlm.layers.variant import Drawn, draw, drop_weights
 from pynlm.torch.rows import Rows, reversed_in_time
 from pynlm.torch.tensors import Array
 
-LAYERS: dict[str, type[Recurrent]] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
+CELLS: dict[str, type[Recurrent]] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 _PLAIN = RecurrentOptions()
 _POOL = Pool()  # masks and dropped weights, which variants draw
 
@@ -37,35 +40,30 @@ class Stack:
 
     Parameters
     ----------
-    mode
-        "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
-    hidden_size, proj_size, num_layers, bidirectional, bias
-        As torch.nn.LSTM's.
-    options
-        Variants; None: the plain cell.
+    settings
+        As `settings` writes them.
+
+    Notes
+    -----
+    Copies and pickles of it are `stack_of(settings)` again.
     """
 
-    def __init__(
-        self,
-        mode: str,
-        hidden_size: int,
-        proj_size: int = 0,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        bias: bool = True,
-        options: RecurrentOptions | None = None,
-    ) -> None:
+    def __init__(self, settings: str) -> None:
+        mode, *numbers = settings.partition("{")[0].split()
+        hidden_size, proj_size, num_layers, bidirectional, bias = map(int, numbers)
+        options = options_of(settings.partition("{")[1] + settings.partition("{")[2])
+        self.settings = settings
         self.mode, self.cell = mode, mode.partition("_")[0]
         self.hidden_size, self.proj_size = hidden_size, proj_size
-        self.num_layers, self.bias = num_layers, bias
+        self.num_layers, self.bias = num_layers, bool(bias)
         self.directions = 2 if bidirectional else 1
         self.options = options
         self.width = proj_size or hidden_size
-        layer = LAYERS[self.cell]
+        layer = CELLS[self.cell]
         own = options or _PLAIN
         self.rows = layer.gate_count(own) * hidden_size
         self.extras = extra_weights(self.cell, hidden_size, options)
-        self.count = 2 + 2 * bias + bool(proj_size) + len(self.extras)
+        self.count = 2 + 2 * self.bias + bool(proj_size) + len(self.extras)
         self.has_cell_state = self.cell == "LSTM"
         self._apart = self.cell == "GRU" and not own.reset_before  # b_hn
         self._fixed: dict[str, Any] = {}
@@ -77,18 +75,24 @@ class Stack:
         home = _kernels if options is None else kernels
         self._forward = getattr(home, f"{name}_forward")
         self._backward = getattr(home, f"{name}_backward")
-        self._layouts: dict[tuple[Any, ...], _Layout] = {}
+        self._layouts: dict[tuple[Any, ...], Layout] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return stack_of, (self.settings,)
+
+    def __deepcopy__(self, memo: Any) -> Stack:
+        return self
 
     def layout(
         self, T: int, B: int, *, saves: bool, train: bool, packed: bool, masked: bool
-    ) -> _Layout:
+    ) -> Layout:
         """Where the arrays of a pass lie in one buffer."""
         key = (T, B, saves, train, packed, masked)
         found = self._layouts.get(key)
         if found is None:
             if len(self._layouts) >= 64:  # ragged batches: a new T each
                 self._layouts.clear()
-            found = self._layouts[key] = _Layout(self, *key)
+            found = self._layouts[key] = Layout(self, *key)
         return found
 
     def forward(
@@ -382,7 +386,7 @@ class Stack:
 _OURS = frozenset({"x", "y"})
 
 
-class _Layout:
+class Layout:
     """Offsets of a pass's arrays in one buffer."""
 
     def __init__(
@@ -396,7 +400,7 @@ class _Layout:
             layer, backward = divmod(k, D)
             shapes: dict[str, tuple[int, ...]] = {}
             last = layer + 1 == L
-            if D == 2 or not last or (packed and saves):
+            if D == 2 or not last or packed:
                 shapes["y"] = (T, B, P)
             if layer and not backward and (D == 2 or masked):
                 shapes["x"] = (T, B, D * P)
@@ -428,11 +432,29 @@ class _Layout:
         ]
 
 
+@lru_cache(maxsize=None)
+def stack_of(settings: str) -> Stack:
+    """The stack of `settings`, one for all modules that have the same."""
+    return Stack(settings)
+
+
+def options_text(options: RecurrentOptions | None) -> str:
+    """Options as `Stack` and the operators take them; "" of the plain cell."""
+    if options is None:
+        return ""
+    return json.dumps({f.name: getattr(options, f.name) for f in fields(options)})
+
+
+def options_of(text: str) -> RecurrentOptions | None:
+    """What `options_text` wrote."""
+    return RecurrentOptions(**json.loads(text)) if text else None
+
+
 def extra_weights(
     cell: str, hidden_size: int, options: RecurrentOptions | None
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of a variant's weights that torch's modules do not have, by the kernels' names."""
     if options is None:
         return {}
-    found = LAYERS[cell].extras(hidden_size, options)
+    found = CELLS[cell].extras(hidden_size, options)
     return {name: shape for name, shape in found.items() if name not in ("b_hn", "w_hr")}

@@ -1,0 +1,246 @@
+"""torch.nn.LSTM, GRU and RNN on pynlm's kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pynlm.layers import RecurrentOptions
+from pynlm.torch.autograd import Call, RecurrentStack, dense
+from pynlm.torch.module import (
+    Variants,
+    add_extras,
+    cast,
+    follow_threads,
+    reset_extras,
+    states_as,
+    wants_graph,
+)
+from pynlm.torch.operators import context, recurrent
+from pynlm.torch.stack import extra_weights
+from pynlm.torch.tensors import NUMPY, readable, watched
+
+
+class _Recurrent(Variants):
+    """What the three share; stands before torch's class among the bases."""
+
+    extra_names: tuple[str, ...] = ()
+    """A variant's own parameters, by layer and direction."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        options = self._take_options(kwargs)
+        super().__init__(*args, **kwargs)
+        if options is not None:
+            self._add(options)
+
+    def _add(self, options: RecurrentOptions) -> None:
+        """Make the plain module one with options."""
+        self._set_options(options)
+        like, size = self._flat_weights[0], self.hidden_size
+        if options.coupled_gates:
+            for name in self._flat_weights_names:
+                if not name.startswith("weight_hr"):
+                    shape = (3 * size, *getattr(self, name).shape[1:])
+                    setattr(self, name, torch.nn.Parameter(like.new_empty(shape)))
+            self._init_flat_weights()
+        shapes = {
+            f"{kind}_l{layer}{way}": shape
+            for layer in range(self.num_layers)
+            for way in ("", "_reverse")[: 1 + self.bidirectional]
+            for kind, shape in extra_weights(self.cell, size, options).items()
+        }
+        add_extras(self, shapes, like)
+        self.extra_names = tuple(shapes)
+        if options.coupled_gates:
+            self.reset_parameters()
+        else:
+            reset_extras(self, shapes, 1 / math.sqrt(size))
+
+    def reset_parameters(self) -> None:
+        """As torch's; layer norm starts from gains 1 and biases 0."""
+        super().reset_parameters()
+        reset_extras(self, self.extra_names)
+
+    def extra_repr(self) -> str:
+        """torch's, and the variants."""
+        return super().extra_repr() + self._options_repr()
+
+    def _weight_names(self) -> list[str]:
+        """Names in the order in which a `Stack` takes weights."""
+        own, extra = self._flat_weights_names, self.extra_names
+        if not extra:
+            return own
+        k = self.num_layers * (2 if self.bidirectional else 1)
+        n, e = len(own) // k, len(extra) // k
+        names: list[str] = []
+        for i in range(k):
+            names += [*own[i * n : i * n + n], *extra[i * e : i * e + e]]
+        return names
+
+    def _settings(self) -> str:
+        """What `Stack` is made of."""
+        return (
+            f"{self.mode} {self.hidden_size} {self.proj_size} {self.num_layers} "
+            f"{int(self.bidirectional)} {int(self.bias)} {self.options_text}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_pynlm", None)
+        return state
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """What torch.jit.script compiles in place of this module: torch's own."""
+        return self._as_torch()
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """As torch's module.
+
+        Parameters
+        ----------
+        input
+            [T, B, I], with `batch_first` [B, T, I], unbatched [T, I], or a PackedSequence.
+        hx
+            Initial state as torch's module takes it; None: zeros.
+
+        Returns
+        -------
+        output, state
+            As torch's module.
+
+        Raises
+        ------
+        RuntimeError, ValueError
+            What torch's module raises for the same mistake.
+        NotImplementedError
+            A variant of another dtype than float32 and float64, on another device than the CPU, or
+            within torch.func's transforms.
+        """
+        packed = isinstance(input, PackedSequence)
+        compiling = torch.compiler.is_compiling()
+        if packed:
+            x, sizes, order, back = input
+        else:
+            x, sizes, order, back = input, None, None, None
+        if compiling:
+            weights = [getattr(self, name) for name in self._weight_names()]
+            usable = x.device.type == "cpu" and x.dtype in NUMPY
+        else:
+            stack, names, calls = self._stack()
+            weights = self._weights(names)
+            usable = readable(x) and readable(weights[0]) and not watched()
+        if not usable or x.numel() == 0:
+            return self._elsewhere(input, hx)
+        if x.dtype != weights[0].dtype and torch.is_autocast_enabled("cpu"):
+            x, hx = cast(x, hx, weights[0].dtype)
+        flat = x.dim() == 2 and not packed
+        if flat:
+            x = x.unsqueeze(1)
+        elif self.batch_first and not packed and x.dim() == 3:
+            x = x.transpose(0, 1)
+        fits = x.dim() == (2 if packed else 3) and x.shape[-1] == self.input_size
+        if not fits or x.dtype != weights[0].dtype:
+            return self._elsewhere(input, hx)
+        batch = x.shape[1] if sizes is None else _batch(sizes, back)
+        states = states_as(hx, self._state_shapes(None if flat else batch), x)
+        if states is None:
+            return self._elsewhere(input, hx)
+        if hx is not None and flat:
+            states = [None if s is None else s.unsqueeze(1) for s in states]
+        elif hx is not None and order is not None:
+            states = [None if s is None else s.index_select(1, order) for s in states]
+        h, c = states
+
+        masks = self._masks(x)
+        seed = self._seed()
+        saves = wants_graph(x, states, weights)
+        rest = masks + weights
+        if compiling:
+            y, h_n, c_n, _ = recurrent(
+                x, h, c, rest, sizes, seed, self._settings(), batch, len(masks), self.training, saves
+            )
+            out = (y, h_n, c_n) if self.mode == "LSTM" else (y, h_n)
+        else:
+            follow_threads()
+            call = calls[self.training]
+            if masks or seed is not None or packed:
+                call = Call(stack, context(self.training, seed), sizes, len(masks))
+            if saves:
+                out = RecurrentStack.apply(call, x, h, c, *rest)
+            else:
+                x = x.detach().contiguous()
+                out = call.run(x, dense(h), dense(c), rest, False)[: 3 if stack.has_cell_state else 2]
+        return self._results(out, input, flat)
+
+    def _state_shapes(self, batch: int | None) -> list[tuple[int, ...]]:
+        """Shapes of h and (LSTM) c, without batch unbatched."""
+        k = self.num_layers * (2 if self.bidirectional else 1)
+        rows = (k,) if batch is None else (k, batch)
+        shapes = [(*rows, self.proj_size or self.hidden_size)]
+        return [*shapes, (*rows, self.hidden_size)] if self.mode == "LSTM" else shapes
+
+    def _masks(self, x: Tensor) -> list[Tensor]:
+        """Dropout between layers, drawn by torch's generator as torch's modules draw it."""
+        if not (self.training and self.dropout > 0 and self.num_layers > 1):
+            return []
+        width = (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1)
+        ones = torch.ones((*x.shape[:-1], width), dtype=x.dtype)
+        return [torch.dropout(ones, self.dropout, True) for _ in range(self.num_layers - 1)]
+
+    def _results(self, out: tuple[Tensor, ...], input: Any, flat: bool) -> Any:
+        """Outputs and states in the caller's shapes."""
+        y, *states = out
+        if isinstance(input, PackedSequence):
+            _, sizes, order, back = input
+            if back is not None:
+                states = [s.index_select(1, back) for s in states]
+            y = PackedSequence(y, sizes, order, back)
+        elif flat:
+            y, states = y.squeeze(1), [s.squeeze(1) for s in states]
+        elif self.batch_first:
+            y = y.transpose(0, 1)
+        return y, tuple(states) if self.mode == "LSTM" else states[0]
+
+    def _elsewhere(self, input: Any, hx: Any) -> Any:
+        """torch's own implementation, or its exception for wrong arguments."""
+        if self.options is None:
+            return super().forward(input, hx)
+        twin = self.torch_class(
+            self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
+            batch_first=self.batch_first, bidirectional=self.bidirectional, device="meta",
+            dtype=self._flat_weights[0].dtype,
+            **({"proj_size": self.proj_size} if self.proj_size else {}),
+        )  # fmt: skip
+        self._refuse(twin, input, hx)
+
+
+class LSTM(_Recurrent, torch.nn.LSTM):
+    """torch.nn.LSTM on pynlm's kernels."""
+
+    cell = "LSTM"
+    torch_class = torch.nn.LSTM
+
+
+class GRU(_Recurrent, torch.nn.GRU):
+    """torch.nn.GRU on pynlm's kernels."""
+
+    cell = "GRU"
+    torch_class = torch.nn.GRU
+
+
+class RNN(_Recurrent, torch.nn.RNN):
+    """torch.nn.RNN on pynlm's kernels."""
+
+    cell = "RNN"
+    torch_class = torch.nn.RNN
+
+
+def _batch(sizes: Tensor, back: Tensor | None) -> int:
+    """Rows of a packed sequence, from a shape if one says it."""
+    if back is not None:
+        return back.shape[0]
+    return int(sizes[0])
