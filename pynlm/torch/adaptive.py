@@ -122,6 +122,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             )
             and (torch.compiler.is_compiling() or not watched())
         )
+        if fits and not torch.compiler.is_compiling():
+            follow_threads()
         return given if fits else None
 
 

@@ -111,7 +111,9 @@ def linear_cross_entropy(
     loss: Tensor
     if torch.compiler.is_compiling():
         loss = _operator(*given, wanted and reduction != "none")[0]
-    elif wanted:
+        return loss
+    follow_threads()
+    if wanted:
         loss = _Function.apply(*given)  # type: ignore[no-untyped-call]
     else:
         loss = _loss(*given)
@@ -149,7 +151,7 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
 
 def as_in_autocast(input: Tensor, weight: Tensor) -> Tensor:
     """`input` in the dtype of `weight` where autocast has made it narrower."""
-    if input.dtype is not weight.dtype and torch.is_autocast_enabled("cpu") and input.is_cpu:
+    if torch.is_autocast_enabled("cpu") and input.dtype is not weight.dtype and input.is_cpu:
         return input.to(weight.dtype)
     return input
 

@@ -167,6 +167,7 @@ def test_log_prob_has_gradients() -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's forward mode
 @pytest.mark.parametrize("want", WANTS)
 def test_gradcheck(want: str) -> None:
     """First and second derivatives, batched gradients and forward mode too."""
@@ -248,7 +249,9 @@ def test_mistakes_raise_what_torch_raises(mistake: str) -> None:
     for head in twins():
         with pytest.raises(Exception) as raised:
             head(*MISTAKES[mistake](*batch()))
-        found.append((raised.type, str(raised.value)))
+        # which attribute is missed first does not matter
+        message = "" if raised.type is AttributeError else str(raised.value)
+        found.append((raised.type, message))
     assert found[0] == found[1]
 
 
@@ -295,6 +298,7 @@ def test_autocast_computes_in_the_dtype_of_the_weights() -> None:
 def test_compile(bias: bool, want: str) -> None:
     """One graph; a cluster without a token gets zeros there."""
     ours, _ = twins(torch.float32, bias=bias)
+    torch.compiler.reset()
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     input, target = batch(torch.float32)
     expected = results(ours, input, target, want)
