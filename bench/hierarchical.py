@@ -52,7 +52,7 @@ WIDTHS = (100, 200, 300)
 WORDS = 500_000
 LONGEST = 1000
 """Words of a line: gensim cuts longer ones, too."""
-PAIRS = 4096
+PAIRS = 2048
 """In a batch."""
 AGREES = 0.03
 """Relative: gensim's logarithms come from a table of a thousand steps, rounded down."""

@@ -212,4 +212,7 @@ def result_of(
 
 
 def _by_round(above: list[float], below: list[float]) -> list[float]:
+    """Ratios of each round's times; one time stands for all rounds."""
+    if len(above) == 1:
+        above = above * len(below)
     return [a / b for a, b in zip(above, below, strict=True)]

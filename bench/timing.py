@@ -7,12 +7,14 @@ that does not count, and time the next. The call that does not count wakes the c
 and fetches its own data to the caches, so that what is timed is the steady state of a loop that
 calls nothing else, for each contender alike. Where a call takes so long that this makes no
 difference (`LONG`) it is left out. The order changes from round to round, and what is reported are
-medians over many rounds.
+medians over many rounds; only a contender of which one call takes longer than a whole case may has
+that one time.
 """
 
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,10 +49,15 @@ class Budget(NamedTuple):
     most: int = 200
     patience: float = 5.0
 
+    @property
+    def limit(self) -> float:
+        """Seconds beyond which no more than the fewest rounds are made."""
+        return self.patience * self.seconds
+
     def rounds(self, seconds: float) -> int:
         """How many rounds that take so long each."""
         few = min(3, self.least)
-        least = min(self.least, max(few, int(self.patience * self.seconds / seconds)))
+        least = min(self.least, max(few, int(self.limit / seconds)))
         return min(max(least, int(self.seconds / seconds)), self.most)
 
     def enough(self, rounds: int, seconds: float) -> bool:
@@ -59,7 +66,7 @@ class Budget(NamedTuple):
             return True
         if rounds >= self.least:
             return seconds >= self.seconds
-        return rounds >= min(3, self.least) and seconds >= self.patience * self.seconds
+        return rounds >= min(3, self.least) and seconds >= self.limit
 
 
 @dataclass(frozen=True)
@@ -114,22 +121,31 @@ class Contest:
     ----------
     disturbed
         Turns that began while another's threads were still running.
+    once
+        Seconds of those contenders that `prepare` has called once, and nothing calls again.
     """
 
     def __init__(self, contenders: Mapping[str, Callable[[], object]]) -> None:
         self.contenders = dict(contenders)
         self.disturbed = 0
-        self.first: dict[str, float] = {}
+        self.once: dict[str, float] = {}
         self._warms = False
 
-    def prepare(self) -> float:
-        """Call each contender until it runs as it will; seconds that a round takes, about."""
+    def prepare(self, limit: float = math.inf) -> float:
+        """Call each contender until it runs as it will; seconds that a round takes, about.
+
+        Where the first call takes longer than `limit` seconds it is the only one.
+        """
+        first: list[float] = []
         for name, call in self.contenders.items():
             self._settle()
-            call()
-            self.first[name] = clock(call)
-        self._warms = min(self.first.values()) < LONG
-        return sum(self.first.values()) * (2 if self._warms else 1)
+            seconds = clock(call)
+            if seconds > limit:
+                self.once[name] = seconds
+            else:
+                first.append(clock(call))
+        self._warms = bool(first) and min(first) < LONG
+        return sum(first) * (2 if self._warms else 1)
 
     def ready(self, name: str) -> None:
         """All of a turn that comes before the timed call."""
@@ -144,14 +160,15 @@ class Contest:
 
     def round(self, number: int) -> dict[str, float]:
         """Seconds of one call of each, in an order that depends on the round."""
-        names = list(self.contenders)
-        start = number % len(names)
+        names = [name for name in self.contenders if name not in self.once]
+        start = number % max(len(names), 1)
         return {name: self.turn(name) for name in names[start:] + names[:start]}
 
     def run(self, budget: Budget) -> dict[str, list[float]]:
         """Seconds of all calls, by contender."""
-        self.prepare()
+        self.prepare(budget.limit)
         found: dict[str, list[float]] = {name: [] for name in self.contenders}
+        found |= {name: [seconds] for name, seconds in self.once.items()}
         start, rounds = time.perf_counter(), 0
         with no_collection():
             while not budget.enough(rounds, time.perf_counter() - start):

@@ -76,6 +76,12 @@ inline void store_n(T* p, Vec<T> v, int64_t n) {
 #endif
 }
 
+// Asks for x[0:n] to come to the cache.
+template <class T>
+inline void fetch(const T* x, int64_t n) {
+    for (int64_t k = 0; k < n; k += 64 / int64_t(sizeof(T))) __builtin_prefetch(x + k);
+}
+
 // Lane by lane in a fixed order, so that the result depends on the data alone.
 template <class T>
 inline T sum_lanes(Vec<T> v) {

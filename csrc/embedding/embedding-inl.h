@@ -3,13 +3,17 @@
 // For threads_for: a member is worth waking for 400 kB of rows, 5 us or more.
 constexpr double kEmbeddingFlopsAByte = 0.5;
 
+constexpr int64_t kRowsAhead = 4;  // of a table that is not in the cache
+
 template <class T>
 void embedding_forward(const EmbeddingForwardArgs<T>& a) {
     auto body = [&](int tid, int size) {
         const Range mine = share(a.N, 1, tid, size);
         const size_t bytes = size_t(a.D) * sizeof(T);
-        for (int64_t n = mine.begin; n < mine.end; ++n)
+        for (int64_t n = mine.begin; n < mine.end; ++n) {
+            if (n + kRowsAhead < mine.end) fetch(a.w + int64_t(a.ids[n + kRowsAhead]) * a.D, a.D);
             __builtin_memcpy(a.y + n * a.D, a.w + int64_t(a.ids[n]) * a.D, bytes);
+        }
     };
     parallel(threads_for(kEmbeddingFlopsAByte * sizeof(T) * double(a.N) * double(a.D)), body);
 }
@@ -52,11 +56,9 @@ inline uint64_t* radix_sort_ids(uint64_t* keys, uint64_t* spare, int64_t n) {
 template <class T>
 inline void sum_positions(T* __restrict out, int64_t n, const T* __restrict dy, int64_t D,
                           const uint64_t* keys, int64_t begin, int64_t end, int64_t last) {
-    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
     for (int64_t i = begin; i < end; ++i) {
         const T* row = dy + key_position(keys[i]) * D;
-        const T* next = dy + key_position(keys[i < last ? i + 1 : i]) * D;
-        for (int64_t c = 0; c < n; c += kLine) __builtin_prefetch(next + c);
+        fetch(dy + key_position(keys[i < last ? i + 1 : i]) * D, n);
         if (i == begin) {
             __builtin_memcpy(out, row, size_t(n) * sizeof(T));
             continue;

@@ -72,6 +72,11 @@ inline double node_loss(T* z, int64_t rows, int64_t child, T weight) {
     return own >= others ? std::log1p(others / own) : (top - double(chosen)) + std::log(sum);
 }
 
+// A token that has passed a node.
+struct NodeToken {
+    int64_t dz, token;
+};
+
 // A node on the path of a group of tokens.
 struct PathPair {
     int64_t dz;  // where the first token's are; the next one's follow `places` further on
@@ -110,14 +115,6 @@ inline double group_loss(PathGroup<T>& group, int64_t H, const T* h, T weight, T
     return sum;
 }
 
-// Asks for the first row of a pair.
-template <class T>
-inline void fetch_row(const HsoftmaxTree<T>& t, const PathPair& pair) {
-    constexpr int64_t kLine = 64 / int64_t(sizeof(T));
-    const T* const row = t.w + pair.row * t.H;
-    for (int64_t k = 0; k < t.H; k += kLine) __builtin_prefetch(row + k);
-}
-
 // Loss of a token but for its wide nodes, and with kGradients its dh and dz. The path's pairs are
 // [begin, end); those up to `ahead` are still to be read.
 template <class T, bool kGradients>
@@ -134,7 +131,7 @@ inline double token_loss(const HsoftmaxTree<T>& t, const PathPair* pairs, int64_
     };
     for (int64_t p = begin; p < end; ++p) {
         const PathPair& pair = pairs[p];
-        if (p + kAhead < ahead) fetch_row(t, pairs[p + kAhead]);
+        if (p + kAhead < ahead) fetch(t.w + pairs[p + kAhead].row * t.H, t.H);
         if (pair.rows >= kWideRows) continue;
         if (pair.rows > 1) {
             T* const own = kGradients ? dz + pair.dz : z;
@@ -183,6 +180,7 @@ struct PathPairs {
     T* dz;
     int64_t* begins;  // [nodes + 1]: where each of the nodes met begins in keys
     int64_t* work;    // [nodes + 1]: and how many tokens there are before it
+    NodeToken* on;    // [work[nodes]]: the tokens of each node, see list_tokens
 };
 
 // Groups of equal targets.
@@ -219,6 +217,21 @@ void sort_pairs(PathPairs<T>& all, uint64_t* spare, Scratch& scratch) {
     }
     all.begins[all.nodes] = all.count;
     all.work[all.nodes] = tokens;
+}
+
+// The tokens on all nodes: narrow_nodes reads them once for each block of columns.
+template <class T>
+void list_tokens(PathPairs<T>& all, Scratch& scratch) {
+    all.on = scratch.take<NodeToken>(all.work[all.nodes]);
+    NodeToken* next = all.on;
+    for (int64_t i = 0; i < all.count; ++i) {
+        const PathPair& pair = all.pairs[key_position(all.keys[i])];
+        int64_t dz = pair.dz;
+        for (int64_t j = all.group[pair.group]; j < all.group[pair.group + 1]; ++j) {
+            *next++ = {dz, all.token[j]};
+            dz += all.places[pair.group];
+        }
+    }
 }
 
 // One pass over the tokens: nll, and with kGradients dh.
@@ -275,6 +288,10 @@ PathPairs<T> walk_paths(const Args& a, T* dh, const T* weights, Scratch& scratch
             const int64_t n = all.token[i], before = (i - all.group[g]) * all.places[g];
             // while it is the group's last token, the next groups' rows come
             const int64_t ahead = i + 1 == all.group[g + 1] ? all.count : 0;
+            if (i + 1 < mine.end) {
+                fetch(a.h + all.token[i + 1] * t.H, t.H);
+                if (kGradients) fetch(dh + all.token[i + 1] * t.H, t.H);
+            }
             a.nll[n] = T(token_loss<T, kGradients>(
                 t, all.pairs, first_pair[g], first_pair[g + 1], ahead, a.h + n * t.H,
                 kGradients ? dh + n * t.H : nullptr, weights != nullptr ? weights[n] : T(1),
@@ -358,24 +375,21 @@ void wide_nodes(const Args& a, const PathPairs<T>& all, T* dh, const T* weights,
     }
 }
 
-// out[0:n] = sum over keys[begin:end] of dz[r] h[0:n], n at most NV vectors.
+// out[0:n] = sum over on[begin:end] of dz[r] h[0:n], n at most NV vectors.
 template <class T, int NV>
 void sum_tokens(T* out, int64_t n, const PathPairs<T>& all, int64_t begin, int64_t end, int64_t r,
                 const T* h, int64_t H) {
     constexpr int64_t L = kLanes<T>;
-    const int64_t last = n - (NV - 1) * L;
+    const int64_t last = n - (NV - 1) * L, all_tokens = all.work[all.nodes];
     Vec<T> sum[NV] = {};
     for (int64_t i = begin; i < end; ++i) {
-        const PathPair& pair = all.pairs[key_position(all.keys[i])];
-        const T* own = all.dz + pair.dz + r;
-        for (int64_t j = all.group[pair.group]; j < all.group[pair.group + 1]; ++j) {
-            const T* const row = h + all.token[j] * H;
-            const Vec<T> dz = splat(*own);
-            own += all.places[pair.group];
+        // where h outgrows the second-level cache; the next node's first ones, too
+        if (i + kAhead < all_tokens) fetch(h + all.on[i + kAhead].token * H, n);
+        const T* const row = h + all.on[i].token * H;
+        const Vec<T> dz = splat(all.dz[all.on[i].dz + r]);
 #pragma GCC unroll 8
-            for (int v = 0; v < NV; ++v)
-                sum[v] += dz * (v < NV - 1 ? load(row + v * L) : load_n(row + v * L, last));
-        }
+        for (int v = 0; v < NV; ++v)
+            sum[v] += dz * (v < NV - 1 ? load(row + v * L) : load_n(row + v * L, last));
     }
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) store_n(out + v * L, sum[v], v < NV - 1 ? L : last);
@@ -419,7 +433,7 @@ void narrow_nodes(const HsoftmaxGradientsArgs<T>& a, const PathPairs<T>& all,
             }
             const int64_t column = block * kColumns, rest = H - column;
             for (; i < all.nodes && all.work[i] < high; ++i) {
-                const int64_t begin = all.begins[i], end = all.begins[i + 1];
+                const int64_t begin = all.work[i], end = all.work[i + 1];
                 const int64_t rows = position[i + 1] - position[i];
                 for (int64_t r = 0; r < rows && rows < kWideRows; ++r) {
                     T* const out = a.drows + (position[i] + r) * H + column;
@@ -427,12 +441,7 @@ void narrow_nodes(const HsoftmaxGradientsArgs<T>& a, const PathPairs<T>& all,
                                 a.h + column, H);
                     if (block > 0 || a.db == nullptr) continue;
                     double sum = 0;
-                    for (int64_t k = begin; k < end; ++k) {
-                        const PathPair& pair = all.pairs[key_position(all.keys[k])];
-                        const int64_t g = pair.group;
-                        for (int64_t j = 0; j < all.group[g + 1] - all.group[g]; ++j)
-                            sum += double(all.dz[pair.dz + j * all.places[g] + r]);
-                    }
+                    for (int64_t k = begin; k < end; ++k) sum += double(all.dz[all.on[k].dz + r]);
                     a.db[position[i] + r] = T(sum);
                 }
             }
@@ -451,7 +460,7 @@ void hsoftmax_forward(const HsoftmaxForwardArgs<T>& a) {
 template <class T>
 void hsoftmax_gradients(const HsoftmaxGradientsArgs<T>& a) {
     Scratch scratch;
-    const PathPairs<T> all = walk_paths<T, true>(a, a.dh, a.weights, scratch);
+    PathPairs<T> all = walk_paths<T, true>(a, a.dh, a.weights, scratch);
     int64_t* const position = scratch.take<int64_t>(all.nodes + 1);
     position[0] = 0;
     for (int64_t i = 0; i < all.nodes; ++i) {
@@ -463,6 +472,7 @@ void hsoftmax_gradients(const HsoftmaxGradientsArgs<T>& a) {
     }
     *a.count = position[all.nodes];
     if (*a.count > a.P) return;
+    list_tokens(all, scratch);
     narrow_nodes(a, all, position);
     wide_nodes<T>(a, all, a.dh, a.weights, a.drows, a.db, position);
 }

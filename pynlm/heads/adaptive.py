@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, check_integer
+from pynlm.arrays import check_ids
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.linear import linear_backward, linear_forward
 from pynlm.kernels.xent import (
@@ -20,8 +20,8 @@ from pynlm.kernels.xent import (
     xent_top_k,
 )
 from pynlm.layers.clusters import check_cutoffs, cluster_widths, places_by_cluster
-from pynlm.layers.context import SCORING, Context
-from pynlm.layers.convert import IntArray, as_floats, take
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray, take
 from pynlm.layers.parameters import Claim, Parameter, Spec
 
 Array = npt.NDArray[Any]
@@ -202,37 +202,19 @@ class Adaptive(FusedHead):
             claims += [dw, dp]
         return Gradients(dh, claims)
 
-    def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
-        h = as_floats(h, self.dtype)
+    def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
         head = self._head_log_prob(h, ctx)
-        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
         log_prob[:, : self.shortlist] = head[:, : self.shortlist]
         for i, tail in enumerate(self.tails, self.shortlist):
             size = len(tail.weight.data)
             some = self.pool.lease((len(h), size), self.dtype)
             xent_log_prob(log_prob=some, **self._tail_map(h, tail, ctx))
             np.add(some, head[:, i : i + 1], out=log_prob[:, tail.first : tail.first + size])
-        return log_prob
 
-    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
-        """The k most probable tokens after hidden states `h` [N, H], exactly.
-
-        No token is more probable than its cluster, so clusters are opened from the most probable
-        one on, and only while they are as probable as the k-th best token so far.
-
-        Returns
-        -------
-        log_prob, ids
-            [N, k] in nats, falling, and int32 [N, k]; of equal ones the smaller id comes first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
-        """
-        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
-        h = as_floats(h, self.dtype)
+    def _top_k(self, log_prob: Array, ids: IntArray, h: Array, ctx: Context) -> None:
+        # No token is more probable than its cluster, so clusters are opened from the most probable
+        # one on, and only while they are as probable as the k-th best token so far.
+        k = ids.shape[1]
         # A cluster that is not among so many entries is less probable than k tokens.
         count = min(k + len(self.tails), len(self.weight.data))
         entries = self.pool.lease((len(h), count), self.dtype)
@@ -242,8 +224,8 @@ class Adaptive(FusedHead):
         row, column = np.nonzero(found >= self.shortlist)
         clusters[row, found[row, column] - self.shortlist] = entries[row, column]
         entries[row, column] = -np.inf
-        log_prob = np.full((len(h), k), -np.inf, self.dtype)
-        ids = np.full((len(h), k), self.vocab_size - 1, np.int32)
+        log_prob.fill(-np.inf)
+        ids.fill(self.vocab_size - 1)
         everywhere = np.arange(len(h))
         _merge(log_prob, ids, everywhere, entries, found)
         order = np.argsort(-clusters, axis=1, kind="stable")
@@ -261,33 +243,11 @@ class Adaptive(FusedHead):
                     some += clusters[rows, i, None]
                     words += tail.first
                     _merge(log_prob, ids, rows, some, words)
-        return log_prob, ids
 
-    def sample(self, h: Array, rng: Context) -> IntArray:
-        """One token for each of the hidden states `h` [N, H], drawn from its distribution.
-
-        An entry of the head is drawn, and if that is a cluster, a token in it.
-
-        Parameters
-        ----------
-        rng
-            Row n's random numbers depend on (seed, step, time0, n) alone: the same context draws
-            the same tokens, another step others.
-
-        Returns
-        -------
-        int32 [N].
-
-        Raises
-        ------
-        TypeError, ValueError
-            A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
-        """
-        h = as_floats(h, self.dtype)
-        drawn = np.empty(len(h), np.int32)
-        key: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
-        xent_sample(ids=drawn, **key, **self._map(h, rng))
-        ids = drawn.copy()
+    def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
+        # An entry of the head is drawn, and if that is a cluster, a token in it.
+        xent_sample(ids=ids, **key, **self._map(h, rng))
+        drawn = ids.copy()
         for i, tail in enumerate(self.tails, self.shortlist):
             rows = np.flatnonzero(drawn == i)
             if len(rows):
@@ -295,21 +255,15 @@ class Adaptive(FusedHead):
                 parts = self._tail_map(take(h, rows, self.pool), tail, rng)
                 xent_sample(ids=some, rows=rows.astype(np.int32), layer=1, **key, **parts)
                 ids[rows] = np.where(some < 0, some, some + tail.first)
-        return self._drawn(ids)
 
-    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H].
-
-        The head's entropy, and each cluster's times its probability: all clusters are computed.
-        """
-        h = as_floats(h, self.dtype)
-        entropy, some = (np.empty(len(h), self.dtype) for _ in range(2))
+    def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
+        # The head's entropy, and each cluster's times its probability: all clusters are computed.
+        some = np.empty_like(entropy)
         xent_entropy(entropy=entropy, **self._map(h, ctx))
         head = self._head_log_prob(h, ctx)
         for i, tail in enumerate(self.tails, self.shortlist):
             xent_entropy(entropy=some, **self._tail_map(h, tail, ctx))
             entropy += np.exp(head[:, i]) * some
-        return entropy
 
     def _head_log_prob(self, h: Array, ctx: Context) -> Array:
         """Log-probabilities [N, shortlist + J] of shortlist and clusters."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, describe
+from pynlm.arrays import check_ids, check_integer, describe
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context
 from pynlm.layers.convert import IntArray, as_exact_floats, as_floats, as_ids, take
@@ -94,9 +94,11 @@ class Head(Protocol):
 
 
 class BaseHead:
-    """Reduction, weights and ignored targets, over a subclass's `_losses`.
+    """What users call, over what a subclass fills in.
 
-    A subclass sets `name`, `pool`, `dtype`, `vocab_size`.
+    Here stand reduction, weights and ignored targets over `_losses`, and the distribution over
+    `_log_prob`, `_top_k`, `_sample` and `_entropy`. A subclass sets `name`, `pool`, `dtype`,
+    `vocab_size`.
     """
 
     learns_likelihood = True
@@ -201,6 +203,82 @@ class BaseHead:
             padded[kept] = values
             values = padded
         return values, backprop
+
+    def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
+        """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
+        h = as_floats(h, self.dtype)
+        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
+        self._log_prob(log_prob, h, ctx)
+        return log_prob
+
+    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
+        """The k most probable tokens after hidden states `h` [N, H], exactly.
+
+        Returns
+        -------
+        log_prob, ids
+            [N, k] in nats, falling, and int32 [N, k]; of equal ones the smaller id comes first.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
+        """
+        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
+        h = as_floats(h, self.dtype)
+        log_prob = self.pool.lease((len(h), k), self.dtype)
+        ids: IntArray = self.pool.lease((len(h), k), np.int32)
+        self._top_k(log_prob, ids, h, ctx)
+        return log_prob, ids
+
+    def sample(self, h: Array, rng: Context) -> IntArray:
+        """One token for each of the hidden states `h` [N, H], drawn from its distribution.
+
+        Parameters
+        ----------
+        rng
+            Row n's random numbers depend on (seed, step, time0, n) alone: the same context draws
+            the same tokens, another step others.
+
+        Returns
+        -------
+        int32 [N].
+
+        Raises
+        ------
+        TypeError, ValueError
+            A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
+        """
+        h = as_floats(h, self.dtype)
+        ids = np.empty(len(h), np.int32)
+        self._sample(ids, h, rng, {"seed": rng.seed, "step": rng.step, "time": rng.time0})
+        return self._drawn(ids)
+
+    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
+        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""
+        h = as_floats(h, self.dtype)
+        entropy = np.empty(len(h), self.dtype)
+        self._entropy(entropy, h, ctx)
+        return entropy
+
+    def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
+        """Fill log_prob [N, V]."""
+        raise NotImplementedError
+
+    def _top_k(self, log_prob: Array, ids: IntArray, h: Array, ctx: Context) -> None:
+        """Fill log_prob and ids [N, k]."""
+        raise NotImplementedError
+
+    def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
+        """Fill ids [N], negative where a row gives no distribution.
+
+        `key` is the kernels' arguments that say which random numbers are meant.
+        """
+        raise NotImplementedError
+
+    def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
+        """Fill entropy [N]."""
+        raise NotImplementedError
 
     def _weights(
         self, weights: object, n: int, func: str = "", name: str = "weights"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_integer, check_number
+from pynlm.arrays import check_number
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.xent import (
     xent_entropy,
@@ -18,8 +17,8 @@ from pynlm.kernels.xent import (
     xent_sample,
     xent_top_k,
 )
-from pynlm.layers.context import SCORING, Context
-from pynlm.layers.convert import IntArray, as_floats
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
@@ -70,6 +69,7 @@ class Full(FusedHead):
 
     Examples
     --------
+    >>> import numpy as np
     >>> from pynlm.layers import Parameters
     >>> head = Full(Parameters(Full.specs("head", vocab_size=11, size=3)))
     >>> h = np.ones((5, 3), np.float32)
@@ -157,59 +157,14 @@ class Full(FusedHead):
     def _penalties(self) -> dict[str, Any]:
         return {"label_smoothing": self.label_smoothing, "z_loss": self.z_loss}
 
-    def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
-        h = as_floats(h, self.dtype)
-        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
+    def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
         xent_log_prob(log_prob=log_prob, **self._map(h, ctx))
-        return log_prob
 
-    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
-        """The k most probable tokens after hidden states `h` [N, H].
-
-        Returns
-        -------
-        log_prob, ids
-            [N, k] in nats, falling, and int32 [N, k]; of equal logits the smaller id comes first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
-        """
-        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
-        h = as_floats(h, self.dtype)
-        log_prob = self.pool.lease((len(h), k), self.dtype)
-        ids: IntArray = self.pool.lease((len(h), k), np.int32)
+    def _top_k(self, log_prob: Array, ids: IntArray, h: Array, ctx: Context) -> None:
         xent_top_k(log_prob=log_prob, ids=ids, **self._map(h, ctx))
-        return log_prob, ids
 
-    def sample(self, h: Array, rng: Context) -> IntArray:
-        """One token for each of the hidden states `h` [N, H], drawn from its distribution.
+    def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
+        xent_sample(ids=ids, **key, **self._map(h, rng))
 
-        Parameters
-        ----------
-        rng
-            Row n's random number depends on (seed, step, time0, n) alone: the same context draws
-            the same tokens, another step others.
-
-        Returns
-        -------
-        int32 [N].
-
-        Raises
-        ------
-        TypeError, ValueError
-            A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
-        """
-        h = as_floats(h, self.dtype)
-        ids = np.empty(len(h), np.int32)
-        xent_sample(ids=ids, seed=rng.seed, step=rng.step, time=rng.time0, **self._map(h, rng))
-        return self._drawn(ids)
-
-    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""
-        h = as_floats(h, self.dtype)
-        entropy = np.empty(len(h), self.dtype)
+    def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
         xent_entropy(entropy=entropy, **self._map(h, ctx))
-        return entropy

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, check_integer
+from pynlm.arrays import check_ids
 from pynlm.heads.fused import FusedHead, Gradients, RowsClaim, claim_rows
 from pynlm.heads.trees import Tree
 from pynlm.kernels.hsoftmax import (
@@ -18,8 +18,8 @@ from pynlm.kernels.hsoftmax import (
     hsoftmax_sample,
     hsoftmax_top_k,
 )
-from pynlm.layers.context import SCORING, Context
-from pynlm.layers.convert import IntArray, as_floats
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
@@ -139,71 +139,21 @@ class Hierarchical(FusedHead):
         """What a walk from the root down needs."""
         return {"first": self.tree.first, "children": self.tree.children, **self._map(h, ctx)}
 
-    def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
-        h = as_floats(h, self.dtype)
-        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
+    def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
         hsoftmax_log_prob(log_prob=log_prob, **self._down(h, ctx))
-        return log_prob
 
-    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
-        """The k most probable tokens after hidden states `h` [N, H].
-
-        Exact: nodes are opened best first, so that few are.
-
-        Returns
-        -------
-        log_prob, ids
-            [N, k] in nats, falling, and int32 [N, k]; of equal ones the smaller id comes first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
-        """
-        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
-        h = as_floats(h, self.dtype)
-        log_prob = self.pool.lease((len(h), k), self.dtype)
-        ids: IntArray = self.pool.lease((len(h), k), np.int32)
+    def _top_k(self, log_prob: Array, ids: IntArray, h: Array, ctx: Context) -> None:
         hsoftmax_top_k(log_prob=log_prob, ids=ids, **self._down(h, ctx))
-        return log_prob, ids
 
-    def sample(self, h: Array, rng: Context) -> IntArray:
-        """One token for each of the hidden states `h` [N, H], drawn child by child.
+    def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
+        hsoftmax_sample(ids=ids, **key, **self._down(h, rng))
 
-        Parameters
-        ----------
-        rng
-            Row n's random numbers depend on (seed, step, time0, n) alone, one for each node.
-
-        Returns
-        -------
-        int32 [N].
-
-        Raises
-        ------
-        TypeError, ValueError
-            A wrong kind or shape of `h`; a row that meets logits that are NaN or infinite.
-        """
-        h = as_floats(h, self.dtype)
-        ids = np.empty(len(h), np.int32)
-        where: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
-        hsoftmax_sample(ids=ids, **where, **self._down(h, rng))
-        return self._drawn(ids)
-
-    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H].
-
-        Sums over all tokens, a block of rows at a time.
-        """
-        h = as_floats(h, self.dtype)
-        entropy = np.empty(len(h), self.dtype)
+    def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
         block = max(1, ENTROPY_BYTES // (self.vocab_size * self.dtype.itemsize))
         for n in range(0, len(h), block):
             log_prob = self.log_prob(h[n : n + block], ctx)
             p = np.exp(log_prob, out=self.pool.like(log_prob))
             entropy[n : n + block] = -np.multiply(p, log_prob, out=p).sum(axis=1, dtype=np.float64)
-        return entropy
 
 
 def tree_names(prefix: str) -> tuple[str, str]:

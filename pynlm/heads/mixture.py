@@ -13,8 +13,8 @@ from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.linear import linear_backward, linear_forward
 from pynlm.kernels.xent import xent_log_prob, xent_sample
-from pynlm.layers.context import SCORING, Context
-from pynlm.layers.convert import IntArray, as_floats
+from pynlm.layers.context import Context
+from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
@@ -205,31 +205,12 @@ class Mixture(FusedHead):
 
     # ---- predictions
 
-    def log_prob(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Log-probabilities [N, V] in nats of all tokens after hidden states `h` [N, H]."""
-        h = as_floats(h, self.dtype)
-        log_prob = self.pool.lease((len(h), self.vocab_size), self.dtype)
+    def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
         for rows, block in self._blocks(h, ctx):
             log_prob[rows] = block
-        return log_prob
 
-    def top_k(self, h: Array, k: int, ctx: Context = SCORING) -> tuple[Array, IntArray]:
-        """The k most probable tokens after hidden states `h` [N, H].
-
-        Returns
-        -------
-        log_prob, ids
-            [N, k] in nats, falling, and int32 [N, k]; of equal ones the smaller id comes first.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `k` is no integer in [1, V]; a wrong kind or shape of `h`.
-        """
-        check_integer(k, func=f"{self.name} top_k", name="k", low=1, high=self.vocab_size)
-        h = as_floats(h, self.dtype)
-        log_prob = self.pool.lease((len(h), k), self.dtype)
-        ids: IntArray = self.pool.lease((len(h), k), np.int32)
+    def _top_k(self, log_prob: Array, ids: IntArray, h: Array, ctx: Context) -> None:
+        k = ids.shape[1]
         for rows, block in self._blocks(h, ctx):
             least = np.partition(block, self.vocab_size - k, axis=1)[:, self.vocab_size - k]
             for n, (row, bound) in enumerate(zip(block, least, strict=True), start=rows.start):
@@ -237,41 +218,18 @@ class Mixture(FusedHead):
                 some = np.flatnonzero(~(row < bound))
                 ids[n] = some[np.argsort(-row[some], kind="stable")[:k]]
                 log_prob[n] = row[ids[n]]
-        return log_prob, ids
 
-    def sample(self, h: Array, rng: Context) -> IntArray:
-        """One token for each of the hidden states `h` [N, H]: of an expert drawn from the prior.
-
-        Parameters
-        ----------
-        rng
-            Row n's random numbers depend on (seed, step, time0, n) alone.
-
-        Returns
-        -------
-        int32 [N].
-
-        Raises
-        ------
-        TypeError, ValueError
-            A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
-        """
-        h = as_floats(h, self.dtype)
+    def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
         e = self._experts(h, rng).reshape(-1, self.experts, h.shape[1])
         chosen = np.empty(len(h), np.int32)
-        where: dict[str, Any] = {"seed": rng.seed, "step": rng.step, "time": rng.time0}
         # Layer 1 keeps the experts' random numbers apart from the tokens'.
         w = self.prior.for_product(len(h))
-        xent_sample(ids=chosen, h=h, w=w, layer=1, backend=rng.backend, **where)
-        return self._softmax.sample(e[np.arange(len(h)), self._drawn(chosen)], rng)
+        xent_sample(ids=chosen, h=h, w=w, layer=1, backend=rng.backend, **key)
+        ids[:] = self._softmax.sample(e[np.arange(len(h)), self._drawn(chosen)], rng)
 
-    def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
-        """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""
-        h = as_floats(h, self.dtype)
-        entropy = np.empty(len(h), self.dtype)
+    def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
         for rows, block in self._blocks(h, ctx):
             entropy[rows] = -(np.exp(block) * block).sum(axis=1, dtype=np.float64)
-        return entropy
 
     def _blocks(self, h: Array, ctx: Context) -> Iterator[tuple[slice, Array]]:
         """Some rows, and their log-probabilities [rows, V]."""

@@ -12,7 +12,6 @@ from pynlm.torch.autograd import Call, RecurrentCell, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
-    cast,
     follow_threads,
     reset_extras,
     states_as,
@@ -113,8 +112,6 @@ class _Cell(Variants):
         if not usable or input.numel() == 0:
             return self._elsewhere(input, hx)
         x, dtype = input, weights[0].dtype
-        if x.dtype != dtype and torch.is_autocast_enabled("cpu"):
-            x, hx = cast(x, hx, dtype)
         flat = x.dim() == 1
         if flat:
             x = x[None]
@@ -145,14 +142,10 @@ class _Cell(Variants):
             return out
         return (out[0][0], out[1][0]) if self.cell == "LSTM" else out[0]
 
-    def _elsewhere(self, input: Any, hx: Any) -> Any:
-        """torch's own implementation, or its exception for wrong arguments."""
-        if self.options is None:
-            return super().forward(input, hx)
-        twin = self.torch_class(
+    def _twin(self) -> torch.nn.Module:
+        return self.torch_class(
             self.input_size, self.hidden_size, self.bias, device="meta", dtype=self.weight_ih.dtype
         )
-        self._refuse(twin, input, hx)
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, NoReturn
 
@@ -16,7 +16,7 @@ from pynlm.layers.variant import PROBABILITIES
 from pynlm.torch.autograd import Call
 from pynlm.torch.operators import context
 from pynlm.torch.stack import Stack, options_text, stack_of
-from pynlm.torch.tensors import kind_of
+from pynlm.torch.tensors import NUMPY, kind_of
 
 VARIANTS = tuple(f.name for f in fields(RecurrentOptions) if f.name != "projection")
 """Keyword arguments that torch's modules do not have; `proj_size` is torch's own."""
@@ -118,13 +118,29 @@ class Variants:
         given = {name: getattr(self.options, name) for name in VARIANTS}
         return "".join(f", {n}={v}" for n, v in given.items() if v != getattr(plain, n))
 
-    def _refuse(self, twin: torch.nn.Module, x: Any, hx: Any) -> NoReturn:
-        """Raise what torch raises for these arguments, else that a variant cannot have them.
+    def _twin(self) -> torch.nn.Module:
+        """torch's module of the same sizes, without variants and without memory."""
+        raise NotImplementedError
 
-        `twin` is torch's module of the same sizes, without memory.
+    def _elsewhere(self, input: Any, hx: Any) -> Any:
+        """What the kernels do not take: torch's own implementation, or its exception.
+
+        Under autocast, what autocast made of the input for other operations is turned back.
         """
-        twin(_meta(x), None if hx is None else _meta(hx))
-        data = x.data if isinstance(x, PackedSequence) else x
+        dtype = getattr(self, self._weight_names()[0]).dtype
+        data = input.data if isinstance(input, PackedSequence) else input
+        given = [t for t in (data, *(hx if isinstance(hx, (tuple, list)) else (hx,)))]
+        if dtype in NUMPY and torch.is_autocast_enabled("cpu") and any(
+            isinstance(t, Tensor) and t.is_floating_point() and t.is_cpu and t.dtype != dtype
+            for t in given
+        ):
+            return self.forward(*(_map(lambda t: t.to(dtype), one) for one in (input, hx)))
+        if self.options is None:
+            return super().forward(input, hx)  # type: ignore[misc]
+        bare = _map(lambda t: t.to("meta"), input)
+        if isinstance(input, PackedSequence):
+            bare = PackedSequence(bare.data, input.batch_sizes)
+        self._twin()(bare, _map(lambda t: t.to("meta"), hx))
         raise NotImplementedError(
             f"pynlm.torch.{type(self).__name__}: a cell with{self._options_repr()[1:]} needs "
             f"tensors with elements, float32 or float64 on the CPU, outside of torch.func and "
@@ -160,21 +176,15 @@ def wants_graph(x: Tensor, states: Iterable[Tensor | None], weights: Sequence[Te
     )
 
 
-def cast(x: Tensor, hx: Any, dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """Input and state as the weights are: what autocast made of them was for other operations."""
-    if isinstance(hx, (tuple, list)):
-        hx = tuple(state.to(dtype) for state in hx)
-    elif hx is not None:
-        hx = hx.to(dtype)
-    return x.to(dtype), hx
-
-
-def _meta(x: Any) -> Any:
+def _map(change: Callable[[Tensor], Tensor], x: Any) -> Any:
+    """`x` with other tensors: a tensor, a state of several, a packed sequence, or None."""
+    if x is None:
+        return None
     if isinstance(x, PackedSequence):
-        return PackedSequence(x.data.to("meta"), x.batch_sizes)
+        return PackedSequence(change(x.data), *x[1:])
     if isinstance(x, (tuple, list)):
-        return tuple(_meta(one) for one in x)
-    return x.to("meta")
+        return tuple(change(one) for one in x)
+    return change(x)
 
 
 def add_extras(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:

@@ -14,7 +14,6 @@ from pynlm.torch.autograd import Call, RecurrentStack, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
-    cast,
     follow_threads,
     reset_extras,
     states_as,
@@ -135,8 +134,6 @@ class _Recurrent(Variants):
             usable = readable(x) and readable(weights[0]) and not watched()
         if not usable or x.numel() == 0:
             return self._elsewhere(input, hx)
-        if x.dtype != weights[0].dtype and torch.is_autocast_enabled("cpu"):
-            x, hx = cast(x, hx, weights[0].dtype)
         flat = x.dim() == 2 and not packed
         if flat:
             x = x.unsqueeze(1)
@@ -205,17 +202,13 @@ class _Recurrent(Variants):
             y = y.transpose(0, 1)
         return y, tuple(states) if self.mode == "LSTM" else states[0]
 
-    def _elsewhere(self, input: Any, hx: Any) -> Any:
-        """torch's own implementation, or its exception for wrong arguments."""
-        if self.options is None:
-            return super().forward(input, hx)
-        twin = self.torch_class(
+    def _twin(self) -> torch.nn.Module:
+        return self.torch_class(
             self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
             batch_first=self.batch_first, bidirectional=self.bidirectional, device="meta",
             dtype=self._flat_weights[0].dtype,
             **({"proj_size": self.proj_size} if self.proj_size else {}),
         )  # fmt: skip
-        self._refuse(twin, input, hx)
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):

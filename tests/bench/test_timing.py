@@ -118,3 +118,20 @@ def test_peak_is_the_best_burst() -> None:
     assert len(peak.bursts[1]) == 5
     assert peak.best(1) == max(peak.bursts[1]) > 1e8
     assert peak.figures()[1]["bursts"] == 5
+
+
+def test_a_contender_that_takes_longer_than_a_case_is_called_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clocks = Clocks(spins=0.0)
+    monkeypatch.setattr(timing, "time", clocks)
+    calls: list[str] = []
+
+    def call(name: str, seconds: float) -> None:
+        calls.append(name)
+        clocks.now += seconds
+
+    contest = Contest({"slow": lambda: call("slow", 9.0), "quick": lambda: call("quick", 1.0)})
+    found = contest.run(Budget(seconds=2.0, least=3, most=9, patience=4.0))
+    assert found == {"slow": [9.0], "quick": pytest.approx([1.0] * 3)}
+    assert calls.count("slow") == 1
