@@ -231,6 +231,10 @@ def _upstream(d_output: Tensor | None, d_loss: Tensor | None, n: int) -> Tensor 
     return -d_output if d_loss is None else d_loss / n - d_output
 
 
+def _scale(d_loss: Tensor | None) -> float:
+    return 0.0 if d_loss is None else d_loss.item()
+
+
 class _Function(torch.autograd.Function):
     """What autograd calls in eager mode."""
 
@@ -250,14 +254,15 @@ class _Function(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Gradients of input and weights."""
         input, target, *weights = ctx.saved_tensors  # raises if something has changed
+        if d_output is None and d_loss is None:
+            return (None,) * (2 + len(weights))
         if torch.is_grad_enabled() or watched() or batched(d_output, d_loss):
             return _differentiable(ctx, input, target, weights, d_output, d_loss)
         made, ctx.made = ctx.made, None
         upstream = _upstream(d_output, d_loss, len(target))
         if made is None or upstream is not None:
             made = _Made(input, target, weights, upstream)
-        scale = d_loss.item() if upstream is None and d_loss is not None else 1.0
-        dinput, gradients = made.take(scale)
+        dinput, gradients = made.take(_scale(d_loss) if upstream is None else 1.0)
         return dinput, None, *gradients
 
 
@@ -343,7 +348,7 @@ def _backward_operator(
     """Gradients of input and of all weights, from those made in the forward pass if they serve."""
     upstream = _upstream(d_output, d_loss, len(target))
     if upstream is None:
-        scale = 1.0 if d_loss is None else d_loss.item()
+        scale = _scale(d_loss)
         return dinput * scale, flat * scale
     _, dinput, flat = _flat_gradients(input, target, weights, bias, upstream)
     return dinput, flat
