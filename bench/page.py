@@ -55,10 +55,10 @@ _SHAPES = {
         "torch's is its authors' code: the probabilities of all experts in memory, added up."
     ),
     "tiny": (
-        "{calls} calls of a module on one step of one row, I = H = {H}, V = {V} where there are "
-        "classes: what a call costs by itself, in `pynlm.torch` and in `torch.nn`; training is "
-        "forward and backward."
-    ).format(calls=TinyCall.calls, H=TinyCall.H, V=TinyCall.V),
+        f"{TinyCall.calls} calls of a module on one step of one row, I = H = {TinyCall.H} (classes: "
+        f"V = {TinyCall.V}): what a call costs by itself, in `pynlm.torch` and in `torch.nn`; "
+        "training is forward and backward."
+    ),
     "script": (
         "A training step of a model written in torch (embedding, two recurrent layers, linear "
         "layer, `cross_entropy`, clipping, SGD), and the same after `pynlm.torch.replace(model)`; "

@@ -75,7 +75,7 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
             head, bias, *tails = weights
             output, loss, _, _ = _operator(input, target, [head, *tails], bias, wanted)
         elif wanted:
-            output, loss = _Function.apply(input, target, *weights)  # type: ignore[no-untyped-call]
+            output, loss = _Function.apply(input, target, *weights)
         else:
             output, loss = _results(_call(_head(weights), input, target, SCORING)[0])
         return _ASMoutput(output if target_.dim() else output[0], loss)
@@ -102,7 +102,8 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
         Weights are the head's, its bias (or None), and two of each cluster.
         """
-        linears = [self.head, *(linear for pair in self.tail for linear in pair)]
+        pairs: Any = self.tail
+        linears: list[Any] = [self.head, *(linear for pair in pairs for linear in pair)]
         if not all(map(_is_plain, linears)):
             return None
         head, *tails = (linear.weight for linear in linears)
@@ -211,7 +212,9 @@ class _Made:
         gradients: Sequence[Tensor | None] | None = None,
     ) -> None:
         if gradients is None:
-            gradients = [None if w is None else torch.empty(w.shape, dtype=w.dtype) for w in weights]
+            gradients = [
+                None if w is None else torch.empty(w.shape, dtype=w.dtype) for w in weights
+            ]
         self._gradients, self._head = gradients, _head(weights, gradients)
         factors = 1 / len(target) if upstream is None else array(contiguous(upstream))
         self.nll, self._backprop = _call(self._head, input, target, _TRAINING, factors)
@@ -281,14 +284,14 @@ def _differentiable(
         output, loss = _composed(target, *inputs)
     pairs = [(y, d) for y, d in ((output, d_output), (loss, d_loss)) if d is not None]
     needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
-    of = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    of = [t for t, i in zip(inputs, needed, strict=True) if i and t is not None]
     found = iter(
         torch.autograd.grad(
             [y for y, _ in pairs], of, [d for _, d in pairs],
             create_graph=torch.is_grad_enabled(), allow_unused=True,
         )
     )  # fmt: skip
-    dinput, *gradients = (next(found) if is_needed else None for is_needed in needed)
+    dinput, *gradients = (next(found) if i else None for i in needed)
     return dinput, None, *gradients
 
 
@@ -325,8 +328,8 @@ def _operator(
     if not gradients:
         nll, _ = _call(_head([weights[0], bias, *weights[1:]]), input, target, SCORING)
         return *_results(nll), input.new_empty(0), input.new_empty(0)
-    nll, *made = _flat_gradients(input, target, weights, bias)
-    return *_results(nll), *made
+    nll, dinput, flat = _flat_gradients(input, target, weights, bias)
+    return *_results(nll), dinput, flat
 
 
 @torch.library.custom_op(
@@ -388,9 +391,9 @@ def _parts(flat: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> list
 def _(
     input: Tensor, target: Tensor, weights: list[Tensor], bias: Tensor | None, gradients: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    made = (input.shape, _flat_size(weights, bias)) if gradients else (0, 0)
-    shapes = (target.shape, (), *made)
-    return tuple(input.new_empty(shape) for shape in shapes)  # type: ignore[return-value]
+    made: Any = (input.shape, _flat_size(weights, bias)) if gradients else (0, 0)
+    dinput, flat = (input.new_empty(shape) for shape in made)
+    return input.new_empty(target.shape), input.new_empty(()), dinput, flat
 
 
 @_backward_operator.register_fake
@@ -410,9 +413,7 @@ def _compiled_backward(
     ctx: Any, d_output: Tensor | None, d_loss: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
     input, target, bias, dinput, flat, *weights = ctx.saved_tensors
-    dinput, flat = _backward_operator(
-        input, target, weights, bias, dinput, flat, d_output, d_loss
-    )
+    dinput, flat = _backward_operator(input, target, weights, bias, dinput, flat, d_output, d_loss)
     parts = _parts(flat, weights, bias)
     return dinput, None, parts[: len(weights)], None if bias is None else parts[-1], None
 

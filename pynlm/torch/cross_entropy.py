@@ -113,10 +113,7 @@ def linear_cross_entropy(
         loss = _operator(*given, wanted and reduction != "none")[0]
         return loss
     follow_threads()
-    if wanted:
-        loss = _Function.apply(*given)  # type: ignore[no-untyped-call]
-    else:
-        loss = _loss(*given)
+    loss = _Function.apply(*given) if wanted else _loss(*given)
     return loss
 
 
@@ -138,7 +135,8 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of hidden states `input` [N, H] or [H] at `target` [N] or []."""
         linear, outputs = self.linear, self.out_features
-        weight, bias = linear.weight, linear.bias
+        weight: Tensor = linear.weight
+        bias: Tensor | None = linear.bias
         if outputs:
             weight = weight.reshape(self.num_classes, *outputs, linear.in_features)
             bias = None if bias is None else bias.reshape(self.num_classes, *outputs)
@@ -197,9 +195,7 @@ def _fits(
 
 def _of_classes(x: Tensor, linear_weight: Tensor) -> bool:
     """Whether `x` has a number for each class."""
-    return (
-        readable(x) and x.dtype is linear_weight.dtype and x.shape == linear_weight.shape[:1]
-    )
+    return readable(x) and x.dtype is linear_weight.dtype and x.shape == linear_weight.shape[:1]
 
 
 class _Call:
@@ -253,7 +249,7 @@ class _Call:
             self.factors = array(contiguous(weight))[ids]
             total = float(self.factors.sum(dtype=np.float64))
         self.share = 1 / total if total else float("nan")
-        self.map = {
+        self.map: dict[str, Any] = {
             "h": h,
             "w": w,
             "b": None if linear_bias is None else array(contiguous(linear_bias)),
@@ -261,12 +257,12 @@ class _Call:
             "label_smoothing": label_smoothing,
         }
 
-    def losses(self) -> dict[str, Array]:
+    def losses(self) -> dict[str, Any]:
         """Arrays for what the kernels give of each token; the last one is the loss."""
         names = ("nll", "loss") if self.map["label_smoothing"] else ("nll",)
         return {name: np.empty(len(self.map["h"]), self.map["h"].dtype) for name in names}
 
-    def reduced(self, losses: dict[str, Array], reduction: str) -> Tensor:
+    def reduced(self, losses: dict[str, Any], reduction: str) -> Tensor:
         """The loss that is asked for."""
         *_, values = losses.values()
         if self.factors is not None:
@@ -367,10 +363,13 @@ def _differentiable(
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip
     needed = ctx.needs_input_grad[:3]
-    of = [t for t, is_needed in zip((input, linear_weight, linear_bias), needed, strict=True)
-          if is_needed]
+    of = [
+        t
+        for t, i in zip((input, linear_weight, linear_bias), needed, strict=True)
+        if i and t is not None
+    ]
     found = iter(torch.autograd.grad(loss, of, upstream, create_graph=torch.is_grad_enabled()))
-    return [next(found) if is_needed else None for is_needed in needed]
+    return [next(found) if i else None for i in needed]
 
 
 _GIVEN = (
@@ -387,10 +386,11 @@ _GIVEN = (
 def _operator(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For torch.compile: the loss and, if asked for, the gradients of its three arguments."""
     *given, gradients = given  # type: ignore[assignment]
+    none = given[0].new_empty(0)
     if not gradients:
-        return _loss(*given), *(given[0].new_empty(0) for _ in range(3))
+        return _loss(*given), none, none.clone(), none.clone()
     loss, dinput, dweight, dbias = _gradients(*given)
-    return loss, dinput, dweight, given[0].new_empty(0) if dbias is None else dbias
+    return loss, dinput, dweight, none if dbias is None else dbias
 
 
 @torch.library.custom_op(
@@ -411,7 +411,7 @@ def _(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: 
       gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     loss = input.new_empty(target.shape if reduction == "none" else ())
     if not gradients:
-        return loss, *(input.new_empty(0) for _ in range(3))
+        return loss, input.new_empty(0), input.new_empty(0), input.new_empty(0)
     return loss, *_empty_gradients(input, linear_weight, linear_bias)
 
 

@@ -19,5 +19,5 @@ def test_figures_are_the_reports() -> None:
 
 
 def test_table_needs_its_place() -> None:
-    with pytest.raises(ValueError, match="README.md has no"):
+    with pytest.raises(ValueError, match=r"README\.md has no"):
         update("# A readme", Record("none", 1))

@@ -70,9 +70,7 @@ def results(
     """Output, loss and gradients by name."""
     output, loss = head(input, target)
     leaves = {"input": input, **dict(head.named_parameters())}
-    found = torch.autograd.grad(
-        WANTS[want](output, loss), list(leaves.values()), allow_unused=True
-    )
+    found = torch.autograd.grad(WANTS[want](output, loss), list(leaves.values()), allow_unused=True)
     gradients = {f"d{name}": g for name, g in zip(leaves, found, strict=True)}
     everything = {"output": output, "loss": loss, **gradients}
     return {k: None if t is None else t.detach().numpy() for k, t in everything.items()}
@@ -163,7 +161,9 @@ def test_predict_in_shortlist_and_clusters() -> None:
 def test_log_prob_has_gradients() -> None:
     ours, theirs = twins()
     input, _ = batch()
-    found = [torch.autograd.grad(m.log_prob(input).square().sum(), input)[0] for m in (ours, theirs)]
+    found = [
+        torch.autograd.grad(m.log_prob(input).square().sum(), input)[0] for m in (ours, theirs)
+    ]
     assert torch.equal(*found)
 
 
