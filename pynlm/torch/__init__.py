@@ -8,7 +8,10 @@ are pynlm's variants.
 from __future__ import annotations
 
 from pynlm.torch.cells import GRUCell, LSTMCell, RNNCell
+from pynlm.torch.dynamo import allow_recurrent
 from pynlm.torch.recurrent import GRU, LSTM, RNN
 from pynlm.torch.replace import replace
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "replace"]
+
+allow_recurrent()

@@ -12,7 +12,7 @@ from torch import _VF, Tensor
 from pynlm.layers import Context
 from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
-from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, optional, watched
+from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, mapped, optional, watched
 
 _CELLS = {
     "LSTM": _VF.lstm_cell,
@@ -220,7 +220,7 @@ class RecurrentStack(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, hx, cx, y, buffer, *rest = ctx.saved_tensors
-        if torch.is_grad_enabled() or watched():
+        if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
             buffer = buffer.clone()
@@ -253,7 +253,7 @@ class RecurrentCell(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, h, c, out, buffer, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or watched():
+        if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
         if keeps_graph():
             buffer = buffer.clone()

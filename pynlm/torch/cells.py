@@ -170,3 +170,9 @@ class RNNCell(_Cell, torch.nn.RNNCell):
 
     def _mode(self) -> str:
         return f"RNN_{self.nonlinearity.upper()}"
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """As torch's module."""
+        if self.nonlinearity not in ("tanh", "relu"):  # torch's error
+            return torch.nn.RNNCell.forward(self, input, hx)
+        return super().forward(input, hx)

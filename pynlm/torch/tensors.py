@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 Array = npt.NDArray[Any]
 
@@ -66,6 +69,11 @@ def watched() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     )
+
+
+def mapped(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether gradients come many at once (torch.autograd.grad's is_grads_batched)."""
+    return any([g is not None and _is_batched(g) for g in gradients])
 
 
 def keeps_graph() -> bool:

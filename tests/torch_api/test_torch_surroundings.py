@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import pynlm
@@ -176,7 +177,7 @@ def test_weight_norm_and_parametrisations(kind: str) -> None:
     with pytest.warns(FutureWarning, match="weight_norm"):
         both(lambda m: torch.nn.utils.weight_norm(m, "weight_hh_l1"))
     both(lambda m: new(m, "weight_hh_l0"))
-    both(lambda m: torch.nn.utils.prune.l1_unstructured(m, "weight_ih_l0", amount=0.5))
+    both(lambda m: prune.l1_unstructured(m, "weight_ih_l0", amount=0.5))
 
 
 def test_functional_call() -> None:
@@ -192,6 +193,8 @@ def test_functional_call() -> None:
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 
 
+# torch's own, when it first differentiates forward
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_transforms_are_torchs() -> None:
     """torch.func, Jacobians, tracing and scripting use torch's own module."""
     theirs, ours = pair("GRU", I, H, dtype=torch.float64)
@@ -219,7 +222,6 @@ def test_compile(kind: str) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     shape = (B, I) if cell else (T, B, I)
     x = torch.randn(shape, requires_grad=True)
-    want, got = outcome(lambda x, hx: model(x), x) if False else None, None
     found = []
     for run in (model, compiled):
         out = list(tensors(run(x)))

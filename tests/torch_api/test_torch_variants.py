@@ -152,5 +152,8 @@ def test_gradients_of_gradients_are_refused_by_name() -> None:
 
 
 def test_scripting_is_refused_by_name() -> None:
-    with pytest.raises(NotImplementedError, match=r"LSTM: torch.jit.script cannot .* zoneout=0.1"):
+    with (
+        pytest.warns(DeprecationWarning, match="torch.jit.script"),
+        pytest.raises(NotImplementedError, match=r"LSTM: torch.jit.script cannot .* zoneout=0.1"),
+    ):
         torch.jit.script(pynlm.torch.LSTM(I, H, zoneout=0.1))
