@@ -14,13 +14,18 @@ from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
 from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, mapped, optional, watched
 
-_CELLS = {
+_CELLS: dict[str, Any] = {
     "LSTM": _VF.lstm_cell,
     "GRU": _VF.gru_cell,
     "RNN_TANH": _VF.rnn_tanh_cell,
     "RNN_RELU": _VF.rnn_relu_cell,
 }
-_NATIVE = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
+_NATIVE: dict[str, Any] = {
+    "LSTM": _VF.lstm,
+    "GRU": _VF.gru,
+    "RNN_TANH": _VF.rnn_tanh,
+    "RNN_RELU": _VF.rnn_relu,
+}
 
 
 class Call:
@@ -126,7 +131,7 @@ class Call:
         dc_n: Tensor | None,
         wants_dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor | None, list[list[Tensor]]]:
-        """dx, dh0, dc0 and the kernels' gradients of each direction's weights; consumes `buffer`."""
+        """dx, dh0, dc0, and of each direction the kernels' gradients; consumes `buffer`."""
         stack, rows = self.stack, self.rows
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
@@ -181,12 +186,12 @@ class Call:
             state: Any = hx[own] if cx is None else (hx[own], cx[own])
             given = (list(weights[layer * D * n : (layer + 1) * D * n]), stack.bias, 1, 0.0, True)
             if self.batch_sizes is None:
-                x, *states = _NATIVE[stack.mode](x, state, *given, D == 2, False)
+                found = _NATIVE[stack.mode](x, state, *given, D == 2, False)
             else:
-                x, *states = _NATIVE[stack.mode](x, self.batch_sizes, state, *given, D == 2)
+                found = _NATIVE[stack.mode](x, self.batch_sizes, state, *given, D == 2)
+            x, *states = found
             last.append(states)
         return x, *(torch.cat(states) for states in zip(*last, strict=True))
-
 
     def native_step(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
@@ -199,7 +204,7 @@ class Call:
             c = torch.zeros_like(h)
         biases = weights[2:4] if stack.bias else (None, None)
         out = _CELLS[stack.mode](x, h if c is None else (h, c), *weights[:2], *biases)
-        return (out,) if c is None else out
+        return (out,) if c is None else tuple(out)
 
 
 class RecurrentStack(torch.autograd.Function):

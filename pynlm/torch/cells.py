@@ -24,7 +24,7 @@ from pynlm.torch.tensors import NUMPY, readable, watched
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class _Cell(Variants):
+class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
     """What the three share; stands before torch's class among the bases."""
 
     extra_names: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class _Cell(Variants):
         if not fits or states is None:
             return self._elsewhere(input, hx)
         h, c = states
-        if flat and hx is not None:
+        if flat and h is not None:
             h, c = h[None], None if c is None else c[None]
         seed, saves = self._seed(), wants_graph(x, states, weights)
         if compiling:

@@ -1,4 +1,4 @@
-"""torch.compile refuses subclasses of torch.nn's recurrent modules, unless a setting allows them."""
+"""torch.compile refuses subclasses of torch.nn.LSTM, GRU and RNN, unless a setting allows them."""
 
 from __future__ import annotations
 

@@ -73,12 +73,12 @@ def watched() -> bool:
 
 def mapped(gradients: Iterable[Tensor | None]) -> bool:
     """Whether gradients come many at once (torch.autograd.grad's is_grads_batched)."""
-    return any([g is not None and _is_batched(g) for g in gradients])
+    return any(g is not None and _is_batched(g) for g in gradients)
 
 
 def keeps_graph() -> bool:
     """In a backward pass: whether what was saved may be needed by another one."""
-    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined]
+    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()
     return kept
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pynlm
 import pynlm.torch
-from pynlm.testing.torch_modules import H, I, assert_same, outcome, packed, pair, tensors
+from pynlm.testing.torch_modules import H, I, assert_same, outcome, pair, tensors
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
@@ -188,7 +186,8 @@ def test_functional_call() -> None:
     found = []
     for module in (theirs, ours):
         y = torch.func.functional_call(module, weights, (x,))[0]
-        found.append(dict(zip(weights, torch.autograd.grad(y.sum(), list(weights.values())))))
+        gradients = torch.autograd.grad(y.sum(), list(weights.values()))
+        found.append(dict(zip(weights, gradients, strict=True)))
     assert_same(found[1], found[0])
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
 
