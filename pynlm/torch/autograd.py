@@ -157,7 +157,8 @@ class Call:
         ]
         stack.backward(
             a, optional(hx), optional(cx), w,
-            saved[-1]["y"] if rows is not None else array(y), saved, rows, masks, self.ctx, upstream,
+            saved[-1]["y"] if rows is not None else array(y),
+            saved, rows, masks, self.ctx, upstream,
             None if dh_n is None else array(contiguous(dh_n)),
             None if dc_n is None else array(contiguous(dc_n)),
             d_in, dh0.numpy(), optional(dc0), [[t.numpy() for t in one] for one in dw],

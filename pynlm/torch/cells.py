@@ -64,7 +64,7 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
         return self.cell
 
     def _settings(self) -> str:
-        return f"{self._mode()} {self.hidden_size} 0 1 0 {int(self.bias)} {self.options_text}"
+        return f"{self._mode()} {self.hidden_size} 0 1 0 {int(bool(self.bias))} {self.options_text}"
 
     def _weight_names(self) -> list[str]:
         return [*_OWN[: 4 if self.bias else 2], *self.extra_names]
@@ -149,21 +149,77 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
-    """torch.nn.LSTMCell on pynlm's kernels."""
+    """torch.nn.LSTMCell on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.LSTMCell's: input_size, hidden_size, bias=True, device=None, dtype=None.
+    layer_norm, zoneout, peephole, ...
+        By keyword: as `LSTM` has them. A step is a call: in training each draws its own masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong setting.
+
+    Examples
+    --------
+    >>> h, c = LSTMCell(3, 5, peephole=True)(torch.zeros(2, 3))
+    >>> c.shape
+    torch.Size([2, 5])
+    """
 
     cell = "LSTM"
     torch_class = torch.nn.LSTMCell
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
-    """torch.nn.GRUCell on pynlm's kernels."""
+    """torch.nn.GRUCell on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.GRUCell's: input_size, hidden_size, bias=True, device=None, dtype=None.
+    layer_norm, zoneout, reset_before, ...
+        By keyword: as `GRU` has them. A step is a call: in training each draws its own masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong setting.
+
+    Examples
+    --------
+    >>> GRUCell(3, 5, reset_before=True)(torch.zeros(2, 3)).shape
+    torch.Size([2, 5])
+    """
 
     cell = "GRU"
     torch_class = torch.nn.GRUCell
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
-    """torch.nn.RNNCell on pynlm's kernels."""
+    """torch.nn.RNNCell on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.RNNCell's: input_size, hidden_size, bias=True, nonlinearity="tanh", device=None,
+        dtype=None.
+    layer_norm, zoneout, ...
+        By keyword: as `RNN` has them. A step is a call: in training each draws its own masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong setting.
+
+    Examples
+    --------
+    >>> RNNCell(3, 5, nonlinearity="relu")(torch.zeros(2, 3)).shape
+    torch.Size([2, 5])
+    """
 
     cell = "RNN"
     torch_class = torch.nn.RNNCell

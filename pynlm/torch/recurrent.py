@@ -84,7 +84,7 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         """What `Stack` is made of."""
         return (
             f"{self.mode} {self.hidden_size} {self.proj_size} {self.num_layers} "
-            f"{int(self.bidirectional)} {int(self.bias)} {self.options_text}"
+            f"{int(bool(self.bidirectional))} {int(bool(self.bias))} {self.options_text}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -216,21 +216,90 @@ class _Recurrent(Variants, torch.nn.RNNBase):
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
-    """torch.nn.LSTM on pynlm's kernels."""
+    """torch.nn.LSTM on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.LSTM's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+        dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
+    recurrent_dropout, weight_drop, zoneout, zoneout_cell, layer_norm, layer_norm_state, peephole,
+    coupled_gates, cell_clip, state_clip
+        By keyword: as in `pynlm.layers.RecurrentOptions`. What training draws for them comes of
+        one number from torch's generator a call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        torch.nn.LSTM's; a variant outside its range.
+
+    Notes
+    -----
+    Parameters have torch's names, shapes and first values. Variants add, for each layer and
+    direction, `peephole_l0` [3H], `ln_gates_l0` [2, 4H] and `ln_cell_l0` [2, H] (`_reverse` for the
+    other direction), and with coupled gates have 3H for 4H and 2H for 3H.
+
+    Examples
+    --------
+    >>> lstm = LSTM(3, 5, num_layers=2, zoneout=0.1, layer_norm=True)
+    >>> y, (h, c) = lstm(torch.zeros(7, 2, 3))
+    >>> y.shape, h.shape
+    (torch.Size([7, 2, 5]), torch.Size([2, 2, 5]))
+    >>> isinstance(lstm, torch.nn.LSTM)
+    True
+    """
 
     cell = "LSTM"
     torch_class = torch.nn.LSTM
 
 
 class GRU(_Recurrent, torch.nn.GRU):
-    """torch.nn.GRU on pynlm's kernels."""
+    """torch.nn.GRU on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.GRU's: as `LSTM`'s, without proj_size.
+    recurrent_dropout, weight_drop, zoneout, layer_norm, state_clip, reset_before
+        By keyword: as in `pynlm.layers.RecurrentOptions`. Layer norm adds `ln_gates_l0` [2, 3H].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LSTM`; a variant that a GRU does not have.
+
+    Examples
+    --------
+    >>> y, h = GRU(3, 5, bidirectional=True, reset_before=True)(torch.zeros(7, 2, 3))
+    >>> y.shape
+    torch.Size([7, 2, 10])
+    """
 
     cell = "GRU"
     torch_class = torch.nn.GRU
 
 
 class RNN(_Recurrent, torch.nn.RNN):
-    """torch.nn.RNN on pynlm's kernels."""
+    """torch.nn.RNN on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.RNN's: as `GRU`'s, and nonlinearity="tanh" or "relu" after num_layers.
+    recurrent_dropout, weight_drop, zoneout, layer_norm, state_clip
+        By keyword: as in `pynlm.layers.RecurrentOptions`. Layer norm adds `ln_gates_l0` [2, H].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LSTM`; a variant that an RNN does not have.
+
+    Examples
+    --------
+    >>> y, h = RNN(3, 5, nonlinearity="relu", zoneout=0.2)(torch.zeros(7, 2, 3))
+    >>> y.shape
+    torch.Size([7, 2, 5])
+    """
 
     cell = "RNN"
     torch_class = torch.nn.RNN
