@@ -55,8 +55,8 @@ _SHAPES = {
         "torch's is its authors' code: the probabilities of all experts in memory, added up."
     ),
     "tiny": (
-        f"{TinyCall.calls} calls of a module on one step of one row, I = H = {TinyCall.H} (classes: "
-        f"V = {TinyCall.V}): what a call costs by itself, in `pynlm.torch` and in `torch.nn`; "
+        f"{TinyCall.calls} calls of a module on one step of one row, I = H = {TinyCall.H}, "
+        f"{TinyCall.V} classes: what a call costs by itself, in `pynlm.torch` and in `torch.nn`; "
         "training is forward and backward."
     ),
     "script": (

@@ -130,7 +130,7 @@ LEVELS = [
     {"arrays"},
     {"kernels", "reference"},
     {"layers", "heads"},
-    {"models", "onnx"},
+    {"models", "onnx", "torch"},
     {"text", "train", "evaluate", "recipes", "language_model"},
     {"cli"},
 ]

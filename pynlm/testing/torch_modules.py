@@ -46,9 +46,8 @@ def outcome(module: Any, x: Any, hx: Any = None, seed: int = 2) -> dict[str, Ten
     torch.manual_seed(seed)
     out = list(tensors(module(x, hx)))
     generator = torch.Generator().manual_seed(seed)
-    total = sum(
-        (o * torch.randn(o.shape, generator=generator, dtype=o.dtype)).sum() for o in out
-    )
+    weights = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in out]
+    total = torch.stack([(o * w).sum() for o, w in zip(out, weights, strict=True)]).sum()
     leaves = {f"input {i}": t for i, t in enumerate(tensors((x, hx))) if t.requires_grad}
     leaves |= {name: p for name, p in module.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)

@@ -1,8 +1,19 @@
 """Drop-in modules for PyTorch, on pynlm's kernels: one changed import, or `replace(model)`.
 
-`LSTM`, `GRU`, `RNN` and their cells are subclasses of torch.nn's with the same arguments, shapes,
-names of parameters and numbers; keyword arguments besides (`layer_norm=True`, `zoneout=0.1`, ...)
-are pynlm's variants. So are `AdaptiveLogSoftmaxWithLoss` and `LinearCrossEntropyLoss`, without any.
+`LSTM`, `GRU`, `RNN` and their cells are subclasses of torch.nn's, with the same arguments, shapes,
+names of parameters, first values, dropout masks and exceptions; keyword arguments besides
+(`layer_norm=True`, `zoneout=0.1`, ...) are pynlm's variants. `AdaptiveLogSoftmaxWithLoss`,
+`LinearCrossEntropyLoss` and the function `linear_cross_entropy` are torch's on the kernels of heads.
+
+The kernels take float32 and float64 tensors on the CPU, in place. All else is left to torch's own
+implementation, which every module still has: other dtypes and devices, empty tensors, torch.func,
+forward-mode differentiation, tracing and scripting, and gradients of gradients. A variant, which
+torch has not, raises NotImplementedError there (RuntimeError for gradients of gradients).
+
+Under autocast the modules compute in the dtype of their weights and return that. torch.compile puts
+them into its graph as one operator each; for that, importing this package sets
+`torch._dynamo.config.allow_rnn`. A call uses as many threads as `torch.set_num_threads` last said,
+or later `pynlm.set_num_threads`.
 """
 
 from __future__ import annotations
@@ -10,6 +21,7 @@ from __future__ import annotations
 from pynlm.torch.adaptive import AdaptiveLogSoftmaxWithLoss
 from pynlm.torch.cells import GRUCell, LSTMCell, RNNCell
 from pynlm.torch.cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from pynlm.torch.dynamo import allow_recurrent
 from pynlm.torch.recurrent import GRU, LSTM, RNN
 from pynlm.torch.replace import replace
 
@@ -25,3 +37,5 @@ __all__ = [
     "linear_cross_entropy",
     "replace",
 ]
+
+allow_recurrent()

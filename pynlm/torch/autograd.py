@@ -12,15 +12,20 @@ from torch import _VF, Tensor
 from pynlm.layers import Context
 from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
-from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, optional, watched
+from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, mapped, optional, watched
 
-_CELLS = {
+_CELLS: dict[str, Any] = {
     "LSTM": _VF.lstm_cell,
     "GRU": _VF.gru_cell,
     "RNN_TANH": _VF.rnn_tanh_cell,
     "RNN_RELU": _VF.rnn_relu_cell,
 }
-_NATIVE = {"LSTM": _VF.lstm, "GRU": _VF.gru, "RNN_TANH": _VF.rnn_tanh, "RNN_RELU": _VF.rnn_relu}
+_NATIVE: dict[str, Any] = {
+    "LSTM": _VF.lstm,
+    "GRU": _VF.gru,
+    "RNN_TANH": _VF.rnn_tanh,
+    "RNN_RELU": _VF.rnn_relu,
+}
 
 
 class Call:
@@ -126,7 +131,7 @@ class Call:
         dc_n: Tensor | None,
         wants_dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor | None, list[list[Tensor]]]:
-        """dx, dh0, dc0 and the kernels' gradients of each direction's weights; consumes `buffer`."""
+        """dx, dh0, dc0, and of each direction the kernels' gradients; consumes `buffer`."""
         stack, rows = self.stack, self.rows
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
@@ -152,7 +157,8 @@ class Call:
         ]
         stack.backward(
             a, optional(hx), optional(cx), w,
-            saved[-1]["y"] if rows is not None else array(y), saved, rows, masks, self.ctx, upstream,
+            saved[-1]["y"] if rows is not None else array(y),
+            saved, rows, masks, self.ctx, upstream,
             None if dh_n is None else array(contiguous(dh_n)),
             None if dc_n is None else array(contiguous(dc_n)),
             d_in, dh0.numpy(), optional(dc0), [[t.numpy() for t in one] for one in dw],
@@ -181,12 +187,12 @@ class Call:
             state: Any = hx[own] if cx is None else (hx[own], cx[own])
             given = (list(weights[layer * D * n : (layer + 1) * D * n]), stack.bias, 1, 0.0, True)
             if self.batch_sizes is None:
-                x, *states = _NATIVE[stack.mode](x, state, *given, D == 2, False)
+                found = _NATIVE[stack.mode](x, state, *given, D == 2, False)
             else:
-                x, *states = _NATIVE[stack.mode](x, self.batch_sizes, state, *given, D == 2)
+                found = _NATIVE[stack.mode](x, self.batch_sizes, state, *given, D == 2)
+            x, *states = found
             last.append(states)
         return x, *(torch.cat(states) for states in zip(*last, strict=True))
-
 
     def native_step(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
@@ -199,7 +205,7 @@ class Call:
             c = torch.zeros_like(h)
         biases = weights[2:4] if stack.bias else (None, None)
         out = _CELLS[stack.mode](x, h if c is None else (h, c), *weights[:2], *biases)
-        return (out,) if c is None else out
+        return (out,) if c is None else tuple(out)
 
 
 class RecurrentStack(torch.autograd.Function):
@@ -220,7 +226,7 @@ class RecurrentStack(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, hx, cx, y, buffer, *rest = ctx.saved_tensors
-        if torch.is_grad_enabled() or watched():
+        if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
             buffer = buffer.clone()
@@ -253,7 +259,7 @@ class RecurrentCell(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, h, c, out, buffer, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or watched():
+        if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
         if keeps_graph():
             buffer = buffer.clone()

@@ -24,7 +24,7 @@ from pynlm.torch.tensors import NUMPY, readable, watched
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class _Cell(Variants):
+class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
     """What the three share; stands before torch's class among the bases."""
 
     extra_names: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class _Cell(Variants):
         return self.cell
 
     def _settings(self) -> str:
-        return f"{self._mode()} {self.hidden_size} 0 1 0 {int(self.bias)} {self.options_text}"
+        return f"{self._mode()} {self.hidden_size} 0 1 0 {int(bool(self.bias))} {self.options_text}"
 
     def _weight_names(self) -> list[str]:
         return [*_OWN[: 4 if self.bias else 2], *self.extra_names]
@@ -121,7 +121,7 @@ class _Cell(Variants):
         if not fits or states is None:
             return self._elsewhere(input, hx)
         h, c = states
-        if flat and hx is not None:
+        if flat and h is not None:
             h, c = h[None], None if c is None else c[None]
         seed, saves = self._seed(), wants_graph(x, states, weights)
         if compiling:
@@ -149,24 +149,86 @@ class _Cell(Variants):
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
-    """torch.nn.LSTMCell on pynlm's kernels."""
+    """torch.nn.LSTMCell on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.LSTMCell's: input_size, hidden_size, bias=True, device=None, dtype=None.
+    layer_norm, zoneout, peephole, ...
+        By keyword: as `LSTM` has them. A step is a call: in training each draws its own masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong setting.
+
+    Examples
+    --------
+    >>> h, c = LSTMCell(3, 5, peephole=True)(torch.zeros(2, 3))
+    >>> c.shape
+    torch.Size([2, 5])
+    """
 
     cell = "LSTM"
     torch_class = torch.nn.LSTMCell
 
 
 class GRUCell(_Cell, torch.nn.GRUCell):
-    """torch.nn.GRUCell on pynlm's kernels."""
+    """torch.nn.GRUCell on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.GRUCell's: input_size, hidden_size, bias=True, device=None, dtype=None.
+    layer_norm, zoneout, reset_before, ...
+        By keyword: as `GRU` has them. A step is a call: in training each draws its own masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong setting.
+
+    Examples
+    --------
+    >>> GRUCell(3, 5, reset_before=True)(torch.zeros(2, 3)).shape
+    torch.Size([2, 5])
+    """
 
     cell = "GRU"
     torch_class = torch.nn.GRUCell
 
 
 class RNNCell(_Cell, torch.nn.RNNCell):
-    """torch.nn.RNNCell on pynlm's kernels."""
+    """torch.nn.RNNCell on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.RNNCell's: input_size, hidden_size, bias=True, nonlinearity="tanh", device=None,
+        dtype=None.
+    layer_norm, zoneout, ...
+        By keyword: as `RNN` has them. A step is a call: in training each draws its own masks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A wrong setting.
+
+    Examples
+    --------
+    >>> RNNCell(3, 5, nonlinearity="relu")(torch.zeros(2, 3)).shape
+    torch.Size([2, 5])
+    """
 
     cell = "RNN"
     torch_class = torch.nn.RNNCell
 
     def _mode(self) -> str:
         return f"RNN_{self.nonlinearity.upper()}"
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """As torch's module."""
+        if self.nonlinearity not in ("tanh", "relu"):  # torch's error
+            return torch.nn.RNNCell.forward(self, input, hx)
+        return super().forward(input, hx)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn import functional as F
 
-from pynlm.kernels.xent import xent_forward, xent_gradients
+from pynlm._kernels import xent_forward, xent_gradients  # the arguments are checked here
 from pynlm.torch.module import follow_threads
 from pynlm.torch.tensors import array, batched, contiguous, readable, watched
 
 Array = npt.NDArray[Any]
 
 REDUCTIONS = ("none", "mean", "sum")
+FEWEST = 2**19  # products below which what a call costs by itself decides, and torch's costs less
 
 
 def linear_cross_entropy(
@@ -40,7 +41,8 @@ def linear_cross_entropy(
     for `reduction="none"` in the backward pass, which knows the upstream gradients.
 
     torch's own function does, with its own speed and memory, what the kernel is not made for:
-    tensors that are not float32 or float64 on the CPU, class probabilities as the target, `weight`
+    small calls (below half a million products, N H V), tensors that are not float32 or float64 on
+    the CPU, class probabilities as the target, `weight`
     together with `label_smoothing`, K-dimensional losses, `options` (which choose among torch's
     chunked ways; the kernel needs none), second derivatives, `torch.func`, `torch.jit.trace` and
     forward-mode differentiation. So are wrong arguments, for which it raises what it raises.
@@ -189,7 +191,10 @@ def _fits(
         )
         and reduction in REDUCTIONS
         and 0 <= label_smoothing <= 1
-        and (torch.compiler.is_compiling() or not watched())
+        and (
+            torch.compiler.is_compiling()
+            or (input.numel() * len(linear_weight) >= FEWEST and not watched())
+        )
     )
 
 

@@ -1,10 +1,10 @@
-"""What all recurrent modules share: variants among the keyword arguments, threads, other devices."""
+"""What all recurrent modules share: variants as keyword arguments, threads, other devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def follow_threads() -> None:
         kernels.set_num_threads(n)
 
 
-class Variants:
+class Variants(torch.nn.Module):
     """Options of a module, and what happens where the kernels cannot run."""
 
     # Of modules that were torch's before.
@@ -85,7 +85,7 @@ class Variants:
 
     def _weights(self, names: list[str]) -> list[Tensor]:
         """The weights of these names."""
-        own: dict[str, Any] = self._parameters  # type: ignore[attr-defined]
+        own: dict[str, Any] = self._parameters
         found = []
         for name in names:
             w = own.get(name)
@@ -96,7 +96,7 @@ class Variants:
 
     def _seed(self) -> Tensor | None:
         """From torch's generator, for what training draws."""
-        if not (self.draws and self.training):  # type: ignore[attr-defined]
+        if not (self.draws and self.training):
             return None
         return torch.randint(0, 1 << 32, (1,))
 
@@ -129,14 +129,18 @@ class Variants:
         """
         dtype = getattr(self, self._weight_names()[0]).dtype
         data = input.data if isinstance(input, PackedSequence) else input
-        given = [t for t in (data, *(hx if isinstance(hx, (tuple, list)) else (hx,)))]
-        if dtype in NUMPY and torch.is_autocast_enabled("cpu") and any(
-            isinstance(t, Tensor) and t.is_floating_point() and t.is_cpu and t.dtype != dtype
-            for t in given
+        given = (data, *(hx if isinstance(hx, (tuple, list)) else (hx,)))
+        if (
+            dtype in NUMPY
+            and torch.is_autocast_enabled("cpu")
+            and any(
+                isinstance(t, Tensor) and t.is_floating_point() and t.is_cpu and t.dtype != dtype
+                for t in given
+            )
         ):
             return self.forward(*(_map(lambda t: t.to(dtype), one) for one in (input, hx)))
         if self.options is None:
-            return super().forward(input, hx)  # type: ignore[misc]
+            return super().forward(input, hx)
         bare = _map(lambda t: t.to("meta"), input)
         if isinstance(input, PackedSequence):
             bare = PackedSequence(bare.data, input.batch_sizes)
@@ -167,13 +171,16 @@ def states_as(
     return given if len(given) == 2 else (hx, None)
 
 
-def wants_graph(x: Tensor, states: Iterable[Tensor | None], weights: Sequence[Tensor]) -> bool:
+def wants_graph(x: Tensor, states: Iterable[Tensor | None], weights: Iterable[Tensor]) -> bool:
     """Whether a backward pass may follow."""
-    return torch.is_grad_enabled() and (
-        x.requires_grad
-        or any([w.requires_grad for w in weights])
-        or any([s is not None and s.requires_grad for s in states])
-    )
+    if not torch.is_grad_enabled():
+        return False
+    if x.requires_grad:
+        return True
+    for t in weights:
+        if t.requires_grad:
+            return True
+    return any(s is not None and s.requires_grad for s in states)
 
 
 def _map(change: Callable[[Tensor], Tensor], x: Any) -> Any:
@@ -187,7 +194,9 @@ def _map(change: Callable[[Tensor], Tensor], x: Any) -> Any:
     return change(x)
 
 
-def add_extras(module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
+def add_extras(
+    module: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]], like: Tensor
+) -> None:
     """Register a variant's own parameters, with the dtype and device of `like`."""
     for name, shape in shapes.items():
         setattr(module, name, torch.nn.Parameter(like.new_empty(shape)))

@@ -24,7 +24,7 @@ from pynlm.torch.stack import extra_weights
 from pynlm.torch.tensors import NUMPY, readable, watched
 
 
-class _Recurrent(Variants):
+class _Recurrent(Variants, torch.nn.RNNBase):
     """What the three share; stands before torch's class among the bases."""
 
     extra_names: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class _Recurrent(Variants):
     def _add(self, options: RecurrentOptions) -> None:
         """Make the plain module one with options."""
         self._set_options(options)
-        like, size = self._flat_weights[0], self.hidden_size
+        like, size = getattr(self, self._flat_weights_names[0]), self.hidden_size
         if options.coupled_gates:
             for name in self._flat_weights_names:
                 if not name.startswith("weight_hr"):
@@ -84,7 +84,7 @@ class _Recurrent(Variants):
         """What `Stack` is made of."""
         return (
             f"{self.mode} {self.hidden_size} {self.proj_size} {self.num_layers} "
-            f"{int(self.bidirectional)} {int(self.bias)} {self.options_text}"
+            f"{int(bool(self.bidirectional))} {int(bool(self.bias))} {self.options_text}"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,20 +146,22 @@ class _Recurrent(Variants):
         states = states_as(hx, self._state_shapes(None if flat else batch), x)
         if states is None:
             return self._elsewhere(input, hx)
-        if hx is not None and flat:
-            states = [None if s is None else s.unsqueeze(1) for s in states]
-        elif hx is not None and order is not None:
-            states = [None if s is None else s.index_select(1, order) for s in states]
         h, c = states
+        if h is not None and flat:
+            h, c = h.unsqueeze(1), None if c is None else c.unsqueeze(1)
+        elif h is not None and order is not None:
+            h, c = h.index_select(1, order), None if c is None else c.index_select(1, order)
 
         masks = self._masks(x)
         seed = self._seed()
         saves = wants_graph(x, states, weights)
         rest = masks + weights
+        out: tuple[Tensor, ...]
         if compiling:
             y, h_n, c_n, _ = recurrent(
-                x, h, c, rest, sizes, seed, self._settings(), batch, len(masks), self.training, saves
-            )
+                x, h, c, rest, sizes, seed, self._settings(), batch, len(masks), self.training,
+                saves,
+            )  # fmt: skip
             out = (y, h_n, c_n) if self.mode == "LSTM" else (y, h_n)
         else:
             follow_threads()
@@ -170,7 +172,8 @@ class _Recurrent(Variants):
                 out = RecurrentStack.apply(call, x, h, c, *rest)
             else:
                 x = x.detach().contiguous()
-                out = call.run(x, dense(h), dense(c), rest, False)[: 3 if stack.has_cell_state else 2]
+                y, h_n, c_n, _ = call.run(x, dense(h), dense(c), rest, False)
+                out = (y, h_n) if c_n is None else (y, h_n, c_n)
         return self._results(out, input, flat)
 
     def _state_shapes(self, batch: int | None) -> list[tuple[int, ...]]:
@@ -190,6 +193,7 @@ class _Recurrent(Variants):
 
     def _results(self, out: tuple[Tensor, ...], input: Any, flat: bool) -> Any:
         """Outputs and states in the caller's shapes."""
+        y: Any
         y, *states = out
         if isinstance(input, PackedSequence):
             _, sizes, order, back = input
@@ -206,27 +210,96 @@ class _Recurrent(Variants):
         return self.torch_class(
             self.input_size, self.hidden_size, self.num_layers, bias=self.bias,
             batch_first=self.batch_first, bidirectional=self.bidirectional, device="meta",
-            dtype=self._flat_weights[0].dtype,
+            dtype=getattr(self, self._flat_weights_names[0]).dtype,
             **({"proj_size": self.proj_size} if self.proj_size else {}),
         )  # fmt: skip
 
 
 class LSTM(_Recurrent, torch.nn.LSTM):
-    """torch.nn.LSTM on pynlm's kernels."""
+    """torch.nn.LSTM on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.LSTM's: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
+        dropout=0.0, bidirectional=False, proj_size=0, device=None, dtype=None.
+    recurrent_dropout, weight_drop, zoneout, zoneout_cell, layer_norm, layer_norm_state, peephole,
+    coupled_gates, cell_clip, state_clip
+        By keyword: as in `pynlm.layers.RecurrentOptions`. What training draws for them comes of
+        one number from torch's generator a call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        torch.nn.LSTM's; a variant outside its range.
+
+    Notes
+    -----
+    Parameters have torch's names, shapes and first values. Variants add, for each layer and
+    direction, `peephole_l0` [3H], `ln_gates_l0` [2, 4H] and `ln_cell_l0` [2, H] (`_reverse` for the
+    other direction), and with coupled gates have 3H for 4H and 2H for 3H.
+
+    Examples
+    --------
+    >>> lstm = LSTM(3, 5, num_layers=2, zoneout=0.1, layer_norm=True)
+    >>> y, (h, c) = lstm(torch.zeros(7, 2, 3))
+    >>> y.shape, h.shape
+    (torch.Size([7, 2, 5]), torch.Size([2, 2, 5]))
+    >>> isinstance(lstm, torch.nn.LSTM)
+    True
+    """
 
     cell = "LSTM"
     torch_class = torch.nn.LSTM
 
 
 class GRU(_Recurrent, torch.nn.GRU):
-    """torch.nn.GRU on pynlm's kernels."""
+    """torch.nn.GRU on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.GRU's: as `LSTM`'s, without proj_size.
+    recurrent_dropout, weight_drop, zoneout, layer_norm, state_clip, reset_before
+        By keyword: as in `pynlm.layers.RecurrentOptions`. Layer norm adds `ln_gates_l0` [2, 3H].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LSTM`; a variant that a GRU does not have.
+
+    Examples
+    --------
+    >>> y, h = GRU(3, 5, bidirectional=True, reset_before=True)(torch.zeros(7, 2, 3))
+    >>> y.shape
+    torch.Size([7, 2, 10])
+    """
 
     cell = "GRU"
     torch_class = torch.nn.GRU
 
 
 class RNN(_Recurrent, torch.nn.RNN):
-    """torch.nn.RNN on pynlm's kernels."""
+    """torch.nn.RNN on pynlm's kernels, with pynlm's variants.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        torch.nn.RNN's: as `GRU`'s, and nonlinearity="tanh" or "relu" after num_layers.
+    recurrent_dropout, weight_drop, zoneout, layer_norm, state_clip
+        By keyword: as in `pynlm.layers.RecurrentOptions`. Layer norm adds `ln_gates_l0` [2, H].
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `LSTM`; a variant that an RNN does not have.
+
+    Examples
+    --------
+    >>> y, h = RNN(3, 5, nonlinearity="relu", zoneout=0.2)(torch.zeros(7, 2, 3))
+    >>> y.shape
+    torch.Size([7, 2, 5])
+    """
 
     cell = "RNN"
     torch_class = torch.nn.RNN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -137,7 +137,7 @@ class Stack:
             if k and not backward:
                 x = self._input(layer, saved, masks)
             own = reversed_in_time(x, rows) if backward else x
-            out = s["y"] if "y" in s else y
+            out = s.get("y", y)
             self._one(k, own, h0, c0, w, out, h_last, c_last, s, rows, ctx)
             if D == 1:
                 continue
@@ -276,7 +276,7 @@ class Stack:
                 self._one_back(
                     k,
                     reversed_in_time(own_x, rows) if backward else own_x,
-                    h0, c0, weights[k], s["y"] if "y" in s else y, s, rows, ctx, d_out,
+                    h0, c0, weights[k], s.get("y", y), s, rows, ctx, d_out,
                     dh_last, dc_last, target, dh0, dc0, dweights[k],
                 )  # fmt: skip
                 if backward and d_in is not None and target is not None:
@@ -432,7 +432,7 @@ class Layout:
         ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def stack_of(settings: str) -> Stack:
     """The stack of `settings`, one for all modules that have the same."""
     return Stack(settings)

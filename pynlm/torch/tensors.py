@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 Array = npt.NDArray[Any]
 
@@ -68,9 +71,14 @@ def watched() -> bool:
     )
 
 
+def mapped(gradients: Iterable[Tensor | None]) -> bool:
+    """Whether gradients come many at once (torch.autograd.grad's is_grads_batched)."""
+    return any(g is not None and _is_batched(g) for g in gradients)
+
+
 def keeps_graph() -> bool:
     """In a backward pass: whether what was saved may be needed by another one."""
-    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined]
+    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()
     return kept
 
 

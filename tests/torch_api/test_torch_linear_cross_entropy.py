@@ -28,6 +28,12 @@ DTYPES = [torch.float32, torch.float64]
 REDUCTIONS = ["none", "mean", "sum"]
 
 
+@pytest.fixture(autouse=True)
+def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to the kernel, too."""
+    monkeypatch.setattr(module, "FEWEST", 0)
+
+
 @contextmanager
 def kernels_only() -> Iterator[None]:
     """Within, falling back to torch's function is an error."""
@@ -131,6 +137,17 @@ def test_strided_tensors(reduction: str) -> None:
     arguments.bias = torch.randn(1, dtype=torch.float64).expand(V).requires_grad_()
     arguments.target = torch.arange(2 * N)[::2] % V
     assert_equal_to_torch(arguments, reduction=reduction)
+
+
+def test_small_calls_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FEWEST", N * H * V + 1)
+    arguments = Arguments()
+    assert torch.equal(arguments.call(linear_cross_entropy), arguments.call(F.linear_cross_entropy))
+    with pytest.raises(AssertionError, match="was called"), kernels_only():
+        arguments.call(linear_cross_entropy)
+    monkeypatch.setattr(module, "FEWEST", N * H * V)
+    with kernels_only():
+        arguments.call(linear_cross_entropy)
 
 
 def test_gradients_only_where_required() -> None:

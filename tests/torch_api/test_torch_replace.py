@@ -115,5 +115,5 @@ def test_subclasses_stay() -> None:
 def test_nothing_to_replace() -> None:
     with pytest.warns(UserWarning, match="the model has none of LSTM, GRU, RNN"):
         pynlm.torch.replace(torch.nn.Linear(2, 3))
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
         pynlm.torch.replace({})  # type: ignore[type-var]

@@ -125,12 +125,15 @@ def test_own_parameters() -> None:
     assert (module.ln_gates_l1 == 1).all()
     assert (module.ln_cell_l0[0] == 1).all() and (module.ln_cell_l0[1] == 0).all()
     assert 0 < module.peephole_l0.abs().max() <= H**-0.5
-    assert repr(module) == "LSTM(3, 5, num_layers=2, bidirectional=True, layer_norm=True, peephole=True)"
+    assert (
+        repr(module)
+        == "LSTM(3, 5, num_layers=2, bidirectional=True, layer_norm=True, peephole=True)"
+    )
     module.reset_parameters()
     assert (module.ln_gates_l1 == 1).all()
     x = torch.randn(T, B, I)
-    for twin in (copy.deepcopy(module), pynlm.torch.LSTM(I, H, 2, bidirectional=True,
-                                                          layer_norm=True, peephole=True)):  # fmt: skip
+    other = pynlm.torch.LSTM(I, H, 2, bidirectional=True, layer_norm=True, peephole=True)
+    for twin in (copy.deepcopy(module), other):
         twin.load_state_dict(module.state_dict())
         assert torch.equal(twin(x)[0], module(x)[0])
 
@@ -147,10 +150,15 @@ def test_gradients_of_gradients_are_refused_by_name() -> None:
         (pynlm.torch.LSTMCell(I, H, layer_norm=True), (B, I)),
     ):
         x = torch.randn(shape, requires_grad=True)
-        with pytest.raises(RuntimeError, match=r"pynlm\.torch\.LSTM.*create_graph.*layer_norm=True"):
+        with pytest.raises(
+            RuntimeError, match=r"pynlm\.torch\.LSTM.*create_graph.*layer_norm=True"
+        ):
             torch.autograd.grad(next(tensors(module(x))).sum(), x, create_graph=True)
 
 
 def test_scripting_is_refused_by_name() -> None:
-    with pytest.raises(NotImplementedError, match=r"LSTM: torch.jit.script cannot .* zoneout=0.1"):
+    with (
+        pytest.warns(DeprecationWarning, match="torch.jit.script"),
+        pytest.raises(NotImplementedError, match=r"LSTM: torch.jit.script cannot .* zoneout=0.1"),
+    ):
         torch.jit.script(pynlm.torch.LSTM(I, H, zoneout=0.1))
