@@ -485,5 +485,37 @@ class Script:
         return replace(self, V=min(self.V, SMOKE_VOCABULARY))
 
 
-DropIn = TinyCall | Script
+@dataclass(frozen=True)
+class Busy:
+    """Steps of a recurrent module, each after a product by torch, whose threads still spin then."""
+
+    module: str
+    T: int = 50
+    B: int = 32
+    H: int = 128
+
+    family: ClassVar[str] = "dropin"
+    group: ClassVar[str] = "drop-in beside busy threads"
+    train: ClassVar[bool] = True
+    calls: ClassVar[int] = 5
+    product: ClassVar[int] = 512
+    V: ClassVar[int] = 2
+    quick: ClassVar[bool] = True
+    bytes: ClassVar[int] = 2**28
+
+    @property
+    def name(self) -> str:
+        return f"{self.module} {self.T},{self.B},{self.H}"
+
+    @property
+    def flops(self) -> float:
+        step = 3 * 2.0 * self.T * self.B * GATES[self.module.lower()] * 2 * self.H**2
+        return self.calls * (step + 2.0 * self.product**3)
+
+    def smoke(self) -> Busy:
+        """The same over a few steps."""
+        return replace(self, T=SMOKE_STEPS)
+
+
+DropIn = TinyCall | Script | Busy
 Case = Recurrent | Softmax | Adaptive | Mixture | Train | DropIn

@@ -8,6 +8,7 @@ from bench.cases import (
     GATES,
     VARIANTS,
     Adaptive,
+    Busy,
     Case,
     Mixture,
     Recurrent,
@@ -120,6 +121,7 @@ FAMILIES: dict[str, list[Case]] = {
     "dropin": [
         *(TinyCall(module, train) for train in (True, False) for module in TINY),
         *(Script(*script) for script in SCRIPTS),
+        *(Busy(module) for module in ("LSTM", "GRU")),
     ],
 }
 

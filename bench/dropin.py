@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pynlm.torch
-from bench.cases import DropIn, Script, TinyCall
+from bench.cases import Busy, DropIn, Script, TinyCall
 from bench.inputs import SEED, DropInInputs
 from bench.work import Work
 
@@ -25,6 +25,8 @@ def make(case: DropIn, inputs: DropInInputs, *, ours: bool) -> Work:
     torch.manual_seed(SEED)  # both draw the same weights
     if isinstance(case, TinyCall):
         return _tiny(case, inputs, pynlm.torch if ours else nn)
+    if isinstance(case, Busy):
+        return _busy(case, inputs, pynlm.torch if ours else nn)
     return _script(case, inputs, ours=ours)
 
 
@@ -77,6 +79,28 @@ def _tiny(case: TinyCall, inputs: DropInInputs, modules: Any) -> Work:
     return Work(train if case.train else forward_only, results)
 
 
+def _busy(case: Busy, inputs: DropInInputs, modules: Any) -> Work:
+    module = getattr(modules, case.module)(case.H, case.H)
+    x, a = torch.tensor(inputs.x, requires_grad=True), torch.ones(case.product, case.product)
+
+    def step() -> Tensor:
+        module.zero_grad()
+        x.grad = None
+        y: Tensor = module(x)[0]
+        y.sum().backward()
+        return y
+
+    def run() -> None:
+        for _ in range(case.calls):
+            a @ a
+            step()
+
+    def results() -> dict[str, Array]:
+        return {"y": step().detach().numpy(), **_gradients(module)}
+
+    return Work(run, results)
+
+
 class _LanguageModel(nn.Module):
     """Embedding, recurrent layers and linear layer, in torch."""
 
@@ -121,13 +145,12 @@ def _script(case: Script, inputs: DropInInputs, *, ours: bool) -> Work:
         return value
 
     def results() -> dict[str, Array]:
-        nonlocal state
-        text, state = torch.tensor(inputs.ids[0]).long(), None
-        model.zero_grad()
-        value = loss(text[:-1], text[1:])
-        value.backward()
-        state = None
-        return {"loss": value.detach().numpy(), **_gradients(model)}
+        # of the first batch the gradients (clipped), of all the loss curve
+        losses = [step().detach()]
+        return {
+            **_gradients(model),
+            "losses": torch.stack([*losses, *(step().detach() for _ in inputs.ids[1:])]).numpy(),
+        }
 
     return Work(step, results)
 

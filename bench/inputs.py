@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.cases import Adaptive, DropIn, Mixture, Recurrent, Softmax, TinyCall, Train, zipf_law
+from bench.cases import (
+    Adaptive,
+    Busy,
+    DropIn,
+    Mixture,
+    Recurrent,
+    Script,
+    Softmax,
+    Train,
+    zipf_law,
+)
 from pynlm import heads
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
@@ -62,7 +72,7 @@ class MixtureInputs:
 
 @dataclass(frozen=True)
 class DropInInputs:
-    """x [1, H] of a tiny call; ids [1] in it, else text [batches, T + 1, B]."""
+    """x [1, H] of a tiny call, [T, B, H] of busy ones; ids [1], of a script [batches, T + 1, B]."""
 
     x: Array
     ids: Array
@@ -167,8 +177,9 @@ def mixture_inputs(case: Mixture) -> MixtureInputs:
 def dropin_inputs(case: DropIn) -> DropInInputs:
     """Input from the unit normal, Zipfian text."""
     rng = np.random.default_rng(SEED)
-    x = rng.standard_normal((1, case.H), np.float32)
-    shape = (1,) if isinstance(case, TinyCall) else (BATCHES, case.T + 1, case.B)
+    sizes = (case.T, case.B) if isinstance(case, Busy) else (1,)
+    x = rng.standard_normal((*sizes, case.H), np.float32)
+    shape = (BATCHES, case.T + 1, case.B) if isinstance(case, Script) else (1,)
     return DropInInputs(x, zipf(rng, case.V, *shape))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bench import ours
 from bench.bars import Bar, bars, plain_met, shares
-from bench.cases import TinyCall
+from bench.cases import Busy, TinyCall
 from bench.catalogue import GOALS, LOOP_GOAL, PLAIN_GOAL, find
 from bench.measure import TOLERABLE, Result
 from bench.memory import Memory
@@ -58,6 +58,10 @@ _SHAPES = {
         f"{TinyCall.calls} calls of a module on one step of one row, I = H = {TinyCall.H}, "
         f"{TinyCall.V} classes: what a call costs by itself, in `pynlm.torch` and in `torch.nn`; "
         "training is forward and backward."
+    ),
+    "beside": (
+        f"{Busy.calls} steps (forward, backward) of a module on T,B,H, each after a product of two "
+        f"matrices of {Busy.product} by torch, whose threads then still spin, waiting for more."
     ),
     "script": (
         "A training step of a model written in torch (embedding, two recurrent layers, linear "
@@ -260,7 +264,7 @@ def _group(record: Record, group: str) -> str:
 def _kind(record: Record, group: str) -> str:
     """Which of `_SHAPES` explains a group."""
     kinds = ("projection", "bidirectional", "scoring", "ragged", "adaptive", "mixture", "tiny")
-    kinds += ("script",)
+    kinds += ("script", "beside")
     words = [word for word in kinds if word in group]
     if words:
         return words[0]

@@ -3,7 +3,7 @@
 `LSTM`, `GRU`, `RNN` and their cells are subclasses of torch.nn's, with the same arguments, shapes,
 names of parameters, first values, dropout masks and exceptions; keyword arguments besides
 (`layer_norm=True`, `zoneout=0.1`, ...) are pynlm's variants. `AdaptiveLogSoftmaxWithLoss`,
-`LinearCrossEntropyLoss` and the function `linear_cross_entropy` are torch's on the kernels of heads.
+`LinearCrossEntropyLoss` and the function `linear_cross_entropy` are torch's on kernels of heads.
 
 The kernels take float32 and float64 tensors on the CPU, in place. All else is left to torch's own
 implementation, which every module still has: other dtypes and devices, empty tensors, torch.func,

@@ -19,7 +19,7 @@ from pynlm.layers import SCORING, Context, Group, Parameter, Pool
 from pynlm.layers.parameters import UNSET
 from pynlm.torch.cross_entropy import as_in_autocast
 from pynlm.torch.module import follow_threads
-from pynlm.torch.tensors import array, batched, contiguous, readable, watched
+from pynlm.torch.tensors import array, contiguous, mapped, readable, watched
 
 Array = npt.NDArray[Any]
 
@@ -259,7 +259,7 @@ class _Function(torch.autograd.Function):
         input, target, *weights = ctx.saved_tensors  # raises if something has changed
         if d_output is None and d_loss is None:
             return (None,) * (2 + len(weights))
-        if torch.is_grad_enabled() or watched() or batched(d_output, d_loss):
+        if torch.is_grad_enabled() or watched() or mapped((d_output, d_loss)):
             return _differentiable(ctx, input, target, weights, d_output, d_loss)
         made, ctx.made = ctx.made, None
         upstream = _upstream(d_output, d_loss, len(target))

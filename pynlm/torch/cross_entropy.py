@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pynlm._kernels import xent_forward, xent_gradients  # the arguments are checked here
 from pynlm.torch.module import follow_threads
-from pynlm.torch.tensors import array, batched, contiguous, readable, watched
+from pynlm.torch.tensors import array, contiguous, mapped, readable, watched
 
 Array = npt.NDArray[Any]
 
@@ -342,7 +342,7 @@ class _Function(torch.autograd.Function):
         """Gradients of input, weights and bias."""
         saved = ctx.saved_tensors  # also where it is not used: raises if something has changed
         nothing = (None,) * 5
-        if torch.is_grad_enabled() or watched() or batched(upstream):
+        if torch.is_grad_enabled() or watched() or mapped((upstream,)):
             return *_differentiable(ctx, saved, upstream), *nothing
         made, ctx.made = ctx.made, None
         if made is None:

@@ -85,9 +85,3 @@ def keeps_graph() -> bool:
 def kind_of(t: Tensor) -> str:
     """What a tensor is, for errors: "float16 on cuda:0"."""
     return f"{str(t.dtype).removeprefix('torch.')} on {t.device}"
-
-
-def batched(*tensors: Tensor | None) -> bool:
-    """Whether upstream gradients are several at once (`is_grads_batched` of torch.autograd.grad)."""
-    is_batched = torch._C._functorch.is_legacy_batchedtensor  # type: ignore[attr-defined]
-    return any(t is not None and is_batched(t) for t in tensors)
