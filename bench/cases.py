@@ -144,10 +144,6 @@ class Recurrent:
         # A variant's contenders are twice as many, and loops save more of each step.
         return 2 * each * self.directions if self.variant else each
 
-    @property
-    def quick(self) -> bool:
-        return self.flops <= 8e9
-
     def smoke(self) -> Recurrent:
         """The same widths over a few steps."""
         return replace(self, T=min(self.T, SMOKE_STEPS))
@@ -191,10 +187,6 @@ class Softmax:
     def bytes(self) -> int:
         """Rough upper bound of the memory that all contenders together take."""
         return FLOAT * (7 * self.V * self.H + 5 * self.N * self.V)
-
-    @property
-    def quick(self) -> bool:
-        return self.flops <= 3e10
 
     def smoke(self) -> Softmax:
         """The same rows over a small vocabulary."""
@@ -255,10 +247,6 @@ class Adaptive:
         """Rough upper bound of the memory that all contenders together take."""
         return FLOAT * 7 * (self.V * self.H + self.N * self.V)
 
-    @property
-    def quick(self) -> bool:
-        return self.flops <= 8e9
-
     def smoke(self) -> Adaptive:
         """The same rows over a small vocabulary."""
         if self.V <= SMOKE_VOCABULARY:
@@ -297,10 +285,6 @@ class Mixture:
     def bytes(self) -> int:
         """Rough upper bound of the memory that all contenders together take."""
         return FLOAT * (7 * self.V * self.H + 6 * self.N * self.experts * self.V)
-
-    @property
-    def quick(self) -> bool:
-        return self.flops <= 8e9
 
     def smoke(self) -> Mixture:
         """The same rows over a small vocabulary."""
@@ -380,10 +364,6 @@ class Train:
         weights = 2 * self.V * width + 8 * width * width * len(config.hidden_sizes)
         return FLOAT * (8 * weights + 8 * T * B * self.V)
 
-    @property
-    def quick(self) -> bool:
-        return self.flops <= 8e9
-
     def smoke(self) -> Train:
         """The same model with a small vocabulary."""
         return replace(self, V=min(self.V, SMOKE_VOCABULARY))
@@ -408,7 +388,6 @@ class TinyCall:
     calls: ClassVar[int] = 100
     H: ClassVar[int] = 16
     V: ClassVar[int] = 100
-    quick: ClassVar[bool] = True
     bytes: ClassVar[int] = 2**24
 
     @property
@@ -457,7 +436,6 @@ class Script:
     group: ClassVar[str] = "drop-in LM script"
     train: ClassVar[bool] = True
     layers: ClassVar[int] = 2
-    quick: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -500,7 +478,6 @@ class Busy:
     calls: ClassVar[int] = 5
     product: ClassVar[int] = 512
     V: ClassVar[int] = 2
-    quick: ClassVar[bool] = True
     bytes: ClassVar[int] = 2**28
 
     @property

@@ -71,8 +71,3 @@ def test_lengths_fall_evenly_to_a_quarter() -> None:
     assert case.smoke().lengths[::15] == [3, 1]
     assert Recurrent("gru", 100, 1, 2, 3, ragged=True).lengths == [100]
     assert Recurrent("gru", 7, 3, 2, 3).lengths == [7, 7, 7]
-
-
-def test_every_family_has_quick_cases() -> None:
-    for family in FAMILIES.values():
-        assert any(case.quick for case in family)
