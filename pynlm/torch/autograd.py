@@ -12,7 +12,16 @@ from torch import _VF, Tensor
 from pynlm.layers import Context
 from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
-from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, mapped, optional, watched
+from pynlm.torch.tensors import (
+    Array,
+    Memory,
+    array,
+    contiguous,
+    keeps_graph,
+    mapped,
+    optional,
+    watched,
+)
 
 _CELLS: dict[str, Any] = {
     "LSTM": _VF.lstm_cell,
@@ -39,17 +48,24 @@ class Call:
         Train or eval; seed of the variants' random numbers.
     batch_sizes
         Of a packed sequence; None: every row has all steps.
+    memory
+        For large arrays; a module has one for all its calls.
     masked
         How many masks come before the weights: none, or one for the input of each layer but the
         first, [T, B, D·P], or packed as the input is.
     """
 
-    __slots__ = ("batch_sizes", "ctx", "masked", "rows", "stack")
+    __slots__ = ("batch_sizes", "ctx", "masked", "memory", "rows", "stack")
 
     def __init__(
-        self, stack: Stack, ctx: Context, batch_sizes: Tensor | None = None, masked: int = 0
+        self,
+        stack: Stack,
+        ctx: Context,
+        memory: Memory,
+        batch_sizes: Tensor | None = None,
+        masked: int = 0,
     ) -> None:
-        self.stack, self.ctx, self.masked = stack, ctx, masked
+        self.stack, self.ctx, self.memory, self.masked = stack, ctx, memory, masked
         self.batch_sizes = batch_sizes
         self.rows = None if batch_sizes is None else Rows(batch_sizes.numpy())
 
@@ -60,8 +76,8 @@ class Call:
         a = array(x)
         masks = [array(m) for m in rest[: self.masked]]
         if self.rows is not None:
-            a = self.rows.pad(a)
-            masks = [self.rows.pad(m) for m in masks]
+            a = self.rows.pad(a, self.memory)
+            masks = [self.rows.pad(m, self.memory) for m in masks]
         n = self.stack.count
         w = [array(t) for t in rest[self.masked :]]
         for i, one in enumerate(w):
@@ -94,7 +110,7 @@ class Call:
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
         size, width, k = stack.hidden_size, stack.width, stack.num_layers * stack.directions
-        buffer = torch.empty(self.buffer_size(a.shape, saves), dtype=x.dtype)
+        buffer = self.memory.tensor((self.buffer_size(a.shape, saves),), x.dtype)
         saved = self.saved(buffer.numpy(), a.shape, saves)
         total = stack.directions * width
         y = torch.empty((*x.shape[:-1], total), dtype=x.dtype)
@@ -102,10 +118,14 @@ class Call:
         c_n = torch.empty((k, B, size), dtype=x.dtype) if stack.has_cell_state else None
         out = y.numpy()
         if self.rows is not None:
-            out = saved[-1]["y"] if stack.directions == 1 else np.empty((T, B, total), a.dtype)
+            out = (
+                saved[-1]["y"]
+                if stack.directions == 1
+                else self.memory.array((T, B, total), a.dtype)
+            )
         stack.forward(
             a, optional(hx), optional(cx), w, out, h_n.numpy(), optional(c_n), saved, self.rows,
-            masks, self.ctx,
+            masks, self.ctx, self.memory,
         )  # fmt: skip
         if self.rows is not None:
             self.rows.pack(out, y.numpy())
@@ -141,24 +161,24 @@ class Call:
             upstream = np.zeros((T, B, total), a.dtype)
         else:
             upstream = array(contiguous(dy))
-            upstream = upstream if rows is None else rows.pad(upstream)
+            upstream = upstream if rows is None else rows.pad(upstream, self.memory)
         dx = torch.empty(x.shape, dtype=x.dtype) if wants_dx else None
         d_in = None
         if dx is not None:
-            d_in = dx.numpy() if rows is None else np.empty_like(a)
+            d_in = dx.numpy() if rows is None else self.memory.array(a.shape, a.dtype)
         k = stack.num_layers * stack.directions
         dh0 = torch.empty((k, B, stack.width), dtype=x.dtype)
         dc0 = None
         if stack.has_cell_state:
             dc0 = torch.empty((k, B, stack.hidden_size), dtype=x.dtype)
         dw = [
-            [torch.empty(shape, dtype=x.dtype) for shape in shapes]
+            [self.memory.tensor(shape, x.dtype) for shape in shapes]
             for shapes in stack.gradient_shapes(a.shape[2])
         ]
         stack.backward(
             a, optional(hx), optional(cx), w,
             saved[-1]["y"] if rows is not None else array(y),
-            saved, rows, masks, self.ctx, upstream,
+            saved, rows, masks, self.ctx, self.memory, upstream,
             None if dh_n is None else array(contiguous(dh_n)),
             None if dc_n is None else array(contiguous(dc_n)),
             d_in, dh0.numpy(), optional(dc0), [[t.numpy() for t in one] for one in dw],

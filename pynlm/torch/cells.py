@@ -132,7 +132,9 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             out: Any = (y[0], c_n[0]) if self.cell == "LSTM" else y[0]
         else:
             follow_threads()
-            call = calls[self.training] if seed is None else Call(stack, context(True, seed))
+            call = calls[self.training]
+            if seed is not None:
+                call = Call(stack, context(True, seed), call.memory)
             if saves:
                 out = RecurrentCell.apply(call, x, h, c, *weights)
             else:

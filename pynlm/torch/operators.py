@@ -11,6 +11,7 @@ from torch import Tensor
 from pynlm.layers import Context
 from pynlm.torch.autograd import Call, dense
 from pynlm.torch.stack import Layout, stack_of
+from pynlm.torch.tensors import Memory
 
 _EVAL, _TRAIN = Context(train=False), Context(train=True)
 
@@ -37,7 +38,7 @@ def recurrent(
     saves: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`Call.run`: y, h_n, c_n (empty but for an LSTM) and the buffer for the gradients."""
-    call = Call(stack_of(settings), context(train, seed), batch_sizes, masked)
+    call = Call(stack_of(settings), context(train, seed), Memory(), batch_sizes, masked)
     rest = [t.detach() for t in rest]
     y, h_n, c_n, buffer = call.run(x.contiguous(), dense(hx), dense(cx), rest, saves)
     return y, h_n, x.new_empty(0) if c_n is None else c_n, buffer
@@ -90,7 +91,7 @@ def recurrent_backward(
     wants_dx: bool,
 ) -> list[Tensor]:
     """`Call.gradients`: dx, dh0, dc0 (empty: none), then those of each direction's weights."""
-    call = Call(stack_of(settings), context(train, seed), batch_sizes, masked)
+    call = Call(stack_of(settings), context(train, seed), Memory(), batch_sizes, masked)
     dx, dh0, dc0, dw = call.gradients(
         x.contiguous(), dense(hx), dense(cx), [t.detach() for t in rest], y.contiguous(),
         buffer.clone(), dy, dh_n, dc_n, wants_dx,

@@ -167,7 +167,7 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             follow_threads()
             call = calls[self.training]
             if masks or seed is not None or packed:
-                call = Call(stack, context(self.training, seed), sizes, len(masks))
+                call = Call(stack, context(self.training, seed), call.memory, sizes, len(masks))
             if saves:
                 out = RecurrentStack.apply(call, x, h, c, *rest)
             else:

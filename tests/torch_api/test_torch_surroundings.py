@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import pynlm
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, outcome, pair, tensors
+from pynlm.torch import tensors as tensors_module
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
@@ -157,6 +158,34 @@ def test_memory_goes_with_the_graph() -> None:
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 6, 1, 6]], ids=["full", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_used_again(
+    kind: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second step on nothing new is needed; what is still wanted stays as it is."""
+    monkeypatch.setattr(tensors_module, "SMALL", 0)
+    theirs, ours = pair(kind, I, H, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    given = x if lengths is None else packed(x, lengths)
+    memory = ours._stack()[2][True].memory
+    made = []
+    for _ in range(4):
+        assert_same(outcome(ours, given), outcome(theirs, given))
+        made.append(memory.allocations)
+    assert made[1] == made[3] > 0
+
+    one, other = (next(tensors(ours(g))) for g in (given, given))
+    for y in (one, other):
+        leaves = [x, *ours.parameters()]
+        found = torch.autograd.grad(y.square().sum(), leaves)
+        want = torch.autograd.grad(
+            next(tensors(theirs(given))).square().sum(), [x, *theirs.parameters()]
+        )
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("kind", KINDS)
