@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pynlm
 import pynlm.torch
-from pynlm.testing.torch_modules import H, I, assert_same, outcome, pair, tensors
+from pynlm.testing.torch_modules import H, I, assert_same, outcome, packed, pair, tensors
 from pynlm.torch import tensors as tensors_module
 
 T, B = 6, 4
