@@ -238,7 +238,7 @@ class Stack:
         h0: Array | None,
         c0: Array | None,
         weights: Sequence[Sequence[Array]],
-        y: Array,
+        y: Array | None,
         saved: Saved,
         rows: Rows | None,
         masks: Sequence[Array],
@@ -257,7 +257,7 @@ class Stack:
         Parameters
         ----------
         x, h0, c0, weights, y, saved, rows, masks, ctx, memory
-            As `forward` had and left them.
+            As `forward` had and left them; y None where `saved` has it.
         dy, dh_last, dc_last
             Gradients of its outputs; of the states None: zero.
         dx, dh0, dc0, dweights
@@ -306,7 +306,7 @@ class Stack:
         h0: Array | None,
         c0: Array | None,
         w: Sequence[Array],
-        y: Array,
+        y: Array | None,
         s: dict[str, Array],
         rows: Rows | None,
         ctx: Context,
@@ -330,7 +330,7 @@ class Stack:
         elif self.cell == "GRU":
             given["db_hn"] = dw[3] if self._apart else None
         else:
-            given["dpre"] = memory.array(y.shape, y.dtype)
+            given["dpre"] = memory.array(dy.shape, dy.dtype)
         if self.options is None and not self.proj_size:
             given["w_hh"] = w[1]
         else:
@@ -406,7 +406,8 @@ class Layout:
             layer, backward = divmod(k, D)
             shapes: dict[str, tuple[int, ...]] = {}
             last = layer + 1 == L
-            if D == 2 or not last or packed:
+            # A GRU's and an RNN's outputs may be changed in place, as torch's may.
+            if D == 2 or not last or packed or (saves and stack.cell != "LSTM"):
                 shapes["y"] = (T, B, P)
             if layer and not backward and (D == 2 or masked):
                 shapes["x"] = (T, B, D * P)

@@ -168,7 +168,7 @@ def test_memory_is_used_again(
     """From the second step on nothing new is needed; what is still wanted stays as it is."""
     monkeypatch.setattr(tensors_module, "SMALL", 0)
     theirs, ours = pair(kind, I, H, 2, bidirectional=True, dtype=torch.float64)
-    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(T, B, I, dtype=torch.float64)
     given = x if lengths is None else packed(x, lengths)
     memory = ours._stack()[2][True].memory
     made = []
@@ -177,13 +177,9 @@ def test_memory_is_used_again(
         made.append(memory.allocations)
     assert made[1] == made[3] > 0
 
-    one, other = (next(tensors(ours(g))) for g in (given, given))
-    for y in (one, other):
-        leaves = [x, *ours.parameters()]
-        found = torch.autograd.grad(y.square().sum(), leaves)
-        want = torch.autograd.grad(
-            next(tensors(theirs(given))).square().sum(), [x, *theirs.parameters()]
-        )
+    want = torch.autograd.grad(next(tensors(theirs(given))).square().sum(), theirs.parameters())
+    for y in [next(tensors(ours(g))) for g in (given, given)]:
+        found = torch.autograd.grad(y.square().sum(), ours.parameters())
         for a, b in zip(found, want, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -237,6 +233,37 @@ def test_transforms_are_torchs() -> None:
     tangent = torch.randn_like(x)
     got = torch.func.jvp(lambda x: ours(x)[0], (x,), (tangent,))
     torch.testing.assert_close(got, torch.func.jvp(lambda x: theirs(x)[0], (x,), (tangent,)))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
+def test_outputs_changed_in_place(kind: str) -> None:
+    """Right gradients or torch's error, and an error only where torch has one, too."""
+    both = []
+    for module in pair(kind, I, H):
+        x = torch.randn(B, I, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = next(tensors(module(x)))
+        y *= 2
+        try:
+            both.append(torch.autograd.grad(y.sum(), [x, *module.parameters()]))
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+            both.append(None)
+    if both[1] is None:
+        assert both[0] is None
+    else:
+        torch.testing.assert_close(both[1], both[0])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
+def test_script_and_trace(kind: str) -> None:
+    """TorchScript gets torch's module."""
+    _, ours = pair(kind, I, H)
+    x = torch.randn(B, I)
+    want = list(tensors(ours(x)))
+    for other in (torch.jit.script(ours), torch.jit.trace(ours, x)):
+        torch.testing.assert_close(list(tensors(other(x))), want)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
