@@ -21,6 +21,9 @@ from pynlm.torch.operators import context, recurrent
 from pynlm.torch.stack import extra_weights
 from pynlm.torch.tensors import NUMPY, readable, watched
 
+SMALL_STEP = 1 << 20
+"""Multiplications below which a plain step is torch's own: what surrounds ours would cost more."""
+
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -113,6 +116,10 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             return self._elsewhere(input, hx)
         x, dtype = input, weights[0].dtype
         flat = x.dim() == 1
+        if not compiling and self.options is None:
+            rows = 1 if flat else x.shape[0]
+            if rows * (weights[0].numel() + weights[1].numel()) < SMALL_STEP:
+                return super().forward(input, hx)
         if flat:
             x = x[None]
         shape = (self.hidden_size,) if flat else (x.shape[0], self.hidden_size)

@@ -18,7 +18,10 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 Array = npt.NDArray[Any]
 
-NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 """Dtypes that the kernels compute in, as NumPy's."""
 
 

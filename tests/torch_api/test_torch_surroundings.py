@@ -16,10 +16,18 @@ from torch.utils.checkpoint import checkpoint
 import pynlm
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, outcome, packed, pair, tensors
+from pynlm.torch import cells
 from pynlm.torch import tensors as tensors_module
+from pynlm.torch.operators import recurrent
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
+
+
+@pytest.fixture(autouse=True)
+def no_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells' steps would be torch's."""
+    monkeypatch.setattr(cells, "SMALL_STEP", 0)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
@@ -296,3 +304,28 @@ def test_compile(kind: str) -> None:
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(list(tensors(compiled(x))), list(tensors(model(x))))
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_operator_keeps_torchs_rules(states: bool) -> None:
+    """torch.library's own check: schema, fake kernel, autograd, compiler."""
+    module = pynlm.torch.LSTM(I, H, 2)
+    x = torch.randn(T, B, I, requires_grad=True)
+    h, c = (torch.randn(2, B, H, requires_grad=True) if states else None for _ in range(2))
+    given = (x, h, c, list(module.parameters()), None, None, module._settings(), B, 0, True, True)
+    torch.library.opcheck(recurrent, given)
+
+
+def test_compile_with_variants_and_dropout() -> None:
+    """The compiler's graph draws what the eager module draws from the same seed."""
+    torch._dynamo.reset()
+    module = pynlm.torch.LSTM(I, H, 2, dropout=0.3, zoneout=0.2, layer_norm=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps in (T, T + 3):
+        x = torch.randn(steps, B, I)
+        found = []
+        for run in (module, compiled):
+            torch.manual_seed(4)
+            y = run(x)[0]
+            found.append([y, *torch.autograd.grad(y.square().sum(), module.parameters())])
+        torch.testing.assert_close(found[1], found[0])
