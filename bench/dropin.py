@@ -1,9 +1,9 @@
 """pynlm.torch beside torch.nn: `python -m bench.dropin [--seconds S] [--out DIR]`.
 
-A single call on the smallest input, where all that counts is what surrounds the kernel; a word-level
-language model as torch's users write it, as it is and after `pynlm.torch.replace(model)`; and both
-steps while torch's threads are busy with products between them. The two take turns in one process.
-Writes DIR/dropin.json and DIR/dropin.md. Wants an otherwise idle machine.
+A single call on the smallest input, where all that counts is what surrounds the kernel; a language
+model of words as torch's users write it, before and after `pynlm.torch.replace(model)`; and training
+steps of a layer after products of torch's, whose threads still spin then. The two take turns in one
+process. Writes DIR/dropin.json and DIR/dropin.md. Wants an otherwise idle machine.
 """
 
 from __future__ import annotations
