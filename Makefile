@@ -9,6 +9,8 @@ bin := $(VENV)/bin
 export PATH := $(abspath $(bin)):$(PATH)
 pip := $(bin)/python -m pip --disable-pip-version-check -q
 sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '*.cmake' -o -name '*.pyx')
+# Tests in as many processes as there are CPUs.
+side_by_side := -n $(or $(JOBS),$(shell getconf _NPROCESSORS_ONLN))
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
@@ -74,7 +76,7 @@ parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 30
 
 isa: $(VENV)/.test-tools  ## kernel tests at every instruction-set level of this machine
 	@for isa in $$($(bin)/python -c 'from pynlm._kernels import available_isas as a; print(*a())'); do \
-	  echo "PYNLM_ISA=$$isa"; PYNLM_ISA=$$isa $(bin)/pytest -q tests/kernels $(ARGS) || exit 1; done
+	  echo "PYNLM_ISA=$$isa"; PYNLM_ISA=$$isa $(bin)/pytest -q $(side_by_side) tests/kernels $(ARGS) || exit 1; done
 
 EXAMPLES ?= 1000
 fuzz: $(VENV)/.test-tools  ## kernels and layers on random shapes and faulty arguments (EXAMPLES=1000 a test)
@@ -95,7 +97,7 @@ asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behav
 	$(call sanitised_build,asan,address;undefined)
 	LD_PRELOAD="$(call sanitizer_lib,asan) $(call sanitizer_lib,stdc++)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider tests/kernels $(ARGS)
+	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side) tests/kernels $(ARGS)
 
 # One thread in torch and in NumPy's BLAS, whose teams the sanitiser cannot see into.
 tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser

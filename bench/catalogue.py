@@ -448,8 +448,8 @@ GOALS: dict[str, tuple[Goal | None, Goal]] = {
     "GRU training": (None, Goal(2.6, 1.25)),
     "RNN training": (None, Goal(1.8, 1.15)),
     "softmax training": (None, Goal(1.8, 1.3)),
-    "adaptive softmax, same cutoffs": (None, Goal(1.6)),
-    "adaptive softmax, chosen cutoffs": (None, Goal(3.0)),
+    "adaptive softmax, same cutoffs": (None, Goal(1.6, 1.6)),
+    "adaptive softmax, chosen cutoffs": (None, Goal(3.0, 3.0)),
     "LSTM ragged training": (None, Goal(4.0)),
     "GRU ragged training": (None, Goal(4.0)),
 }

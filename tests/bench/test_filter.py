@@ -20,6 +20,8 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in (0, 3, 6):  # of one deviation: nothing, a little, almost all
         errors = [row["dh"] for row in rows[i : i + 3]]
         assert errors[0] == 0 and errors == sorted(set(errors))
+        common = [row["dh_common"] for row in rows[i : i + 3]]
+        assert common[0] == 0 and common == sorted(set(common))
     perplexities = [row["perplexity"] for row in rows[::3]]
     assert perplexities == sorted(perplexities, reverse=True) and perplexities[0] < 600
     page = (tmp_path / "filter.md").read_text(encoding="utf-8")

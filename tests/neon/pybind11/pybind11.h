@@ -142,6 +142,7 @@ struct arg {
         fallback.number = number;
         return *this;
     }
+    arg& operator=(int number) { return *this = double(number); }  // 0 is a pointer, too
 };
 inline namespace literals {
 inline arg operator""_a(const char* name, std::size_t) { return {name, {}}; }
