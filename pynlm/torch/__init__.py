@@ -2,7 +2,8 @@
 
 `LSTM`, `GRU`, `RNN` and their cells are subclasses of torch.nn's, with the same arguments, shapes,
 names of parameters, first values, dropout masks and exceptions; keyword arguments besides
-(`layer_norm=True`, `zoneout=0.1`, ...) are pynlm's variants.
+(`layer_norm=True`, `zoneout=0.1`, ...) are pynlm's variants. `AdaptiveLogSoftmaxWithLoss`,
+`LinearCrossEntropyLoss` and the function `linear_cross_entropy` are torch's on kernels of heads.
 
 The kernels take float32 and float64 tensors on the CPU, in place. All else is left to torch's own
 implementation, which every module still has: other dtypes and devices, empty tensors, torch.func,
@@ -18,11 +19,24 @@ or later `pynlm.set_num_threads`.
 
 from __future__ import annotations
 
+from pynlm.torch.adaptive import AdaptiveLogSoftmaxWithLoss
 from pynlm.torch.cells import GRUCell, LSTMCell, RNNCell
+from pynlm.torch.cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
 from pynlm.torch.dynamo import allow_recurrent
 from pynlm.torch.recurrent import GRU, LSTM, RNN
 from pynlm.torch.replace import replace
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "replace"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "AdaptiveLogSoftmaxWithLoss",
+    "GRUCell",
+    "LSTMCell",
+    "LinearCrossEntropyLoss",
+    "RNNCell",
+    "linear_cross_entropy",
+    "replace",
+]
 
 allow_recurrent()

@@ -9,7 +9,9 @@ from typing import TypeVar
 
 import torch
 
+from pynlm.torch.adaptive import AdaptiveLogSoftmaxWithLoss
 from pynlm.torch.cells import GRUCell, LSTMCell, RNNCell
+from pynlm.torch.cross_entropy import LinearCrossEntropyLoss
 from pynlm.torch.recurrent import GRU, LSTM, RNN
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -33,6 +35,8 @@ CONVERTERS: dict[type[torch.nn.Module], Converter] = {
     torch.nn.LSTMCell: becomes(LSTMCell),
     torch.nn.GRUCell: becomes(GRUCell),
     torch.nn.RNNCell: becomes(RNNCell),
+    torch.nn.AdaptiveLogSoftmaxWithLoss: becomes(AdaptiveLogSoftmaxWithLoss),
+    torch.nn.LinearCrossEntropyLoss: becomes(LinearCrossEntropyLoss),
 }
 """By torch's class, what makes pynlm's module of one.
 
