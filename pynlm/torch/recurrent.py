@@ -127,7 +127,9 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             x, sizes, order, back = input, None, None, None
         if compiling:
             weights = [getattr(self, name) for name in self._weight_names()]
-            usable = x.device.type == "cpu" and x.dtype in NUMPY
+            # an exported graph is to run where pynlm is not
+            exported = torch.compiler.is_exporting() and self.options is None
+            usable = x.device.type == "cpu" and x.dtype in NUMPY and not exported
         else:
             stack, names, calls = self._stack()
             weights = self._weights(names)

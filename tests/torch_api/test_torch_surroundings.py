@@ -329,3 +329,18 @@ def test_compile_with_variants_and_dropout() -> None:
             y = run(x)[0]
             found.append([y, *torch.autograd.grad(y.square().sum(), module.parameters())])
         torch.testing.assert_close(found[1], found[0])
+
+
+# torch's own modules draw it, too
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell"])
+def test_export(kind: str, strict: bool) -> None:
+    """A plain module in torch's operations, a variant in pynlm's."""
+    for options, own in (({}, False), ({"layer_norm": True}, True)):
+        model = _First(getattr(pynlm.torch, kind)(I, H, **options))
+        x = torch.randn(B, I)
+        exported = torch.export.export(model, (x,), strict=strict)
+        called = {str(n.target) for n in exported.graph.nodes if n.op == "call_function"}
+        assert any("pynlm" in name for name in called) == own
+        torch.testing.assert_close(exported.module()(x), model(x))
