@@ -218,7 +218,22 @@ def page(rows: Sequence[Row]) -> str:
         else:
             title = f"{end:,} tokens" + (", the whole epoch" if of_exact else "")
         lines += [*_table(rows, end, title), "", verdict(rows, end)]
-    return "\n".join([*lines, "", "![test perplexity by time](heads.png)", ""])
+    lines += ["", "![test perplexity by time](heads.png)", "", "## Runs", "", _runs(rows), ""]
+    return "\n".join(lines)
+
+
+def _runs(rows: Sequence[Row]) -> str:
+    """Machine, version and circumstances of each run; early ones did not keep them."""
+    from bench.page import table
+
+    names = ("CPU", "CPUs", "pynlm", "date", "other work")
+    return table(
+        ["head", "seed", *names],
+        [
+            [row["name"], str(row["seed"]), *(row.get("facts", {}).get(n, "") for n in names)]
+            for row in rows
+        ],
+    )
 
 
 def verdict(rows: Sequence[Row], tokens: int) -> str:
@@ -379,6 +394,8 @@ def main(arguments: list[str] | None = None) -> None:
         draw(rows, given.out / "heads.png")
         print(page(rows))
         return
+    from bench import machine
+
     failed = []
     for name in sorted(given.heads, key=list(HEADS).index):
         for seed in given.seeds or SEEDS[name]:
@@ -394,12 +411,14 @@ def main(arguments: list[str] | None = None) -> None:
                 "epoch": given.phase == "epoch" and not exact,
             }
             print(f"{name}, seed {seed}", file=sys.stderr, flush=True)
+            others = machine.OtherWork()
             try:
                 row = measure(request)
             except RuntimeError as error:
                 failed.append(str(error))
                 continue
-            rows = merged(rows, {"name": name, **row})
+            facts = {**machine.facts([]), "other work": others.describe()}
+            rows = merged(rows, {"name": name, **row, "facts": facts})
             write(rows, given.out)
     print(page(rows))
     if failed:

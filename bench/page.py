@@ -80,7 +80,8 @@ _METHOD = """\
 - All contenders of a case run in one process on the same numbers, after a check that their results
   agree. They take turns, call by call, in an order that changes from round to round. Times are
   medians over the rounds; a ratio is the median of the ratios within each round, with their
-  quartiles in brackets.
+  quartiles in brackets. A contender of which one call takes longer than a whole case may is called
+  once, without a call before it, and is marked so.
 - Before each turn the process waits until none of its threads uses the CPU, so that nobody's
   spinning workers (torch's OpenMP spins for milliseconds after a call) take a core from the next;
   then one call that does not count wakes the contender's threads and fetches its data, and the next
@@ -291,7 +292,8 @@ def _cells(record: Record, results: list[Result], libraries: list[str]) -> list[
 def _time(r: Result, contender: str | None) -> str:
     if contender is None:
         return ""
-    return duration(r.times[contender].median) + (" ◦" if "(" in contender else "")
+    once = " (once)" if r.times[contender].rounds == 1 < r.ours.rounds else ""
+    return duration(r.times[contender].median) + (" ◦" if "(" in contender else "") + once
 
 
 def _described(group: str, case: str) -> str:

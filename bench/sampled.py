@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import page
+from bench import page, peers
 from bench.cases import Softmax
 from bench.inputs import SoftmaxInputs, softmax_inputs
 from bench.small_page import SmallPage, options
@@ -148,7 +148,8 @@ def render(facts: dict[str, str], rows: list[Row], n: int) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     given = options("sampled", __doc__, 8.0, "case").parse_args(arguments)
-    budget, report = Budget(given.seconds, least=3), SmallPage("sampled")
+    report = SmallPage("sampled", peers.available(peers.TORCH))
+    budget = Budget(given.seconds, least=3)
     rows = [measure(case, samples, budget) for case in CASES for samples in SAMPLES]
     report.write(given.out, {"sampled": rows}, lambda facts, n: render(facts, rows, n))
 

@@ -176,7 +176,7 @@ def evaluate_stream(
     NoPerplexity (a ValueError) : the model was trained by negative sampling.
     FloatingPointError : the model gives a log-probability that is not finite.
     """
-    _check_likelihood("evaluate_stream", model)
+    check_likelihood("evaluate_stream", model)
     ids = _check_ids("evaluate_stream", ids)
     if chunk < 1:
         raise ValueError(f"evaluate_stream: chunk must be at least 1, got {chunk}")
@@ -227,7 +227,7 @@ def evaluate_sentences(
     ``eos_id`` only marks the ends (a newline at character level) and is no ``<eos>`` in reports.
     Other parameters and errors as in :func:`evaluate_stream`.
     """
-    _check_likelihood("evaluate_sentences", model)
+    check_likelihood("evaluate_sentences", model)
     ids = _check_ids("evaluate_sentences", ids)
     starts, lengths = sentence_spans(ids, eos_id)
     totals = _Totals(eos_id if count_eos else None, unk_id)
@@ -259,7 +259,7 @@ def stream_nll(
     Calling it again with the last id and the returned state continues the stream. Errors as in
     :func:`evaluate_stream`.
     """
-    _check_likelihood("stream_nll", model)
+    check_likelihood("stream_nll", model)
     ids = _check_ids("stream_nll", ids)
     out = np.empty(len(ids), np.float64)
     context = Context(train=False, seed=0, step=0, backend=backend)
@@ -289,7 +289,7 @@ def span_nll(
 
     Errors as in :func:`evaluate_stream`.
     """
-    _check_likelihood("span_nll", model)
+    check_likelihood("span_nll", model)
     ids = _check_ids("span_nll", ids)
     out = np.zeros(len(ids), np.float64)
     walk = _walk_spans(model, ids, starts, lengths, start_id, chunk, backend, out)
@@ -425,7 +425,8 @@ def _walk_spans(
                 yield valid, targets, nll, log_z
 
 
-def _check_likelihood(function: str, model: Any) -> None:
+def check_likelihood(function: str, model: Any) -> None:
+    """Raise NoPerplexity for a model whose head learns no probabilities."""
     head = getattr(model, "head", None)
     if not getattr(head, "learns_likelihood", True):
         raise NoPerplexity(

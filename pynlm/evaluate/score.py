@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pynlm.evaluate.perplexity import CHUNK, span_nll, stream_nll
+from pynlm.evaluate.perplexity import CHUNK, check_likelihood, span_nll, stream_nll
 from pynlm.text.files import Chunk, check_utf8
 
 _READ = 1 << 16
@@ -65,6 +65,7 @@ class Scorer:
         chunk: int = CHUNK,
         backend: str = "cpu",
     ) -> None:
+        check_likelihood("score", model)
         self.model, self.tokenizer, self.carry = model, tokenizer, carry
         self.start_id, self.chunk, self.backend = start_id, chunk, backend
         self.lines = 0  # read so far

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids
+from pynlm.arrays import INT32, check, check_ids
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.linear import linear_backward, linear_forward
 from pynlm.kernels.xent import (
@@ -68,6 +68,11 @@ class Adaptive(FusedHead):
     exact_in_training
         True: the nll is exact.
 
+    Raises
+    ------
+    ValueError
+        A cluster's weights without those of a cluster before it.
+
     Notes
     -----
     Source: Grave et al., "Efficient softmax approximation for GPUs", arXiv:1609.04309, §4.3.
@@ -93,6 +98,10 @@ class Adaptive(FusedHead):
         while f"{prefix}.tail.{len(pairs)}.1.weight" in parameters:
             place = f"{prefix}.tail.{len(pairs)}"
             pairs.append((parameters[f"{place}.0.weight"], parameters[f"{place}.1.weight"]))
+        own = tuple(f"{prefix}.tail.{i}." for i in range(len(pairs)))
+        for name in parameters:
+            if name.startswith(f"{prefix}.tail.") and not name.startswith(own):
+                raise ValueError(f"Adaptive: {name} belongs to no cluster, there are {len(pairs)}")
         self.shortlist = len(self.weight.data) - len(pairs)
         tails, first = [], self.shortlist
         for projection, weight in pairs:
@@ -149,7 +158,7 @@ class Adaptive(FusedHead):
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
     ) -> None:
-        targets, clusters = self._by_cluster(ids)
+        targets, clusters = self._by_cluster(ids, len(h))
         xent_forward(nll=nll, targets=targets, **self._map(h, ctx))
         for tail, rows in zip(self.tails, clusters, strict=True):
             if len(rows):
@@ -169,7 +178,7 @@ class Adaptive(FusedHead):
         ctx: Context,
         weights: Array | None,
     ) -> Gradients:
-        targets, clusters = self._by_cluster(ids)
+        targets, clusters = self._by_cluster(ids, len(h))
         dh, dw = self.pool.like(h), self.weight.claim()
         db = None if self.bias is None else self.bias.claim()
         bias = None if self.bias is None else self.bias.data
@@ -223,9 +232,11 @@ class Adaptive(FusedHead):
         clusters = np.full((len(h), len(self.tails)), -np.inf, self.dtype)
         row, column = np.nonzero(found >= self.shortlist)
         clusters[row, found[row, column] - self.shortlist] = entries[row, column]
-        entries[row, column] = -np.inf
+        # What is no token loses against all that are, and there are k of them.
+        entries[row, column], found[row, column] = -np.inf, self.vocab_size
         log_prob.fill(-np.inf)
-        ids.fill(self.vocab_size - 1)
+        ids.fill(self.vocab_size)
+        broken: Array = np.logical_or.reduce(np.isnan(entries), axis=1)
         everywhere = np.arange(len(h))
         _merge(log_prob, ids, everywhere, entries, found)
         order = np.argsort(-clusters, axis=1, kind="stable")
@@ -240,9 +251,11 @@ class Adaptive(FusedHead):
                     words: IntArray = self.pool.lease(shape, np.int32)
                     x = take(h, rows, self.pool)
                     xent_top_k(log_prob=some, ids=words, **self._tail_map(x, tail, ctx))
+                    broken[rows] |= np.isnan(some).any(axis=1)
                     some += clusters[rows, i, None]
                     words += tail.first
                     _merge(log_prob, ids, rows, some, words)
+        log_prob[broken], ids[broken] = np.nan, np.arange(k)
 
     def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
         # An entry of the head is drawn, and if that is a cluster, a token in it.
@@ -271,8 +284,9 @@ class Adaptive(FusedHead):
         xent_log_prob(log_prob=log_prob, **self._map(h, ctx))
         return log_prob
 
-    def _by_cluster(self, ids: IntArray) -> tuple[IntArray, list[npt.NDArray[np.intp]]]:
+    def _by_cluster(self, ids: IntArray, n: int) -> tuple[IntArray, list[npt.NDArray[np.intp]]]:
         """Targets of the head's softmax, and the rows of each cluster, rising."""
+        check(ids, "N", {"N": n}, func=self.name, name="targets", dtype=INT32)
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         _, *clusters = places_by_cluster(ids, self.cutoffs)
         targets = ids.copy()

@@ -186,7 +186,6 @@ class BaseHead:
             kept = np.flatnonzero(~ignored)
             h, ids = take(h, kept, self.pool), take(ids, kept, self.pool)
             factors = None if factors is None else take(factors, kept, self.pool)
-        total = 1.0
         if reduction == "mean":
             total = float(len(ids) if factors is None else factors.sum(dtype=np.float64))
             share = 1.0 / total if total else 0.0

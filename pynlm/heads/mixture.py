@@ -33,7 +33,7 @@ class Mixture(FusedHead):
     The log-probabilities have no low rank, as those of one softmax have. K experts cost what K rows
     cost the exact softmax, and a third more in training: the gradient of -log p with respect to the
     logits of expert k is its share of the target's probability, gamma_k, times that of its own
-    softmax, and the shares are known only after a pass of losses. In memory it adds K [N, H].
+    softmax, and the shares are known only after a pass of losses. In memory it adds 2 K [N, H].
 
     Parameters
     ----------

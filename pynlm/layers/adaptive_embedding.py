@@ -46,6 +46,12 @@ class AdaptiveEmbedding:
         Tables of others to use, one a cluster, such as an adaptive head's (`Adaptive.tables`); they
         may have rows beyond the cluster's, which stay untouched.
 
+    Raises
+    ------
+    TypeError, ValueError
+        Cutoffs that do not increase or do not fit the tables; a table and a projection that do not
+        fit each other.
+
     Notes
     -----
     Source: Baevski & Auli, "Adaptive input representations for neural language modeling",
@@ -69,14 +75,31 @@ class AdaptiveEmbedding:
         cutoffs: Sequence[int] | IntArray,
         tied: Sequence[Parameter] | None = None,
     ) -> None:
-        self.name, self.cutoffs = f"AdaptiveEmbedding {prefix}", tuple(cutoffs)
+        self.name = f"AdaptiveEmbedding {prefix}"
+        self.cutoffs = check_cutoffs(cutoffs, 2**31, func=self.name)
         self.tables, self.projections = [], []
         for i in range(len(self.cutoffs) + 1):
             table, projection = f"{prefix}.{i}.0", f"{prefix}.{i}.1"
             own = parameters if tied is None else {f"{table}.weight": tied[i]}
             self.tables.append(Embedding(own, table))
             self.projections.append(Linear(parameters, projection))
+            self._check(i, tied is not None)
         self.vocab_size = max(self.cutoffs, default=0) + len(self.tables[-1].weight.data)
+
+    def _check(self, i: int, tied: bool) -> None:
+        """Raise ValueError unless table i has its cluster's rows and its projection's width."""
+        rows, width = self.tables[i].weight.data.shape
+        if width != self.projections[i].weight.data.shape[1]:
+            raise ValueError(
+                f"{self.name}: table {i} must have the width of its projection, "
+                f"{self.projections[i].weight.data.shape[1]}, got {width}"
+            )
+        first, *end = (0, *self.cutoffs)[i : i + 2]
+        if end and rows != end[0] - first and not (tied and rows > end[0] - first):
+            raise ValueError(
+                f"{self.name}: table {i} must have a row for each id from {first} to "
+                f"{end[0] - 1}, {end[0] - first}, got {rows}"
+            )
 
     @staticmethod
     def specs(

@@ -63,7 +63,8 @@ def places_by_cluster(ids: IntArray, cutoffs: Sequence[int]) -> list[npt.NDArray
     [[1, 4], [0, 2], [3]]
     """
     # int16 is sorted by its digits, in time that grows with N only
-    cluster = np.searchsorted(cutoffs, ids, side="right").astype(np.int16)
+    kind = np.int16 if len(cutoffs) < 2**15 else np.int32
+    cluster = np.searchsorted(cutoffs, ids, side="right").astype(kind)
     order = np.argsort(cluster, kind="stable")
     ends = np.cumsum(np.bincount(cluster, minlength=len(cutoffs) + 1))
     return np.split(order, ends[:-1])

@@ -8,7 +8,8 @@ names of parameters, first values, dropout masks and exceptions; keyword argumen
 The kernels take float32 and float64 tensors on the CPU, in place. All else is left to torch's own
 implementation, which every module still has: other dtypes and devices, empty tensors, torch.func,
 forward-mode differentiation, tracing and scripting, and gradients of gradients. A variant, which
-torch has not, raises NotImplementedError there (RuntimeError for gradients of gradients).
+torch has not, raises NotImplementedError there (RuntimeError for gradients of gradients). A plain
+cell's step of less than a million multiplications is torch's own, too, for the sake of speed.
 
 Under autocast the modules compute in the dtype of their weights and return that. torch.compile puts
 them into its graph as one operator each; for that, importing this package sets

@@ -12,7 +12,16 @@ from torch import _VF, Tensor
 from pynlm.layers import Context
 from pynlm.torch.rows import Rows
 from pynlm.torch.stack import Saved, Stack
-from pynlm.torch.tensors import Array, array, contiguous, keeps_graph, mapped, optional, watched
+from pynlm.torch.tensors import (
+    Array,
+    Memory,
+    array,
+    contiguous,
+    keeps_graph,
+    mapped,
+    optional,
+    watched,
+)
 
 _CELLS: dict[str, Any] = {
     "LSTM": _VF.lstm_cell,
@@ -39,17 +48,24 @@ class Call:
         Train or eval; seed of the variants' random numbers.
     batch_sizes
         Of a packed sequence; None: every row has all steps.
+    memory
+        For large arrays; a module has one for all its calls.
     masked
         How many masks come before the weights: none, or one for the input of each layer but the
         first, [T, B, D·P], or packed as the input is.
     """
 
-    __slots__ = ("batch_sizes", "ctx", "masked", "rows", "stack")
+    __slots__ = ("batch_sizes", "ctx", "masked", "memory", "rows", "stack")
 
     def __init__(
-        self, stack: Stack, ctx: Context, batch_sizes: Tensor | None = None, masked: int = 0
+        self,
+        stack: Stack,
+        ctx: Context,
+        memory: Memory,
+        batch_sizes: Tensor | None = None,
+        masked: int = 0,
     ) -> None:
-        self.stack, self.ctx, self.masked = stack, ctx, masked
+        self.stack, self.ctx, self.memory, self.masked = stack, ctx, memory, masked
         self.batch_sizes = batch_sizes
         self.rows = None if batch_sizes is None else Rows(batch_sizes.numpy())
 
@@ -60,8 +76,8 @@ class Call:
         a = array(x)
         masks = [array(m) for m in rest[: self.masked]]
         if self.rows is not None:
-            a = self.rows.pad(a)
-            masks = [self.rows.pad(m) for m in masks]
+            a = self.rows.pad(a, self.memory)
+            masks = [self.rows.pad(m, self.memory) for m in masks]
         n = self.stack.count
         w = [array(t) for t in rest[self.masked :]]
         for i, one in enumerate(w):
@@ -94,29 +110,45 @@ class Call:
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
         size, width, k = stack.hidden_size, stack.width, stack.num_layers * stack.directions
-        buffer = torch.empty(self.buffer_size(a.shape, saves), dtype=x.dtype)
+        buffer = self.memory.tensor((self.buffer_size(a.shape, saves),), x.dtype)
         saved = self.saved(buffer.numpy(), a.shape, saves)
         total = stack.directions * width
         y = torch.empty((*x.shape[:-1], total), dtype=x.dtype)
         h_n = torch.empty((k, B, width), dtype=x.dtype)
         c_n = torch.empty((k, B, size), dtype=x.dtype) if stack.has_cell_state else None
         out = y.numpy()
-        if self.rows is not None:
-            out = saved[-1]["y"] if stack.directions == 1 else np.empty((T, B, total), a.dtype)
+        apart = stack.directions == 1 and "y" in saved[-1]
+        if apart:
+            out = saved[-1]["y"]
+        elif self.rows is not None:
+            out = self.memory.array((T, B, total), a.dtype)
         stack.forward(
             a, optional(hx), optional(cx), w, out, h_n.numpy(), optional(c_n), saved, self.rows,
-            masks, self.ctx,
+            masks, self.ctx, self.memory,
         )  # fmt: skip
         if self.rows is not None:
             self.rows.pack(out, y.numpy())
+        elif apart:
+            np.copyto(y.numpy(), out)
         return y, h_n, c_n, buffer
 
     def step(
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], saves: bool
     ) -> tuple[Tensor, ...]:
         """`run` of a single layer for one step [B, I]: h, (LSTM) c and the buffer."""
-        y, _, c_n, buffer = self.run(x[None], row(h), row(c), weights, saves)
-        return (y[0], buffer) if c_n is None else (y[0], c_n[0], buffer)
+        stack, a = self.stack, array(x)[None]
+        w = self.arrays(x, weights)[1]
+        buffer = self.memory.tensor((self.buffer_size(a.shape, saves),), x.dtype)
+        saved = self.saved(buffer.numpy(), a.shape, saves)
+        h_n = torch.empty((len(x), stack.width), dtype=x.dtype)
+        c_n = torch.empty((len(x), stack.width), dtype=x.dtype) if stack.has_cell_state else None
+        y = saved[0]["y"] if "y" in saved[0] else np.empty((1, *h_n.shape), a.dtype)
+        stack.forward(
+            a, None if h is None else array(h)[None], None if c is None else array(c)[None], w, y,
+            h_n.numpy()[None], None if c_n is None else c_n.numpy()[None], saved, None, (),
+            self.ctx, self.memory,
+        )  # fmt: skip
+        return (h_n, buffer) if c_n is None else (h_n, c_n, buffer)
 
     def gradients(
         self,
@@ -124,14 +156,17 @@ class Call:
         hx: Tensor | None,
         cx: Tensor | None,
         rest: Sequence[Tensor],
-        y: Tensor,
+        y: Tensor | None,
         buffer: Tensor,
         dy: Tensor | None,
         dh_n: Tensor | None,
         dc_n: Tensor | None,
         wants_dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor | None, list[list[Tensor]]]:
-        """dx, dh0, dc0, and of each direction the kernels' gradients; consumes `buffer`."""
+        """dx, dh0, dc0, and of each direction the kernels' gradients; consumes `buffer`.
+
+        `y` is None where the buffer has it: but for an LSTM in one direction, not packed.
+        """
         stack, rows = self.stack, self.rows
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
@@ -141,24 +176,24 @@ class Call:
             upstream = np.zeros((T, B, total), a.dtype)
         else:
             upstream = array(contiguous(dy))
-            upstream = upstream if rows is None else rows.pad(upstream)
+            upstream = upstream if rows is None else rows.pad(upstream, self.memory)
         dx = torch.empty(x.shape, dtype=x.dtype) if wants_dx else None
         d_in = None
         if dx is not None:
-            d_in = dx.numpy() if rows is None else np.empty_like(a)
+            d_in = dx.numpy() if rows is None else self.memory.array(a.shape, a.dtype)
         k = stack.num_layers * stack.directions
         dh0 = torch.empty((k, B, stack.width), dtype=x.dtype)
         dc0 = None
         if stack.has_cell_state:
             dc0 = torch.empty((k, B, stack.hidden_size), dtype=x.dtype)
         dw = [
-            [torch.empty(shape, dtype=x.dtype) for shape in shapes]
+            [self.memory.tensor(shape, x.dtype) for shape in shapes]
             for shapes in stack.gradient_shapes(a.shape[2])
         ]
         stack.backward(
             a, optional(hx), optional(cx), w,
-            saved[-1]["y"] if rows is not None else array(y),
-            saved, rows, masks, self.ctx, upstream,
+            optional(y),
+            saved, rows, masks, self.ctx, self.memory, upstream,
             None if dh_n is None else array(contiguous(dh_n)),
             None if dc_n is None else array(contiguous(dc_n)),
             d_in, dh0.numpy(), optional(dc0), [[t.numpy() for t in one] for one in dw],
@@ -218,7 +253,8 @@ class RecurrentStack(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         y, h_n, c_n, buffer = call.run(x.contiguous(), dense(hx), dense(cx), rest, True)
         ctx.call = call
-        ctx.save_for_backward(x, hx, cx, None if call.rows is not None else y, buffer, *rest)
+        in_buffer = call.rows is not None or call.stack.directions == 2 or c_n is None
+        ctx.save_for_backward(x, hx, cx, None if in_buffer else y, buffer, *rest)
         return (y, h_n) if c_n is None else (y, h_n, c_n)
 
     @staticmethod
@@ -251,23 +287,24 @@ class RecurrentCell(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         *out, buffer = call.step(x.contiguous(), dense(h), dense(c), weights, True)
         ctx.call = call
-        ctx.save_for_backward(x, h, c, out[0], buffer, *weights)
+        ctx.save_for_backward(x, h, c, buffer, *weights)
         return out[0] if len(out) == 1 else tuple(out)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         call: Call = ctx.call
         needs = ctx.needs_input_grad
-        x, h, c, out, buffer, *weights = ctx.saved_tensors
+        x, h, c, buffer, *weights = ctx.saved_tensors
         if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
         if keeps_graph():
             buffer = buffer.clone()
         inputs = x.contiguous()[None], row(h), row(c)
         dy, dc = row(upstream[0]), row(upstream[1]) if len(upstream) == 2 else None
-        dx, dh0, dc0, dw = call.gradients(
-            *inputs, weights, out[None], buffer, dy, None, dc, needs[1]
-        )
+        y = None
+        if call.stack.has_cell_state:  # outputs of steps before, of which there are none
+            y = x.new_zeros(1, x.shape[0], call.stack.width)
+        dx, dh0, dc0, dw = call.gradients(*inputs, weights, y, buffer, dy, None, dc, needs[1])
         return (
             None,
             None if dx is None else dx[0],

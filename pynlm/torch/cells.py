@@ -21,6 +21,9 @@ from pynlm.torch.operators import context, recurrent
 from pynlm.torch.stack import extra_weights
 from pynlm.torch.tensors import NUMPY, readable, watched
 
+SMALL_STEP = 1 << 20
+"""Multiplications below which a plain step is torch's own: what surrounds ours would cost more."""
+
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -104,7 +107,9 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
         compiling = torch.compiler.is_compiling()
         if compiling:
             weights = [getattr(self, name) for name in self._weight_names()]
-            usable = input.device.type == "cpu" and input.dtype in NUMPY
+            # an exported graph is to run where pynlm is not
+            exported = torch.compiler.is_exporting() and self.options is None
+            usable = input.device.type == "cpu" and input.dtype in NUMPY and not exported
         else:
             stack, names, calls = self._stack()
             weights = self._weights(names)
@@ -113,6 +118,10 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             return self._elsewhere(input, hx)
         x, dtype = input, weights[0].dtype
         flat = x.dim() == 1
+        if not compiling and self.options is None:
+            rows = 1 if flat else x.shape[0]
+            if rows * (weights[0].numel() + weights[1].numel()) < SMALL_STEP:
+                return super().forward(input, hx)
         if flat:
             x = x[None]
         shape = (self.hidden_size,) if flat else (x.shape[0], self.hidden_size)
@@ -132,7 +141,9 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             out: Any = (y[0], c_n[0]) if self.cell == "LSTM" else y[0]
         else:
             follow_threads()
-            call = calls[self.training] if seed is None else Call(stack, context(True, seed))
+            call = calls[self.training]
+            if seed is not None:
+                call = Call(stack, context(True, seed), call.memory)
             if saves:
                 out = RecurrentCell.apply(call, x, h, c, *weights)
             else:

@@ -16,7 +16,7 @@ from pynlm.layers.variant import PROBABILITIES
 from pynlm.torch.autograd import Call
 from pynlm.torch.operators import context
 from pynlm.torch.stack import Stack, options_text, stack_of
-from pynlm.torch.tensors import NUMPY, kind_of
+from pynlm.torch.tensors import NUMPY, Memory, kind_of
 
 VARIANTS = tuple(f.name for f in fields(RecurrentOptions) if f.name != "projection")
 """Keyword arguments that torch's modules do not have; `proj_size` is torch's own."""
@@ -78,8 +78,8 @@ class Variants(torch.nn.Module):
         try:
             found: tuple[Stack, list[str], dict[bool, Call]] = self.__dict__["_pynlm"]
         except KeyError:
-            stack = stack_of(self._settings())
-            calls = {train: Call(stack, context(train, None)) for train in (False, True)}
+            stack, memory = stack_of(self._settings()), Memory()
+            calls = {train: Call(stack, context(train, None), memory) for train in (False, True)}
             found = self.__dict__["_pynlm"] = stack, self._weight_names(), calls
         return found
 

@@ -11,8 +11,17 @@ from torch import Tensor
 from pynlm.layers import Context
 from pynlm.torch.autograd import Call, dense
 from pynlm.torch.stack import Layout, stack_of
+from pynlm.torch.tensors import Memory
 
 _EVAL, _TRAIN = Context(train=False), Context(train=True)
+
+
+class _Fresh(Memory):
+    """For outputs of operators, no element of which may be left to chance."""
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Zeros of their own."""
+        return torch.zeros(shape, dtype=dtype)
 
 
 def context(train: bool, seed: Tensor | None) -> Context:
@@ -37,7 +46,7 @@ def recurrent(
     saves: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`Call.run`: y, h_n, c_n (empty but for an LSTM) and the buffer for the gradients."""
-    call = Call(stack_of(settings), context(train, seed), batch_sizes, masked)
+    call = Call(stack_of(settings), context(train, seed), _Fresh(), batch_sizes, masked)
     rest = [t.detach() for t in rest]
     y, h_n, c_n, buffer = call.run(x.contiguous(), dense(hx), dense(cx), rest, saves)
     return y, h_n, x.new_empty(0) if c_n is None else c_n, buffer
@@ -90,7 +99,7 @@ def recurrent_backward(
     wants_dx: bool,
 ) -> list[Tensor]:
     """`Call.gradients`: dx, dh0, dc0 (empty: none), then those of each direction's weights."""
-    call = Call(stack_of(settings), context(train, seed), batch_sizes, masked)
+    call = Call(stack_of(settings), context(train, seed), _Fresh(), batch_sizes, masked)
     dx, dh0, dc0, dw = call.gradients(
         x.contiguous(), dense(hx), dense(cx), [t.detach() for t in rest], y.contiguous(),
         buffer.clone(), dy, dh_n, dc_n, wants_dx,

@@ -127,7 +127,9 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             x, sizes, order, back = input, None, None, None
         if compiling:
             weights = [getattr(self, name) for name in self._weight_names()]
-            usable = x.device.type == "cpu" and x.dtype in NUMPY
+            # an exported graph is to run where pynlm is not
+            exported = torch.compiler.is_exporting() and self.options is None
+            usable = x.device.type == "cpu" and x.dtype in NUMPY and not exported
         else:
             stack, names, calls = self._stack()
             weights = self._weights(names)
@@ -167,7 +169,7 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             follow_threads()
             call = calls[self.training]
             if masks or seed is not None or packed:
-                call = Call(stack, context(self.training, seed), sizes, len(masks))
+                call = Call(stack, context(self.training, seed), call.memory, sizes, len(masks))
             if saves:
                 out = RecurrentStack.apply(call, x, h, c, *rest)
             else:

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.torch.tensors import Array
+from pynlm.torch.tensors import Array, Memory
 
 
 class Rows:
@@ -29,7 +29,7 @@ class Rows:
     >>> rows = Rows(np.array([3, 2, 2]))
     >>> rows.lengths
     array([3, 3, 1], dtype=int32)
-    >>> rows.pad(np.arange(7.0)[:, None])[:, :2, 0]
+    >>> rows.pad(np.arange(7.0)[:, None], Memory())[:, :2, 0]
     array([[0., 1.],
            [3., 4.],
            [5., 6.]])
@@ -47,11 +47,11 @@ class Rows:
             (first, end, int(sizes[first])) for first, end in zip([0, *ends], ends, strict=False)
         ]
 
-    def pad(self, packed: Array) -> Array:
+    def pad(self, packed: Array, memory: Memory) -> Array:
         """[N, W] as [T, B, W], a view if it can be; beyond a row's length nothing is set."""
         if self.lengths is None:
             return packed.reshape(self.steps, self.batch, -1)
-        padded = np.empty((self.steps, self.batch, packed.shape[1]), packed.dtype)
+        padded = memory.array((self.steps, self.batch, packed.shape[1]), packed.dtype)
         at = 0
         for first, end, rows in self._runs:
             upto = at + (end - first) * rows
@@ -76,8 +76,15 @@ class Rows:
         return (step * self.batch + np.arange(self.batch)).reshape(-1)
 
 
-def reversed_in_time(x: Array, rows: Rows | None) -> Array:
+def reversed_in_time(x: Array, rows: Rows | None, memory: Memory) -> Array:
     """[T, B, W] with each row reversed within its length: a copy, or `x` itself of one step."""
-    if rows is not None and rows.lengths is not None:
-        return np.take(x.reshape(-1, x.shape[2]), rows.turn, axis=0).reshape(x.shape)
-    return x if len(x) == 1 else np.ascontiguousarray(x[::-1])
+    if len(x) == 1:
+        return x
+    out = memory.array(x.shape, x.dtype)
+    if rows is None or rows.lengths is None:
+        out[...] = x[::-1]
+    else:
+        # mode="clip" spares the buffered output that "raise" makes; nothing is clipped
+        flat = np.ascontiguousarray(x).reshape(-1, x.shape[2])
+        np.take(flat, rows.turn, axis=0, out=out.reshape(flat.shape), mode="clip")
+    return out

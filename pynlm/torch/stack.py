@@ -15,15 +15,13 @@ from torch import Tensor
 
 from pynlm import _kernels, kernels
 from pynlm.layers import GRU, LSTM, RNN, Context, RecurrentOptions
-from pynlm.layers.pool import Pool
 from pynlm.layers.recurrent import Recurrent
-from pynlm.layers.variant import Drawn, draw, drop_weights
+from pynlm.layers.variant import draw, drop_weights
 from pynlm.torch.rows import Rows, reversed_in_time
-from pynlm.torch.tensors import Array
+from pynlm.torch.tensors import Array, Memory
 
 CELLS: dict[str, type[Recurrent]] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 _PLAIN = RecurrentOptions()
-_POOL = Pool()  # masks and dropped weights, which variants draw
 
 Saved = list[dict[str, Array]]
 """What a forward pass saved, one dict a layer and direction, by the kernels' names.
@@ -108,6 +106,7 @@ class Stack:
         rows: Rows | None,
         masks: Sequence[Array],
         ctx: Context,
+        memory: Memory,
     ) -> None:
         """All layers over [T, B, I].
 
@@ -129,6 +128,8 @@ class Stack:
             What the input of each layer but the first is multiplied by: [T, B, D·P], or none.
         ctx
             Train or eval; the seed of the variants' random numbers.
+        memory
+            For arrays that the pass itself needs.
         """
         P, D = self.width, self.directions
         for k, w in enumerate(weights):
@@ -136,14 +137,14 @@ class Stack:
             layer, backward = divmod(k, D)
             if k and not backward:
                 x = self._input(layer, saved, masks)
-            own = reversed_in_time(x, rows) if backward else x
+            own = reversed_in_time(x, rows, memory) if backward else x
             out = s.get("y", y)
-            self._one(k, own, h0, c0, w, out, h_last, c_last, s, rows, ctx)
+            self._one(k, own, h0, c0, w, out, h_last, c_last, s, rows, ctx, memory)
             if D == 1:
                 continue
             whole = y if layer + 1 == self.num_layers else saved[(layer + 1) * D]["x"]
             if backward:
-                whole[..., P:] = reversed_in_time(out, rows)
+                whole[..., P:] = reversed_in_time(out, rows, memory)
             else:
                 whole[..., :P] = out
 
@@ -170,6 +171,7 @@ class Stack:
         s: dict[str, Array],
         rows: Rows | None,
         ctx: Context,
+        memory: Memory,
     ) -> None:
         """One layer in one direction."""
         B = x.shape[1]
@@ -185,7 +187,7 @@ class Stack:
         if self.options is None and not self.proj_size:
             given["w_hh"] = w[1]
         else:
-            given |= self._drawn(k, w, B, ctx)[1]
+            given |= self._drawn(k, w, B, ctx, memory)
         self._forward(
             y=y,
             h_last=h_last[k],
@@ -214,10 +216,10 @@ class Stack:
         return {"b": b, "b_hn": w[3][both:]}
 
     def _drawn(
-        self, k: int, w: Sequence[Array], batch: int, ctx: Context
-    ) -> tuple[Drawn, dict[str, Any]]:
-        """What a variant draws, and its arguments of the kernels, `w_hh` among them."""
-        drawn = draw(self.options or _PLAIN, w[1], batch, None, k, ctx, _POOL)
+        self, k: int, w: Sequence[Array], batch: int, ctx: Context, memory: Memory
+    ) -> dict[str, Any]:
+        """A variant's arguments of the kernels, `w_hh` among them, some drawn at random."""
+        drawn = draw(self.options or _PLAIN, w[1], batch, None, k, ctx, memory)
         at = 4 if self.bias else 2
         given: dict[str, Any] = {"w_hh": drawn.w_hh}
         if self.proj_size:
@@ -228,7 +230,7 @@ class Stack:
             given["mask_h"] = drawn.mask_h
         if drawn.variant is not None:
             given["variant"] = drawn.variant
-        return drawn, given
+        return given
 
     def backward(
         self,
@@ -236,11 +238,12 @@ class Stack:
         h0: Array | None,
         c0: Array | None,
         weights: Sequence[Sequence[Array]],
-        y: Array,
+        y: Array | None,
         saved: Saved,
         rows: Rows | None,
         masks: Sequence[Array],
         ctx: Context,
+        memory: Memory,
         dy: Array,
         dh_last: Array | None,
         dc_last: Array | None,
@@ -253,8 +256,8 @@ class Stack:
 
         Parameters
         ----------
-        x, h0, c0, weights, y, saved, rows, masks, ctx
-            As `forward` had and left them.
+        x, h0, c0, weights, y, saved, rows, masks, ctx, memory
+            As `forward` had and left them; y None where `saved` has it.
         dy, dh_last, dc_last
             Gradients of its outputs; of the states None: zero.
         dx, dh0, dc0, dweights
@@ -264,23 +267,25 @@ class Stack:
         P, D = self.width, self.directions
         for layer in range(self.num_layers - 1, -1, -1):
             own_x = self._seen(layer, x, saved)
-            d_in = dx if layer == 0 else np.empty_like(own_x)
+            d_in = dx if layer == 0 else memory.array(own_x.shape, own_x.dtype)
             for backward in range(D):
                 k = layer * D + backward
                 s, d_out = saved[k], dy
                 if D == 2:
-                    half = dy[..., P:] if backward else dy[..., :P]
-                    d_out = reversed_in_time(half, rows) if backward else half
-                    d_out = np.ascontiguousarray(d_out)
-                target = d_in if d_in is None or not backward else np.empty_like(d_in)
+                    d_out = memory.array((*dy.shape[:2], P), dy.dtype)
+                    d_out[...] = dy[..., P:] if backward else dy[..., :P]
+                    d_out = reversed_in_time(d_out, rows, memory) if backward else d_out
+                target = d_in
+                if d_in is not None and backward:
+                    target = memory.array(d_in.shape, d_in.dtype)
                 self._one_back(
                     k,
-                    reversed_in_time(own_x, rows) if backward else own_x,
-                    h0, c0, weights[k], s.get("y", y), s, rows, ctx, d_out,
+                    reversed_in_time(own_x, rows, memory) if backward else own_x,
+                    h0, c0, weights[k], s.get("y", y), s, rows, ctx, memory, d_out,
                     dh_last, dc_last, target, dh0, dc0, dweights[k],
                 )  # fmt: skip
                 if backward and d_in is not None and target is not None:
-                    d_in += reversed_in_time(target, rows)
+                    d_in += reversed_in_time(target, rows, memory)
             if layer:
                 assert d_in is not None
                 if masks:
@@ -301,10 +306,11 @@ class Stack:
         h0: Array | None,
         c0: Array | None,
         w: Sequence[Array],
-        y: Array,
+        y: Array | None,
         s: dict[str, Array],
         rows: Rows | None,
         ctx: Context,
+        memory: Memory,
         dy: Array,
         dh_last: Array | None,
         dc_last: Array | None,
@@ -324,11 +330,11 @@ class Stack:
         elif self.cell == "GRU":
             given["db_hn"] = dw[3] if self._apart else None
         else:
-            given["dpre"] = np.empty_like(y)
+            given["dpre"] = memory.array(dy.shape, dy.dtype)
         if self.options is None and not self.proj_size:
             given["w_hh"] = w[1]
         else:
-            given |= self._drawn(k, w, B, ctx)[1]
+            given |= self._drawn(k, w, B, ctx, memory)
             names = ("w_hr", *self.extras) if self.proj_size else self.extras
             at = 4 if self._apart else 3
             given |= {f"d{name}": a for name, a in zip(names, dw[at:], strict=True)}
@@ -400,7 +406,8 @@ class Layout:
             layer, backward = divmod(k, D)
             shapes: dict[str, tuple[int, ...]] = {}
             last = layer + 1 == L
-            if D == 2 or not last or packed:
+            # A GRU's and an RNN's outputs may be changed in place, as torch's may.
+            if D == 2 or not last or packed or (saves and stack.cell != "LSTM"):
                 shapes["y"] = (T, B, P)
             if layer and not backward and (D == 2 or masked):
                 shapes["x"] = (T, B, D * P)

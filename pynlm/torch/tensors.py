@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,39 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pynlm.layers.pool import Pool
+
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 Array = npt.NDArray[Any]
 
-NUMPY = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+NUMPY: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 """Dtypes that the kernels compute in, as NumPy's."""
+
+
+SMALL = 1 << 14
+"""Elements below which memory comes from the system: a fraction of a page fault each."""
+
+
+class Memory(Pool):
+    """Large arrays and tensors, used again and again, so that a training step touches no new pages.
+
+    An array or tensor may be kept for as long as wanted: it is used again once nothing refers to
+    it. What a module has ever needed at once is kept until the module goes.
+    """
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An uninitialised array."""
+        return np.empty(shape, dtype) if prod(shape) < SMALL else self.lease(shape, dtype)
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor."""
+        if prod(shape) < SMALL:
+            return torch.empty(shape, dtype=dtype)
+        return torch.from_numpy(self.lease(shape, NUMPY[dtype]))
 
 
 def array(t: Tensor) -> Array:

@@ -139,7 +139,7 @@ class HeadConfig(_Section):
     alpha: float = Field(default=0.75, ge=0.0, allow_inf_nan=False)
     unique: bool = True
     remove_hits: bool | None = None
-    log_z: float | Literal["learned"] | None = None
+    log_z: float | str | None = None
 
 
 class TrainConfig(_Section):

@@ -175,14 +175,21 @@ def given_tree(recipe: Recipe, tokenizer: Tokenizer) -> Tree | None:
     return make_tree("clusters", tokenizer.vocab_size, labels=labels)
 
 
-def head_notes(recipe: Recipe, vocab_size: int) -> list[str]:
-    """What a person should know of the head, a line each."""
+def head_notes(recipe: Recipe, counts: NDArray[np.int64]) -> list[str]:
+    """What a person should know of the head, a line each; `counts` [V] are the tokens'."""
+    vocab_size = len(counts)
     if recipe.head.kind == "adaptive":
         return [f"adaptive softmax, cutoffs {list(recipe.head.cutoffs or ())}"]
     if recipe.head.kind == "full" and vocab_size > MANY_WORDS:
         return [
             f"the exact softmax over {vocab_size:,} tokens is most of the work; "
             "--set head.kind=adaptive is several times as fast"
+        ]
+    by_rank = HeadOptions(**recipe.head.model_dump()).sparse
+    if by_rank and recipe.head.sampler == "log-uniform" and (counts[1:] > counts[:-1]).any():
+        return [
+            "log-uniform samples are meant for token ids sorted by falling count, which those of "
+            f"level {recipe.data.level!r} are not; --set head.sampler=unigram draws by the counts"
         ]
     return []
 

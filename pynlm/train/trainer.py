@@ -231,7 +231,7 @@ class Trainer:
             data=data.digests,
             version=pynlm.__version__,
         )
-        for note in (*data.notes, *head_notes(recipe, self.tokenizer.vocab_size)):
+        for note in (*data.notes, *head_notes(recipe, self.tokenizer.counts)):
             say(note)
         sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
         layers = "-".join(map(str, recipe.model.hidden_sizes))

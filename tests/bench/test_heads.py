@@ -114,7 +114,7 @@ def test_page() -> None:
     rows = heads.merged(rows, row(OWN, 1, 208.0, 108.0))
     assert [(r["name"], r["seed"]) for r in rows[2:]] == [(OWN, 1), (OWN, 2)]
     text = heads.page(rows)
-    equal, epoch = re.split(r"^## .*epoch$", text, flags=re.M)
+    equal, epoch, _ = re.split(r"^## (?:.*epoch|Runs)$", text, flags=re.M)
     ours = "1,234 | 112,000 ± 0 | {} ± 0.0 | 10 | {} ± 2.83 | {} ± 2.83 |"
     name = f"| {OWN} | kind=adaptive (20, 30) | 2 | "
     assert name + ours.format("0.7", "206.00", "205.00") in equal
@@ -122,6 +122,8 @@ def test_page() -> None:
     assert "| kind=adaptive cutoffs=[4000,20000] | 1 |" in equal
     assert "| exact |" in equal and "| exact |" not in epoch
     assert "not judged, that takes two seeds each" in equal and f"({OWN}: 2, {USERS}: 0)" in epoch
+    rows[-1]["facts"] = {"CPU": "a fast one", "pynlm": "0.1", "other work": "took 1 %"}
+    assert f"| {OWN} | 2 | a fast one |  | 0.1 |  | took 1 % |" in heads.page(rows)
     replaced = heads.merged(rows, row(OWN, 2, 300.0))
     assert len(replaced) == 4 and replaced[3]["points"][0]["test"]["perplexity"] == 300.0
 

@@ -33,7 +33,7 @@ def cost(
 
 
 @pytest.mark.parametrize("div_value", [2.0, 4.0])
-@pytest.mark.parametrize("shortlist", [0.0, 0.04, 0.5])
+@pytest.mark.parametrize("shortlist", [0.0, 0.03, 0.5])
 def test_no_other_cutoffs_cost_less(
     div_value: float, shortlist: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

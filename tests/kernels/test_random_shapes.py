@@ -93,6 +93,33 @@ def head_cases(draw: st.DrawFn) -> Case:
 
 
 @st.composite
+def hsoftmax_cases(draw: st.DrawFn) -> Case:
+    dims = {"N": draw(st.integers(0, 80)), "H": draw(st.integers(1, 150))}
+    tree = draw(
+        st.sampled_from(["huffman", "ternary", "balanced", "classes", "clusters", "flat", "chain"])
+    )
+    # a chain's counts are powers of 2 in 64 bits
+    dims["V"] = draw(st.integers(1, 60 if tree == "chain" else 900))
+    further = {"targets": st.just("same"), "k": st.integers(1, dims["V"])}
+    options = {"tree": tree, "bias": draw(st.booleans()), "weights": draw(st.booleans())}
+    options |= draw(st.fixed_dictionaries({}, optional=further))
+    return Case("hsoftmax", f"random {dims} {options}", dims, options)
+
+
+@st.composite
+def candidates_cases(draw: st.DrawFn) -> Case:
+    dims = {"N": draw(st.integers(0, 80)), "H": draw(st.integers(1, 150))}
+    dims["V"] = draw(st.integers(1, 900))
+    dims["K"] = draw(st.integers(1, dims["V"]))
+    names = ("bias", "weights", "counts", "corrected", "remove_hits")
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in names}
+    options["objective"] = draw(st.sampled_from(["softmax", "logistic"]))
+    further = {"targets": st.just("same"), "temperature": st.sampled_from([0.5, 3.0])}
+    options |= draw(st.fixed_dictionaries({}, optional=further))
+    return Case("candidates", f"random {dims} {options}", dims, options)
+
+
+@st.composite
 def linear_cases(draw: st.DrawFn) -> Case:
     dims = {"N": draw(st.integers(0, 80)), "I": draw(st.integers(1, 300))}
     dims["O"] = draw(st.integers(1, 150))
@@ -122,11 +149,11 @@ def test_recurrent_with_kinks(case: Case) -> None:
 
 
 @quick
-@given(head_cases(), dtypes)
-def test_xent(case: Case, dtype: str) -> None:
-    for function in (name for name in FUNCTIONS if name.startswith("xent_")):
+@given(head_cases() | hsoftmax_cases() | candidates_cases(), dtypes)
+def test_heads(case: Case, dtype: str) -> None:
+    for function in (name for name in FUNCTIONS if name.startswith(f"{case.kernel}_")):
         # of logits that are equal but for rounding the backends may choose either
-        chooses = function in ("xent_top_k", "xent_sample")
+        chooses = function.endswith(("_top_k", "_sample"))
         check_against_reference(function, case, "float64" if chooses else dtype)
         check_threads(function, case, dtype)
 

@@ -117,3 +117,12 @@ def test_errors(train: Context) -> None:
         AdaptiveEmbedding.specs("e", V, D, (5, 5))
     with pytest.raises(ValueError, match="AdaptiveEmbedding: div_value=4 leaves tail 1 no dim"):
         AdaptiveEmbedding.specs("e", V, D, CUTOFFS)
+    parameters = Parameters(AdaptiveEmbedding.specs("e", V, D, CUTOFFS, 2.0))
+    with pytest.raises(ValueError, match="AdaptiveEmbedding e: cutoffs must be strictly increas"):
+        AdaptiveEmbedding(parameters, "e", CUTOFFS[::-1])
+    for cutoffs in ((CUTOFFS[0] + 1, CUTOFFS[1]), (CUTOFFS[0], CUTOFFS[1] - 1)):
+        with pytest.raises(ValueError, match=r"AdaptiveEmbedding e: table [01] must have a row fo"):
+            AdaptiveEmbedding(parameters, "e", cutoffs)
+    narrow = Parameters(AdaptiveEmbedding.specs("e", V, D, CUTOFFS, 1.0))
+    with pytest.raises(ValueError, match="AdaptiveEmbedding e: table 1 must have the width of its"):
+        AdaptiveEmbedding(parameters, "e", CUTOFFS, [narrow[f"e.{i}.0.weight"] for i in range(3)])

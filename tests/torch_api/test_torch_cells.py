@@ -9,8 +9,17 @@ import torch
 
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, outcome, pair, states, tensors
+from pynlm.torch import cells
 
 B = 4
+
+
+@pytest.fixture(autouse=True)
+def no_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These steps would be torch's."""
+    monkeypatch.setattr(cells, "SMALL_STEP", 0)
+
+
 KINDS = ("LSTMCell", "GRUCell", "RNNCell")
 
 
@@ -120,3 +129,17 @@ def test_no_units() -> None:
 def test_unknown_nonlinearity() -> None:
     with pytest.raises(RuntimeError, match="Unknown nonlinearity"):
         pynlm.torch.RNNCell(I, H, nonlinearity="cube")(torch.zeros(B, I))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps_are_torchs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, and as fast; larger ones are not."""
+    theirs, ours = pair(kind, I, H)
+    rows = 1 + 1000 // sum(w.numel() for w in (ours.weight_ih, ours.weight_hh))
+    x = torch.randn(rows, I, requires_grad=True)
+    monkeypatch.setattr(cells, "SMALL_STEP", 10**6)
+    y = next(tensors(ours(x)))
+    assert torch.equal(y, next(tensors(theirs(x))))
+    assert "RecurrentCell" not in type(y.grad_fn).__name__
+    monkeypatch.setattr(cells, "SMALL_STEP", 1000)
+    assert "RecurrentCell" in type(next(tensors(ours(x))).grad_fn).__name__

@@ -15,10 +15,19 @@ from torch.utils.checkpoint import checkpoint
 
 import pynlm
 import pynlm.torch
-from pynlm.testing.torch_modules import H, I, assert_same, outcome, pair, tensors
+from pynlm.testing.torch_modules import H, I, assert_same, outcome, packed, pair, tensors
+from pynlm.torch import cells
+from pynlm.torch import tensors as tensors_module
+from pynlm.torch.operators import recurrent
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
+
+
+@pytest.fixture(autouse=True)
+def no_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells' steps would be torch's."""
+    monkeypatch.setattr(cells, "SMALL_STEP", 0)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
@@ -159,6 +168,30 @@ def test_memory_goes_with_the_graph() -> None:
         loss.backward()
 
 
+@pytest.mark.parametrize("lengths", [None, [3, 6, 1, 6]], ids=["full", "ragged"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_used_again(
+    kind: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second step on nothing new is needed; what is still wanted stays as it is."""
+    monkeypatch.setattr(tensors_module, "SMALL", 0)
+    theirs, ours = pair(kind, I, H, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    given = x if lengths is None else packed(x, lengths)
+    memory = ours._stack()[2][True].memory
+    made = []
+    for _ in range(4):
+        assert_same(outcome(ours, given), outcome(theirs, given))
+        made.append(memory.allocations)
+    assert made[1] == made[3] > 0
+
+    want = torch.autograd.grad(next(tensors(theirs(given))).square().sum(), theirs.parameters())
+    for y in [next(tensors(ours(g))) for g in (given, given)]:
+        found = torch.autograd.grad(y.square().sum(), ours.parameters())
+        for a, b in zip(found, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_norm_and_parametrisations(kind: str) -> None:
     """Weights that are computed from others, in three of torch's ways."""
@@ -211,6 +244,47 @@ def test_transforms_are_torchs() -> None:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
+def test_outputs_changed_in_place(kind: str) -> None:
+    """Right gradients wherever torch gives them, and torch's error at most where it raises."""
+    both: list[Any] = []
+    for module in pair(kind, I, H):
+        x = torch.randn(B, I, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = next(tensors(module(x)))
+        y *= 2
+        try:
+            both.append(torch.autograd.grad(y.sum(), [x, *module.parameters()]))
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+            both.append(None)
+    assert both[0] is None or both[1] is not None
+    if both[0] is not None:
+        torch.testing.assert_close(both[1], both[0])
+
+
+class _First(torch.nn.Module):
+    """First result of a module."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
+def test_script_and_trace(kind: str) -> None:
+    """TorchScript gets torch's module."""
+    model = _First(getattr(pynlm.torch, kind)(I, H))
+    x = torch.randn(B, I)
+    want = model(x)
+    for other in (torch.jit.script(model), torch.jit.trace(model, x)):
+        torch.testing.assert_close(other(x), want)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])
 def test_compile(kind: str) -> None:
     """Whole graphs, no break; values and gradients of the eager module."""
     torch._dynamo.reset()
@@ -230,3 +304,43 @@ def test_compile(kind: str) -> None:
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(list(tensors(compiled(x))), list(tensors(model(x))))
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_operator_keeps_torchs_rules(states: bool) -> None:
+    """torch.library's own check: schema, fake kernel, autograd, compiler."""
+    module = pynlm.torch.LSTM(I, H, 2)
+    x = torch.randn(T, B, I, requires_grad=True)
+    h, c = (torch.randn(2, B, H, requires_grad=True) if states else None for _ in range(2))
+    given = (x, h, c, list(module.parameters()), None, None, module._settings(), B, 0, True, True)
+    torch.library.opcheck(recurrent, given)
+
+
+def test_compile_with_variants_and_dropout() -> None:
+    """The compiler's graph draws what the eager module draws from the same seed."""
+    torch._dynamo.reset()
+    module = pynlm.torch.LSTM(I, H, 2, dropout=0.3, zoneout=0.2, layer_norm=True)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for steps in (T, T + 3):
+        x = torch.randn(steps, B, I)
+        found = []
+        for run in (module, compiled):
+            torch.manual_seed(4)
+            y = run(x)[0]
+            found.append([y, *torch.autograd.grad(y.square().sum(), module.parameters())])
+        torch.testing.assert_close(found[1], found[0])
+
+
+# torch's own modules draw it, too
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("kind", [*KINDS, "LSTMCell"])
+def test_export(kind: str, strict: bool) -> None:
+    """A plain module in torch's operations, a variant in pynlm's."""
+    for options, own in (({}, False), ({"layer_norm": True}, True)):
+        model = _First(getattr(pynlm.torch, kind)(I, H, **options))
+        x = torch.randn(B, I)
+        exported = torch.export.export(model, (x,), strict=strict)
+        called = {str(n.target) for n in exported.graph.nodes if n.op == "call_function"}
+        assert any("pynlm" in name for name in called) == own
+        torch.testing.assert_close(exported.module()(x), model(x))
