@@ -23,6 +23,8 @@ from pynlm.torch.tensors import array, contiguous, mapped, readable, watched
 
 Array = npt.NDArray[Any]
 
+FEWEST = 2**25  # N H V below which what a call costs by itself decides, and torch's costs less
+
 _GROUP = Group("torch")
 _POOL = Pool()  # of what lives within a call
 _TRAINING = Context(train=True)
@@ -36,10 +38,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
     call of the fused kernel, and loss and gradients are made together. A gradient of `output` (that
     of `loss` is the usual one) makes the backward pass compute them again.
 
-    torch's own code does what the kernels are not made for: tensors that are not float32 or float64
-    on the CPU, empty batches, second derivatives, `torch.func`, forward-mode differentiation,
-    layers in `head` or `tail` that are replaced, parametrised or hooked, and in `log_prob` all that
-    needs a gradient. Wrong arguments raise what they raise in torch.
+    torch's own code does what the kernels are not made for: small calls (N H V below 2^25), tensors
+    that are not float32 or float64 on the CPU, empty batches, second derivatives, `torch.func`,
+    forward-mode differentiation, layers in `head` or `tail` that are replaced, parametrised or
+    hooked, and in `log_prob` all that needs a gradient. Wrong arguments raise what they raise in
+    torch.
 
     As in torch, a cluster without a token in the batch leaves its weights' `grad` as it is; under
     `torch.compile` it gets zeros. Under autocast the kernels compute in the weights' float32.
@@ -121,7 +124,10 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                     and target.is_cpu
                 )
             )
-            and (torch.compiler.is_compiling() or not watched())
+            and (
+                torch.compiler.is_compiling()
+                or (input.numel() * self.n_classes >= FEWEST and not watched())
+            )
         )
         if fits and not torch.compiler.is_compiling():
             follow_threads()

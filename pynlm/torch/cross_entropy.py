@@ -40,12 +40,12 @@ def linear_cross_entropy(
     along with the loss, in one pass over the logits, which exist for a block of tokens at a time;
     for `reduction="none"` in the backward pass, which knows the upstream gradients.
 
-    torch's own function does, with its own speed and memory, what the kernel is not made for:
-    small calls (below half a million products, N H V), tensors that are not float32 or float64 on
-    the CPU, class probabilities as the target, `weight`
-    together with `label_smoothing`, K-dimensional losses, `options` (which choose among torch's
-    chunked ways; the kernel needs none), second derivatives, `torch.func`, `torch.jit.trace` and
-    forward-mode differentiation. So are wrong arguments, for which it raises what it raises.
+    torch's own function does, with its own speed and memory, what the kernel is not made for: small
+    calls (N H V below 2^19), tensors that are not float32 or float64 on the CPU, class
+    probabilities as the target, `weight` together with `label_smoothing`, K-dimensional losses,
+    `options` (which choose among torch's chunked ways; the kernel needs none), second derivatives,
+    `torch.func`, `torch.jit.trace` and forward-mode differentiation. Wrong arguments go there, too, and
+    raise what they raise in torch.
 
     Under autocast the kernel computes in the weights' dtype, float32, as torch's `cross_entropy`
     does there.

@@ -31,6 +31,12 @@ WANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go to the kernels, too."""
+    monkeypatch.setattr(module, "FEWEST", 0)
+
+
 @contextmanager
 def kernels_only() -> Iterator[None]:
     """Within, falling back to torch's code is an error."""
@@ -115,6 +121,17 @@ def test_one_token_without_a_batch(cluster: int) -> None:
         found = results(ours, row, target, "both")
     assert found["output"].shape == ()  # type: ignore[union-attr]
     assert_same(found, expected, torch.float64)
+
+
+def test_small_calls_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = twins()
+    monkeypatch.setattr(module, "FEWEST", N * H * V + 1)
+    assert torch.equal(ours(*batch()).output, theirs(*batch()).output)
+    with pytest.raises(AssertionError, match="was called"), kernels_only():
+        ours(*batch())
+    monkeypatch.setattr(module, "FEWEST", N * H * V)
+    with kernels_only():
+        ours(*batch())
 
 
 def test_result_is_torchs_named_tuple() -> None:
