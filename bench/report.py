@@ -25,7 +25,7 @@ from bench.timing import Budget, Peak, threads
 from pynlm import kernels
 
 RESULTS = Path(__file__).resolve().parent / "results"
-QUICK = Budget(seconds=0.3, least=3, patience=2.0)
+QUICK = Budget(seconds=0.2, least=3, patience=2.0)
 
 
 def main(arguments: list[str] | None = None) -> None:

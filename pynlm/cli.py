@@ -1,4 +1,4 @@
-"""The command line: ``pynlm train | eval | score | generate | info``.
+"""The command line: ``pynlm train | eval | score | generate | export | info``.
 
 Every user error is one line ``error: ...`` on stderr and exit code 2; Ctrl-C exits 130. Set
 ``PYNLM_TRACEBACK=1`` to see where an error came from.
@@ -330,6 +330,27 @@ def generate(
 
 @app.command()
 @_user_errors
+def export(
+    run: _RUN,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where to: the ONNX file.")],
+    checkpoint: _CHECKPOINT = Checkpoint.best,
+) -> None:
+    """Write the model as an ONNX file (needs the extra pynlm[onnx]).
+
+    Inputs: tokens, int64 [T, B], and the state of each recurrent layer, zero at first. Outputs:
+    log-probabilities [T, B, V] in nats of the token after each one, and the new states.
+    """
+    lm = _load(run, checkpoint)
+    path = lm.export_onnx(out)
+    states = [f"{kind}.{layer.index}" for layer in lm.model.layers for kind in "hc"[: layer.states]]
+    print(f"{path}: {path.stat().st_size:,} bytes")
+    print(f"in:  tokens [T, B], {', '.join(states)}")
+    after = ", ".join(state.replace(".", "_last.") for state in states)
+    print(f"out: log_prob [T, B, {lm.model.config.vocab_size}], {after}")
+
+
+@app.command()
+@_user_errors
 def info() -> None:
     """Versions, instruction set, threads, GPU."""
     import platform
@@ -347,6 +368,7 @@ def info() -> None:
         ("instruction set", f"{_kernels.isa_name()} (available: {levels}; PYNLM_ISA chooses)"),
         ("threads", f"{pynlm.get_num_threads()} (PYNLM_NUM_THREADS chooses)"),
         *((package, _installed(package, extra)) for package, extra in _OPTIONAL.items()),
+        ("pynlm.jax", _jax()),
         ("GPU", _gpu()),
         ("CUDA backend", "none in this version: pynlm computes on the CPU"),
     ]
@@ -354,7 +376,18 @@ def info() -> None:
         print(f"{name:<16} {value}")
 
 
-_OPTIONAL = {"matplotlib": "plot", "torch": "torch", "cupy": ""}
+_OPTIONAL = {"matplotlib": "plot", "onnx": "onnx", "torch": "torch", "jax": "jax", "cupy": ""}
+
+
+def _jax() -> str:
+    """How `pynlm.jax` calls the kernels, said without importing JAX; see its `calls_by`."""
+    from pynlm import _kernels
+
+    if os.environ.get("PYNLM_JAX") == "callback":
+        return "by a host callback (PYNLM_JAX chooses)"
+    if _kernels.xla_handlers():
+        return "by XLA's foreign function interface (PYNLM_JAX chooses)"
+    return "by a host callback: built without XLA's headers"
 
 
 def _installed(package: str, extra: str) -> str:

@@ -173,6 +173,45 @@ class LanguageModel:
         )
         return cls.load(result.out)
 
+    def export_onnx(self, path: str | Path) -> Path:
+        """Write the model as an ONNX file with explicit states; see ``pynlm.onnx.lm_to_onnx``.
+
+        The file holds no vocabulary; its metadata names the one that belongs to it by its hash, and
+        the token that a text starts with. It is put in place by one rename.
+
+        Parameters
+        ----------
+        path : where to; what stands there is replaced, folders are made.
+
+        Returns
+        -------
+        ``path``.
+
+        Raises
+        ------
+        ImportError : the package onnx is missing (extra ``onnx``).
+        ValueError : more than 2 GiB of weights. OSError : the disk refused.
+        """
+        import pynlm
+        from pynlm.onnx import lm_to_onnx
+        from pynlm.text.files import write_aside
+
+        facts = {
+            "pynlm_version": pynlm.__version__,
+            "tokenizer_sha256": self.tokenizer.digest(),
+            "tokenizer_level": self.tokenizer.level,
+            "start_id": str(self.start_id),
+            "start_token": self.start_token,
+            "batching": self.batching,
+        }
+        path = Path(path)
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
+        data = lm_to_onnx(self.model, facts).SerializeToString()
+        with write_aside(path) as file:
+            file.write(data)
+        return path
+
     # ---- text in, figures out
 
     def evaluate(

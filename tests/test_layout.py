@@ -130,7 +130,11 @@ LEVELS = [
     {"arrays"},
     {"kernels", "reference"},
     {"layers", "heads"},
+<<<<<<< HEAD
     {"models", "onnx", "torch"},
+=======
+    {"models", "onnx", "jax"},
+>>>>>>> 40e4d10fbb4dbc5b27054d2a63df85cbdd4e5deb
     {"text", "train", "evaluate", "recipes", "language_model"},
     {"cli"},
 ]
@@ -170,4 +174,4 @@ def test_files_are_one_thing_each(pattern: str) -> None:
     files = [path for folder in folders for path in folder.rglob(pattern)]
     long = [str(path) for path in files if len(path.read_bytes().splitlines()) > 500]
     assert long == []
-    assert not any((REPOSITORY / "tests" / name).exists() for name in ("torch", "onnx"))
+    assert not any((REPOSITORY / "tests" / name).exists() for name in ("torch", "onnx", "jax"))

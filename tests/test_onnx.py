@@ -73,7 +73,7 @@ def states(layer: Recurrent | Reversed | Bidirectional) -> tuple[np.ndarray, ...
     return tuple(rng.standard_normal((B, H)) for _ in range(layer.states))
 
 
-@pytest.mark.parametrize("module", [pynlm.onnx.layers, pynlm.onnx.weights])
+@pytest.mark.parametrize("module", [pynlm.onnx.layers, pynlm.onnx.weights, pynlm.onnx.export])
 def test_examples(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.attempted and not found.failed

@@ -28,6 +28,7 @@
 #include <string>
 #include <type_traits>
 
+#include "common/floats.h"
 #include "isa/dispatch.h"
 
 namespace nlm {
@@ -144,6 +145,7 @@ public:
     template <class Args>
     void launch(void (*kernel)(const Args&), const Args& args) const {
         py::gil_scoped_release nogil;
+        const DefaultFloats floats;
         kernel(args);
     }
 

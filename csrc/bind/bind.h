@@ -12,4 +12,7 @@ void bind_hsoftmax(pybind11::module_& m);
 void bind_pack(pybind11::module_& m);
 void bind_small(pybind11::module_& m);
 
+// Name of a kernel -> capsule of its XLA custom call (xla.cpp, where XLA's headers are).
+pybind11::dict xla_handlers();
+
 }  // namespace nlm

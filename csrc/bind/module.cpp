@@ -24,6 +24,17 @@ PYBIND11_MODULE(_kernels, m) {
     nlm::bind_pack(m);
     nlm::bind_small(m);
 
+    m.def(
+        "xla_handlers",
+        [] {
+#if defined(NLM_HAVE_XLA)
+            return nlm::xla_handlers();
+#else
+            return py::dict();
+#endif
+        },
+        "XLA custom calls by kernel, for pynlm.jax; none in a build without XLA's headers.");
+
     m.def("isa_name", &nlm::isa_name, "Instruction-set level in use.");
     m.def("available_isas", &nlm::available_isas,
           "Levels that this build and this CPU have, best first; PYNLM_ISA takes any of them.");

@@ -52,6 +52,8 @@ class Mixture(FusedHead):
     ----------
     experts
         K.
+    softmax
+        The `Full` that all experts share.
 
     Raises
     ------
@@ -87,10 +89,10 @@ class Mixture(FusedHead):
         self.latent = parameters[f"{prefix}.latent.weight"]
         self.latent_bias = parameters[f"{prefix}.latent.bias"]
         self.prior = parameters[f"{prefix}.prior.weight"]
-        self._softmax = Full(parameters, tied, prefix, temperature=temperature)
-        self.name = self._softmax.name = f"Mixture {prefix}"
-        self.pool, self.dtype = self._softmax.pool, self._softmax.dtype
-        self.vocab_size, self.experts = self._softmax.vocab_size, len(self.prior.data)
+        self.softmax = Full(parameters, tied, prefix, temperature=temperature)
+        self.name = self.softmax.name = f"Mixture {prefix}"
+        self.pool, self.dtype = self.softmax.pool, self.softmax.dtype
+        self.vocab_size, self.experts = self.softmax.vocab_size, len(self.prior.data)
 
     @staticmethod
     def specs(
@@ -120,11 +122,11 @@ class Mixture(FusedHead):
     @property
     def temperature(self) -> float:
         """See the class."""
-        return self._softmax.temperature
+        return self.softmax.temperature
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        self._softmax.temperature = value
+        self.softmax.temperature = value
 
     # ---- training
 
@@ -140,7 +142,7 @@ class Mixture(FusedHead):
         check(ids, "N", {"N": len(h)}, func=self.name, name="targets", dtype=INT32)
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         each = self.pool.lease((len(e),), self.dtype)
-        self._softmax._forward(each, None, e, np.repeat(ids, self.experts), ctx)
+        self.softmax._forward(each, None, e, np.repeat(ids, self.experts), ctx)
         joint = self._log_prior(h, ctx) - each.reshape(-1, self.experts)
         np.negative(_log_sum(joint), out=nll)
         return e, joint
@@ -161,7 +163,7 @@ class Mixture(FusedHead):
             shares *= weights[:, None]
             prior *= weights[:, None]
         each = self.pool.lease((len(e),), self.dtype)
-        made = self._softmax._gradients(
+        made = self.softmax._gradients(
             each, None, e, np.repeat(ids, self.experts), ctx, shares.reshape(-1)
         )
         # Through the tanh, in place: e is not needed any more.
@@ -225,7 +227,7 @@ class Mixture(FusedHead):
         # Layer 1 keeps the experts' random numbers apart from the tokens'.
         w = self.prior.for_product(len(h))
         xent_sample(ids=chosen, h=h, w=w, layer=1, backend=rng.backend, **key)
-        ids[:] = self._softmax.sample(e[np.arange(len(h)), self._drawn(chosen)], rng)
+        ids[:] = self.softmax.sample(e[np.arange(len(h)), self._drawn(chosen)], rng)
 
     def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
         for rows, block in self._blocks(h, ctx):
@@ -236,7 +238,7 @@ class Mixture(FusedHead):
         size = max(_ROWS // self.experts, 1)
         for first in range(0, len(h), size):
             some = h[first : first + size]
-            each = self._softmax.log_prob(self._experts(some, ctx), ctx)
+            each = self.softmax.log_prob(self._experts(some, ctx), ctx)
             each = each.reshape(len(some), self.experts, self.vocab_size)
             each += self._log_prior(some, ctx)[:, :, None]
             yield slice(first, first + len(some)), _log_sum(each)

@@ -191,12 +191,11 @@ def to_onnx(layer: Layer) -> OnnxNode:
     op = next((op for op, cell in _CELLS.items() if type(layers[0]) is cell), None)
     if op is None:
         raise TypeError(f"{func}: layer must be an LSTM, GRU or RNN, got {type(layer).__name__}")
-    plain = RecurrentOptions()
     for one in layers:
-        for field in fields(one.options):
-            name, value = field.name, getattr(one.options, field.name)
-            if name not in _EXPORTED and value != getattr(plain, name):
-                raise ValueError(f"{func}: ONNX has nothing like {name}={value} of {one.name}")
+        name = beyond_onnx(one.options)
+        if name is not None:
+            value = getattr(one.options, name)
+            raise ValueError(f"{func}: ONNX has nothing like {name}={value} of {one.name}")
     weights = [_weights(one) for one in layers]
     inputs = weights_to_onnx(op, weights)
     attributes: dict[str, Any] = {"direction": direction, "hidden_size": layers[0].hidden_size}
@@ -207,6 +206,16 @@ def to_onnx(layer: Layer) -> OnnxNode:
     if op == "RNN":
         attributes["activations"] = [one.nonlinearity.title() for one in layers]  # type: ignore[attr-defined]
     return OnnxNode(op, inputs, attributes)
+
+
+def beyond_onnx(options: RecurrentOptions) -> str | None:
+    """The first option that is set and that ONNX's recurrent operators do not have."""
+    plain = RecurrentOptions()
+    for field in fields(options):
+        name = field.name
+        if name not in _EXPORTED and getattr(options, name) != getattr(plain, name):
+            return name
+    return None
 
 
 def run(

@@ -97,6 +97,12 @@ _TORCH = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e
 # The onnx package's own NumPy code in the same dtype, on a few steps.
 _ONNX = {"float32": Tolerance(2e-6, 1e-6, 5e-7), "float64": Tolerance(4e-15, 4e-15, 2e-15)}
 
+# Cells written in JAX in the same dtype: both sides round.
+_JAX = {"float32": Tolerance(4e-6, 2e-6, 1e-6), "float64": Tolerance(4e-15, 4e-15, 4e-15)}
+
+# Language models in ONNX Runtime in the same dtype: its own sigmoid, tanh and exponential.
+_ONNXRUNTIME = {"float32": Tolerance(2e-6, 1e-6, 1e-6), "float64": Tolerance(4e-15, 4e-15, 4e-15)}
+
 # A whole training run against torch's, from the same weights on the same batches, by the relative
 # difference of a step's loss. Both sides follow the same formulas and add up in another order. Ten
 # updates leave that rounding visible as such, while one wrong factor (a bias with twice its rate)
@@ -170,6 +176,16 @@ def torch_tolerance(dtype: Any, case_name: str = "") -> Tolerance:
 def onnx_tolerance(dtype: Any) -> Tolerance:
     """Tolerance of outputs in `dtype` against those of ONNX's test cases and its evaluator."""
     return _ONNX[np.dtype(dtype).name]
+
+
+def jax_tolerance(dtype: Any, case_name: str = "") -> Tolerance:
+    """Tolerance of a cell's results and gradients in `dtype` against those of one in JAX."""
+    return _for_case(_JAX[np.dtype(dtype).name], case_name)
+
+
+def onnxruntime_tolerance(dtype: Any) -> Tolerance:
+    """Tolerance of a language model's outputs in `dtype` against ONNX Runtime's."""
+    return _ONNXRUNTIME[np.dtype(dtype).name]
 
 
 def _for_case(base: Tolerance, case_name: str, recurrent: bool = True) -> Tolerance:

@@ -44,8 +44,8 @@ def linear_cross_entropy(
     calls (N H V below 2^19), tensors that are not float32 or float64 on the CPU, class
     probabilities as the target, `weight` together with `label_smoothing`, K-dimensional losses,
     `options` (which choose among torch's chunked ways; the kernel needs none), second derivatives,
-    `torch.func`, `torch.jit.trace` and forward-mode differentiation. Wrong arguments go there, too, and
-    raise what they raise in torch.
+    `torch.func`, `torch.jit.trace` and forward-mode differentiation. Wrong arguments go there,
+    too, and raise what they raise in torch.
 
     Under autocast the kernel computes in the weights' dtype, float32, as torch's `cross_entropy`
     does there.

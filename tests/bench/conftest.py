@@ -14,6 +14,7 @@ collect_ignore = [
     for file, package in (
         ("test_with_onnxruntime.py", "onnxruntime"),
         ("test_with_jax.py", "jax"),
+        ("test_jax_cells.py", "jax"),
         ("test_with_gensim.py", "gensim"),
     )
     if find_spec(package) is None

@@ -137,10 +137,36 @@ def test_generate(pynlm_command: Run, run_folder: Path) -> None:
     assert unknown.stderr == "note: not in the vocabulary, read as <unk>: zebra\n"
 
 
+def test_export(
+    pynlm_command: Run, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    path = tmp_path / "model.onnx"
+    done = pynlm_command("export", run_folder, "--out", path)
+    assert done.returncode == 0, done.stderr
+    size = len(LanguageModel.load(run_folder).tokenizer)
+    assert done.stdout.splitlines() == [
+        f"{path}: {path.stat().st_size:,} bytes",
+        "in:  tokens [T, B], h.0, c.0",
+        f"out: log_prob [T, B, {size}], h_last.0, c_last.0",
+    ]
+    made = onnx.load(path)
+    assert [value.name for value in made.graph.input] == ["tokens", "h.0", "c.0"]
+    folder = pynlm_command("export", run_folder, "--out", tmp_path)
+    assert folder.returncode == 2
+    assert folder.stderr == f"error: {tmp_path}: expected a file to write, got a folder\n"
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    missing = pynlm_command("export", run_folder, "--out", path)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: lm_to_onnx: the package onnx is needed")
+    assert missing.stderr.endswith("pip install 'pynlm[onnx]'\n")
+
+
 def test_info(pynlm_command: Run) -> None:
     done = pynlm_command("info")
     assert done.returncode == 0, done.stderr
-    for words in ("pynlm", "Python", "NumPy", "instruction set", "threads", "GPU"):
+    for words in ("pynlm", "Python", "NumPy", "instruction set", "threads", "pynlm.jax", "GPU"):
         assert f"\n{words} " in "\n" + done.stdout
 
 
