@@ -130,11 +130,7 @@ LEVELS = [
     {"arrays"},
     {"kernels", "reference"},
     {"layers", "heads"},
-<<<<<<< HEAD
-    {"models", "onnx", "torch"},
-=======
-    {"models", "onnx", "jax"},
->>>>>>> 40e4d10fbb4dbc5b27054d2a63df85cbdd4e5deb
+    {"models", "onnx", "torch", "jax"},
     {"text", "train", "evaluate", "recipes", "language_model"},
     {"cli"},
 ]
