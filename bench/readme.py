@@ -15,6 +15,7 @@ from bench.bars import ratio
 from bench.cases import Recurrent
 from bench.catalogue import GOALS, LOOP, find
 from bench.measure import Result
+from bench.peers import TORCH
 from bench.record import Record
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -45,7 +46,7 @@ def table(record: Record) -> str:
 
 def _work(result: Result) -> str:
     case = find(result.group, result.case)
-    if isinstance(case, Recurrent) and case.variant:
+    if isinstance(case, Recurrent) and _against(result) == LOOP:
         return f"{case.cell.upper()} with {_VARIANTS}"
     if result.family == "train" or result.group.endswith("script"):
         return f"{result.group}, {result.case}"
@@ -55,10 +56,7 @@ def _work(result: Result) -> str:
 def _against(result: Result) -> str:
     """The peer that the group's goal is about; torch where there is no goal."""
     goals = GOALS.get(result.group)
-    case = find(result.group, result.case)
-    if goals is None and isinstance(case, Recurrent) and case.variant:
-        return LOOP
-    return "torch" if goals is None else goals[1].against
+    return TORCH if goals is None else goals[1].against
 
 
 def update(text: str, record: Record) -> str:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions
-from torch.nn import functional as F
+from torch.nn.functional import linear_cross_entropy as torchs  # also where ours takes its place
 
 from pynlm._kernels import xent_forward, xent_gradients  # the arguments are checked here
 from pynlm.torch.module import follow_threads
@@ -98,7 +98,7 @@ def linear_cross_entropy(
     if not _fits(
         input, linear_weight, target, linear_bias, weight, reduction, label_smoothing, options
     ):
-        return F.linear_cross_entropy(
+        return torchs(
             input, linear_weight, target, linear_bias=linear_bias, weight=weight,
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
             options=options,
@@ -363,7 +363,7 @@ def _differentiable(
         # aliases: one of the inputs may have been computed from another
         input, linear_weight, linear_bias = (None if t is None else t.view_as(t) for t in saved[:3])
         assert input is not None and linear_weight is not None and saved[3] is not None
-        loss = F.linear_cross_entropy(
+        loss = torchs(
             input, linear_weight, saved[3], linear_bias=linear_bias, weight=saved[4],
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip

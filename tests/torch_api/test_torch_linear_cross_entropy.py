@@ -41,11 +41,9 @@ def kernels_only() -> Iterator[None]:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("torch's linear_cross_entropy was called")
 
-    theirs, F.linear_cross_entropy = F.linear_cross_entropy, refuse
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "torchs", refuse)
         yield
-    finally:
-        F.linear_cross_entropy = theirs
 
 
 class Arguments:
@@ -148,6 +146,15 @@ def test_small_calls_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEWEST", N * H * V)
     with kernels_only():
         arguments.call(linear_cross_entropy)
+
+
+def test_may_stand_in_torchs_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torch's own tests are run with it: what is left to torch still gets there."""
+    arguments = Arguments()
+    expected = arguments.call(F.linear_cross_entropy, label_smoothing=0.1, weight=arguments.classes)
+    monkeypatch.setattr(F, "linear_cross_entropy", linear_cross_entropy)
+    found = arguments.call(F.linear_cross_entropy, label_smoothing=0.1, weight=arguments.classes)
+    assert torch.equal(found, expected)
 
 
 def test_gradients_only_where_required() -> None:
