@@ -91,17 +91,14 @@ def render(facts: dict[str, str], rows: list[Row], n: int) -> str:
     ]
     head = ["N,H,V", "deviation", "perplexity", "filter", "time", "faster", *ERRORS.values()]
     parts = [
-        "# Gradient filter",
-        page.table(["", ""], facts.items()),
         f"Loss and gradients of N rows of H over V words with {page.threads(n)}. Logits are normal "
         "about the logarithms of Zipf's law, with that deviation; perplexity is the exponential of "
         "their mean entropy, targets follow the law itself. Errors: norm of the difference from "
         "the exact gradient over its norm; of dh with independent rows of the weight, and with "
         "rows that have a common part as long as their own.",
         page.table(head, table),
-        "`python -m bench.filter` makes this page.\n",
     ]
-    return "\n\n".join(parts)
+    return page.small("Gradient filter", facts, parts, "filter")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -234,8 +234,6 @@ def render(facts: dict[str, str], tables: dict[str, list[Row]], n: int) -> str:
         for row in tables["exact"]
     ]
     parts = [
-        "# Hierarchical softmax",
-        page.table(["", ""], facts.items()),
         f"Loss and gradients of N rows of H over V words with {page.threads(n)}, targets by Zipf's "
         "law.",
         page.table(
@@ -264,7 +262,7 @@ def render(facts: dict[str, str], tables: dict[str, list[Row]], n: int) -> str:
             f"{GENSIM_WAY}; pynlm: batches of {PAIRS:,} pairs, loss included.",
             page.table(head, rows),
         ]
-    return "\n\n".join([*parts, "`python -m bench.hierarchical` makes this page.\n"])
+    return page.small("Hierarchical softmax", facts, parts, "hierarchical")
 
 
 def _goal(row: Row) -> list[str]:

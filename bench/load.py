@@ -142,15 +142,12 @@ def render(
             rows.append(row)
     head = ["", "competitors", "median step", "steps", "slower", "at most", "met", "mean slower"]
     parts = [
-        "# Training beside other work",
-        page.table(["", ""], facts.items()),
         f"Training steps of {case.name} ({case.detail}) with {page.threads(n)}, alone and beside "
         "processes that keep a CPU busy each. Slower: median step over the median step alone; the "
         "last column is the same of means, which long waits weigh on.",
         page.table(head, rows),
-        "`python -m bench.load` makes this page.\n",
     ]
-    return "\n\n".join(parts)
+    return page.small("Training beside other work", facts, parts, "load")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -344,23 +344,19 @@ def render(facts: Mapping[str, str], rows: Sequence[HeadMemory], n: int) -> str:
                 page.times(min(theirs) / row.peak) if theirs and row.contender == OURS else "",
             ]
         )
-    return "\n\n".join(
-        [
-            "# Memory of heads",
-            page.table(["", ""], facts.items()),
-            "Resident memory while the loss of N rows of H over V words and all gradients are "
-            f"computed with {page.threads(n)}, in MiB, each contender in a process of its own, "
-            "above what that held after doing the same on a tiny vocabulary. Held: before the "
-            "first step, weights and inputs. Peak: the most at any moment of "
-            f"{HEAD_STEPS} steps; what a step adds is gradients and working memory. The last "
-            "column is the least peak of torch over pynlm's.",
-            page.table(
-                ["N,H,V", "head", "", "held", "peak", "a step adds", "torch's peak over pynlm's"],
-                table,
-            ),
-            "`python -m bench.memory --heads` makes this page.\n",
-        ]
-    )
+    parts = [
+        "Resident memory while the loss of N rows of H over V words and all gradients are "
+        f"computed with {page.threads(n)}, in MiB, each contender in a process of its own, "
+        "above what that held after doing the same on a tiny vocabulary. Held: before the "
+        "first step, weights and inputs. Peak: the most at any moment of "
+        f"{HEAD_STEPS} steps; what a step adds is gradients and working memory. The last "
+        "column is the least peak of torch over pynlm's.",
+        page.table(
+            ["N,H,V", "head", "", "held", "peak", "a step adds", "torch's peak over pynlm's"],
+            table,
+        ),
+    ]
+    return page.small("Memory of heads", facts, parts, "memory --heads")
 
 
 def measure_heads(out: Path) -> None:

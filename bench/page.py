@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from bench import ours
 from bench.bars import Bar, bars, plain_met, shares
@@ -321,6 +321,12 @@ def _memory(memory: list[Memory]) -> str:
         "## Memory of training\n\nGrowth of resident memory from before the model is built, in "
         f"MiB, with {threads(memory[0].threads)}.\n\n" + table(head, rows)
     )
+
+
+def small(title: str, facts: Mapping[str, str], parts: Iterable[str], module: str) -> str:
+    """A page of one benchmark: what was measured where, paragraphs and tables, who makes it."""
+    last = f"`python -m bench.{module}` makes this page.\n"
+    return "\n\n".join([f"# {title}", table(["", ""], facts.items()), *parts, last])
 
 
 def table(head: list[str], rows: Iterable[Iterable[str]]) -> str:

@@ -132,17 +132,13 @@ def render(facts: dict[str, str], rows: list[Row], n: int) -> str:
             ]
         )
     head = ["N,H,V", "samples", "pynlm", "GFLOP/s", "drawing", "over exact", "over torch"]
-    return "\n\n".join(
-        [
-            "# Sampled softmax",
-            page.table(["", ""], facts.items()),
-            f"Loss and gradients of N rows of H over some of V words with {page.threads(n)}; the "
-            "time of drawing the samples, which is not in it, as a share of it; how many times as "
-            "long the exact head takes, and torch (gather, product, `cross_entropy`).",
-            page.table(head, table),
-            "`python -m bench.sampled` makes this page.\n",
-        ]
-    )
+    parts = [
+        f"Loss and gradients of N rows of H over some of V words with {page.threads(n)}; the "
+        "time of drawing the samples, which is not in it, as a share of it; how many times as "
+        "long the exact head takes, and torch (gather, product, `cross_entropy`).",
+        page.table(head, table),
+    ]
+    return page.small("Sampled softmax", facts, parts, "sampled")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -71,9 +71,7 @@ def hsoftmax_forward(
     array([0.25, 0.75])
     """
     f = "hsoftmax_forward"
-    d: dict[str, Any] = {}
-    _check_map(f, d, h, w, b)
-    _check_tree(f, d, first, parent=parent)
+    d = _check_inputs(f, h, w, b, first, parent=parent)
     check(targets, "N", d, func=f, name="targets", dtype=INT32)
     check(nll, "N", d, func=f, name="nll", out=True)
     check_ids(targets, d["V"], func=f, name="targets")
@@ -148,9 +146,7 @@ def hsoftmax_gradients(
     ([0, 1], [[-0.5, -0.5], [0.5, 0.5]])
     """
     f = "hsoftmax_gradients"
-    d: dict[str, Any] = {}
-    _check_map(f, d, h, w, b)
-    _check_tree(f, d, first, parent=parent)
+    d = _check_inputs(f, h, w, b, first, parent=parent)
     check(targets, "N", d, func=f, name="targets", dtype=INT32)
     if weights is not None:
         check(weights, "N", d, func=f, name="weights")
@@ -211,9 +207,7 @@ def hsoftmax_log_prob(
     array([[0.5 , 0.25, 0.25]])
     """
     f = "hsoftmax_log_prob"
-    d: dict[str, Any] = {}
-    _check_map(f, d, h, w, b)
-    _check_tree(f, d, first, children=children)
+    d = _check_inputs(f, h, w, b, first, children=children)
     check(log_prob, "N V", d, func=f, name="log_prob", out=True)
     function(f, backend)(log_prob=log_prob, h=h, w=w, b=b, first=first, children=children)
 
@@ -265,9 +259,7 @@ def hsoftmax_top_k(
     array([[2, 0]], dtype=int32)
     """
     f = "hsoftmax_top_k"
-    d: dict[str, Any] = {}
-    _check_map(f, d, h, w, b)
-    _check_tree(f, d, first, children=children)
+    d = _check_inputs(f, h, w, b, first, children=children)
     check(log_prob, "N K", d, func=f, name="log_prob", out=True)
     check(ids, "N K", d, func=f, name="ids", dtype=INT32, out=True)
     check_integer(d["K"], func=f, name="K", low=1, high=d["V"])
@@ -320,9 +312,7 @@ def hsoftmax_sample(
     [2, 0, 2, 1, 0]
     """
     f = "hsoftmax_sample"
-    d: dict[str, Any] = {}
-    _check_map(f, d, h, w, b)
-    _check_tree(f, d, first, children=children)
+    d = _check_inputs(f, h, w, b, first, children=children)
     check(ids, "N", d, func=f, name="ids", dtype=INT32, out=True)
     for name, value in (("seed", seed), ("step", step), ("time", time)):
         check_integer(value, func=f, name=name, low=0, high=UINT32_MAX)
@@ -331,16 +321,16 @@ def hsoftmax_sample(
     )
 
 
-def _check_map(f: str, d: dict[str, Any], h: Array, w: Array, b: Array | None) -> None:
+def _check_inputs(
+    f: str, h: Array, w: Array, b: Array | None, first: Array, **links: Array
+) -> dict[str, Any]:
+    """Dtypes and sizes; what is in `first` and `parent` or `children` the kernels meet."""
+    d: dict[str, Any] = {}
     check(h, "N H", d, func=f, name="h")
     check(w, "R H", d, func=f, name="w")
     if b is not None:
         check(b, "R", d, func=f, name="b")
     d["V"] = d["R"] + 1
-
-
-def _check_tree(f: str, d: dict[str, Any], first: Array, **links: Array) -> None:
-    """Dtypes and sizes of `first` and `parent` or `children`; the kernels meet what is in them."""
     check(first, "F", d, func=f, name="first", dtype=INT32)
     entries = d["V"] + d["F"] - 1
     if "parent" in links:
@@ -357,3 +347,4 @@ def _check_tree(f: str, d: dict[str, Any], first: Array, **links: Array) -> None
             raise ValueError(
                 f"{f}: children must be int32 [V+M-1={entries - 1}], got {describe(children)}"
             )
+    return d

@@ -13,6 +13,7 @@ from .checks import (
     assert_same_bits,
     check_against_reference,
     check_nan_shows,
+    check_samples,
     check_threads,
 )
 from .contracts import check_contract
@@ -32,6 +33,7 @@ __all__ = [
     "check_contract",
     "check_elementwise",
     "check_nan_shows",
+    "check_samples",
     "check_threads",
     "check_vjp",
     "find_case",

@@ -11,7 +11,7 @@ from pynlm import kernels, reference
 
 from .arguments import FUNCTIONS, Arguments, arguments, beyond
 from .cases import Case
-from .tolerances import EXACT, Tolerance, kernel_tolerance
+from .tolerances import EXACT, Tolerance, chi_square_bound, kernel_tolerance
 
 Array = npt.NDArray[Any]
 
@@ -196,3 +196,21 @@ def check_threads(function: str, case: Case, dtype: Any, threads: tuple[int, ...
                     what=f"{function} {name} with {n} threads against {threads[0]}",
                     case=case,
                 )
+
+
+def check_samples(ids: npt.ArrayLike, probabilities: npt.ArrayLike) -> None:
+    """Raise AssertionError unless `ids` [N] look like draws from `probabilities` [V].
+
+    Pearson's chi-square; what is expected less than five times is counted together.
+    """
+    drawn, p = np.asarray(ids), np.asarray(probabilities, np.float64)
+    expected, found = len(drawn) * p, np.bincount(drawn, minlength=len(p))
+    assert len(found) == len(p), f"samples: token {len(found) - 1} drawn, V={len(p)}"
+    rare = expected < 5
+    expected = np.append(expected[~rare], expected[rare].sum())
+    found = np.append(found[~rare], found[rare].sum())
+    cells = expected > 0
+    assert not found[~cells].any(), "samples: what has no probability was drawn"
+    statistic = float(((found - expected)[cells] ** 2 / expected[cells]).sum())
+    bound = chi_square_bound(int(cells.sum()) - 1)
+    assert statistic < bound, f"samples: chi-square {statistic:.4g}, allowed {bound:.4g}"

@@ -1,71 +1,84 @@
-"""Exact head: loss, gradients committed by claims, log-probabilities, errors."""
+"""Exact head: torch, reduced losses, gradients in place, smoothing, z-loss, temperature."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pynlm.heads import Full
-from pynlm.layers import Context, Embedding, Parameters
+from pynlm.heads import Full, HeadOptions
+from pynlm.layers import Context, Parameters
 from pynlm.testing import assert_close, assert_same_bits
-from pynlm.testing.tolerances import (
-    CLOSED_FORM,
-    PROBABILITY_SUM,
-    finite_difference_tolerance,
-    kernel_tolerance,
-)
+from pynlm.testing.tolerances import CLOSED_FORM, torch_tolerance
 
-N, H, V = 5, 3, 7
-RNG = np.random.default_rng(0)
-HIDDEN = RNG.standard_normal((N, H))
-TARGETS = [0, 6, 2, 2, 5]
+N, H, V = 6, 3, 7
+HIDDEN = np.random.default_rng(0).standard_normal((N, H))
+TARGETS = [0, -100, 2, 2, 5, -100]
+ALL = [0, 6, 2, 2, 5, 1]
+WEIGHTS = np.array([0.5, 3.0, 1.5, 0.0, 2.0, 1.0])
 
 
-def make(bias: bool = True, dtype: Any = np.float64) -> tuple[Full, Parameters]:
-    p = Parameters(Full.specs("head", V, H, bias=bias), dtype)
+def make(dtype: Any = np.float64, **options: float) -> tuple[Full, Parameters]:
+    p = Parameters(Full.specs("head", V, H), dtype)
     for q in p.values():
         q.data[...] = np.random.default_rng(1).standard_normal(q.data.shape)
-    return Full(p), p
+    return Full(p, **options), p
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("weights", [None, 0.25, [0.0, 1.0, 0.5, 2.0, 0.0]])
-@pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_finite_differences(
-    train: Context,
-    bias: bool,
-    weights: object,
-    scale: float,
-    numeric_gradient: Callable[..., np.ndarray],
-) -> None:
-    head, parameters = make(bias)
-    h = HIDDEN.copy()
-    factor = np.ones(N) if weights is None else np.broadcast_to(np.asarray(weights), (N,))
-
-    def loss() -> float:
-        nll, none = head(h, TARGETS, replace(train, train=False), weights)
-        assert none is None
-        return scale * float((factor * nll).sum())
-
-    nll, backprop = head(h, TARGETS, train, weights)
-    assert backprop is not None
-    assert_close(
-        nll, head(h, TARGETS, replace(train, train=False))[0], CLOSED_FORM, what="training loss"
-    )
-    dh = backprop(scale)
-    tolerance = finite_difference_tolerance("head")
-    assert_close(dh, numeric_gradient(loss, h), tolerance, what="dh")
-    for name, p in parameters.items():
-        assert_close(p.densify(), numeric_gradient(loss, p.data), tolerance, what=name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+def test_agrees_with_torch(dtype: str, reduction: str, smoothing: float, ignore_index: int) -> None:
+    """torch's cross_entropy; weights by hand, because torch's are one number a class."""
+    torch = pytest.importorskip("torch")
+    head, parameters = make(dtype, label_smoothing=smoothing)
+    targets = [max(t, 0) for t in TARGETS] if ignore_index == 2 else TARGETS
+    counted = np.array([t != ignore_index for t in targets])
+    h = torch.tensor(HIDDEN.astype(dtype), requires_grad=True)
+    w = torch.tensor(parameters["head.weight"].data, requires_grad=True)
+    b = torch.tensor(parameters["head.bias"].data, requires_grad=True)
+    weights = WEIGHTS.astype(dtype)
+    for given in (None, weights):
+        how = {"ignore_index": ignore_index, "label_smoothing": smoothing}
+        logits = torch.nn.functional.linear(h, w, b)
+        if given is None:
+            how["reduction"] = reduction
+            want = torch.nn.functional.cross_entropy(logits, torch.tensor(targets), **how)
+        else:
+            each = torch.nn.functional.cross_entropy(
+                logits, torch.tensor(targets), **how, reduction="none"
+            ) * torch.tensor(given)
+            want = {
+                "none": each,
+                "sum": each.sum(),
+                "mean": each.sum() / given[counted].sum(),
+            }[reduction]
+        upstream = torch.arange(1, N + 1, dtype=h.dtype) if reduction == "none" else torch.tensor(2)
+        dh, dw, db = torch.autograd.grad((want * upstream).sum(), [h, w, b])
+        parameters.zero_grad()
+        value, backprop = head.loss(
+            HIDDEN.astype(dtype),
+            targets,
+            Context(train=True),
+            given,
+            ignore_index=ignore_index,
+            reduction=reduction,
+        )
+        tolerance = torch_tolerance(dtype)
+        assert_close(value, want.detach().numpy(), tolerance, what="loss", terms=N)
+        assert backprop is not None
+        got = {"h": backprop(upstream.numpy() if reduction == "none" else 2.0)}
+        got |= {name: parameters[f"head.{name}"].grad for name in ("weight", "bias")}
+        for (name, x), y in zip(got.items(), (dh, dw, db), strict=True):
+            assert_close(x, y.numpy(), tolerance, what=f"d{name}", terms=N)
 
 
 def test_the_gradient_is_written_in_place_and_counts_on_backprop(train: Context) -> None:
     head, _ = make()
-    _, backprop = head(HIDDEN, TARGETS, train)
+    _, backprop = head(HIDDEN, ALL, train)
     assert backprop is not None
     assert abs(head.weight.grad).max() > 0 and head.weight.state == "unset"
     before = head.weight.grad.copy()
@@ -76,104 +89,80 @@ def test_the_gradient_is_written_in_place_and_counts_on_backprop(train: Context)
         backprop()
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_forwards_in_flight(train: Context, order: tuple[int, int]) -> None:
-    head, parameters = make()
-    want = {name: np.zeros(p.data.shape) for name, p in parameters.items()}
-    dh = []
-    for sign in (1, -1):
-        parameters.zero_grad()
-        _, backprop = head(sign * HIDDEN, TARGETS, train)
-        assert backprop is not None
-        dh.append(backprop(0.5).copy())
-        for name, p in parameters.items():
-            want[name] += p.densify()
-    parameters.zero_grad()
-    flying = [head(sign * HIDDEN, TARGETS, train)[1] for sign in (1, -1)]
-    for i in order:
-        backprop = flying[i]
-        assert backprop is not None
-        assert_same_bits(backprop(0.5), dh[i], what="dh")
-    for name, p in parameters.items():
-        assert_close(p.grad, want[name], CLOSED_FORM, what=name)
+def test_the_mean_is_over_the_weights_of_what_counts(score: Context) -> None:
+    head, _ = make()
+    nll, _ = head(HIDDEN[[0, 2, 3, 4]], [0, 2, 2, 5], score)
+    kept = WEIGHTS[[0, 2, 3, 4]]
+    mean, _ = head.loss(HIDDEN, TARGETS, score, WEIGHTS)
+    assert isinstance(mean, float)
+    assert_close(mean, (kept * nll).sum() / kept.sum(), CLOSED_FORM, what="weighted mean")
+    mean, _ = head.loss(HIDDEN, TARGETS, score)
+    assert_close(mean, nll.mean(), CLOSED_FORM, what="mean")
+    each, _ = head.loss(HIDDEN, TARGETS, score, reduction="none")
+    assert isinstance(each, np.ndarray)
+    assert_close(each, np.insert(nll, [1, 4], 0), CLOSED_FORM, what="losses")
 
 
-def test_dropped_forward_leaves_no_trace(train: Context) -> None:
-    head, parameters = make()
-    nll, backprop = head(HIDDEN, TARGETS, train)
-    del backprop
-    assert all((p.densify() == 0).all() for p in parameters.values())
-    parameters.zero_grad()
-    made = 0
-    for step in range(20):
-        nll, _backprop = head(HIDDEN, TARGETS, train)
-        if step == 2:
-            made = head.pool.allocations
-    assert head.pool.allocations == made
-    assert nll.shape == (N,)
+def test_ignoring_can_be_turned_off(score: Context) -> None:
+    head, _ = make()
+    with pytest.raises(IndexError):
+        head.loss(HIDDEN, TARGETS, score, ignore_index=None)
+    assert head.loss(HIDDEN, [3] * N, score, ignore_index=None)[0] != 0
 
 
-def test_tied_table(train: Context) -> None:
-    specs = [
-        *Embedding.specs("embedding", V, H, sparse=False),
-        *Full.specs("head", V, H, tied=True),
-    ]
-    p = Parameters(specs, np.float64)
-    assert list(p) == ["embedding.weight", "head.bias"]
-    own, _ = make()
-    p["embedding.weight"].data[...] = own.weight.data
-    assert own.bias is not None
-    p["head.bias"].data[...] = own.bias.data
-    tied = Full(p, tied=p["embedding.weight"])
-    for head in (tied, own):
-        _, backprop = head(HIDDEN, TARGETS, train)
-        assert backprop is not None
-        backprop()
-    assert_same_bits(p["embedding.weight"].grad, own.weight.grad, what="dw")
+def test_the_nll_of_training_is_plain_whatever_is_minimised(train: Context) -> None:
+    plain, _ = make()
+    smoothed, _ = make(label_smoothing=0.4, z_loss=1.0)
+    targets = [0, 1, 2, 3, 4, 5]
+    for ctx in (train, replace(train, train=False)):
+        assert_same_bits(
+            smoothed(HIDDEN, targets, ctx)[0], plain(HIDDEN, targets, ctx)[0], what="nll"
+        )
+    assert plain.exact_in_training
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("bias", [True, False])
-def test_log_prob_adds_up_to_one_and_agrees_with_the_loss(
-    train: Context, bias: bool, dtype: Any
-) -> None:
-    head, _ = make(bias, dtype)
-    h = HIDDEN.astype(dtype)
-    log_prob = head.log_prob(h, train)
-    assert log_prob.shape == (N, V) and log_prob.dtype == dtype
-    total = np.exp(log_prob.astype(np.float64)).sum(axis=1)
-    assert_close(total, np.ones(N), PROBABILITY_SUM, what="sum")
-    tolerance = kernel_tolerance("xent", dtype)
-    nll, _ = head(h, TARGETS, replace(train, train=False))
-    assert_close(-log_prob[np.arange(N), TARGETS], nll, tolerance, what="nll", terms=H)
-
-
-def test_no_rows(train: Context) -> None:
-    head, parameters = make()
-    nll, backprop = head(np.empty((0, H)), np.empty(0, np.int32), train)
-    assert nll.shape == (0,) and backprop is not None
-    assert backprop().shape == (0, H)
-    assert all((p.densify() == 0).all() for p in parameters.values())
+def test_samples_near_temperature_zero_are_the_most_probable(score: Context) -> None:
+    head, _ = make()
+    h = np.repeat(HIDDEN, 50, axis=0)
+    head.temperature = 1e-3
+    assert (head.sample(h, score)[:, None] == head.top_k(h, 1, score)[1]).all()
 
 
 @pytest.mark.parametrize(
-    ("change", "error"),
+    ("options", "message"),
     [
-        ({"h": np.ones((N, 4))}, ValueError),
-        ({"h": np.ones((N, H), np.float32)}, TypeError),
-        ({"targets": [0, 1]}, ValueError),
-        ({"targets": [0, 1, 2, 3, 7]}, IndexError),
-        ({"targets": [0, 1, 2, 3, -1]}, IndexError),
-        ({"targets": [0.0] * N}, TypeError),
-        ({"weights": [1.0]}, ValueError),
+        ({"label_smoothing": 1.1}, r"label_smoothing must be in \[0, 1\], got 1.1"),
+        ({"z_loss": -1.0}, r"z_loss must be in \[0, inf\), got -1.0"),
+        ({"gradient_filter": 1.5}, r"gradient_filter must be in \[0, 1\], got 1.5"),
+        ({"temperature": 0.0}, r"temperature must be in \(0, inf\), got 0.0"),
     ],
 )
-@pytest.mark.parametrize("mode", [True, False])
-def test_errors(train: Context, change: dict[str, Any], error: type[Exception], mode: bool) -> None:
-    head, parameters = make()
-    given: dict[str, Any] = {"h": HIDDEN, "targets": TARGETS, "weights": None, **change}
-    if "weights" in change and not mode:
-        return
-    with pytest.raises(error):
-        head(given["h"], given["targets"], replace(train, train=mode), given["weights"])
-    assert all((p.densify() == 0).all() for p in parameters.values())
+def test_option_errors(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^Full: {message}"):
+        make(**options)
+    with pytest.raises(ValueError, match=f"^HeadOptions: {message}"):
+        HeadOptions(**options)  # type: ignore[arg-type]
+
+
+def test_a_gradient_filter_leaves_the_losses(train: Context) -> None:
+    """And the gradients of targets; of other words here all are left out."""
+    head, _ = make()
+    filtered, parameters = make(gradient_filter=1.0)
+    value, backprop = filtered.loss(HIDDEN, TARGETS, train)
+    assert value == head.loss(HIDDEN, TARGETS, train)[0] and backprop is not None
+    backprop()
+    rows = np.flatnonzero(parameters["head.weight"].grad.any(axis=1))
+    assert rows.tolist() == sorted({t for t in TARGETS if t >= 0})
+
+
+def test_options_make_the_head() -> None:
+    options = HeadOptions(label_smoothing=0.1, z_loss=1e-4, temperature=2.0, gradient_filter=0.5)
+    parameters = Parameters(options.specs("head", V, H, bias=False, tied=False))
+    head = options.make(parameters, None)
+    assert isinstance(head, Full) and head.bias is None
+    assert (head.label_smoothing, head.z_loss, head.temperature) == (0.1, 1e-4, 2.0)
+    assert head.gradient_filter == 0.5
+    with pytest.raises(ValueError, match=r"HeadOptions: kind must be one of full, .*got 'flat'"):
+        HeadOptions(kind="flat")
+    with pytest.raises(ValueError, match="HeadOptions: unknown option 'smooth'"):
+        HeadOptions.from_dict({"smooth": 1})

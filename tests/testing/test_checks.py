@@ -19,6 +19,7 @@ from pynlm.testing import (
     check_contract,
     check_elementwise,
     check_nan_shows,
+    check_samples,
     check_threads,
     check_vjp,
     find_case,
@@ -141,6 +142,19 @@ def test_missing_check_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "linear_forward", lambda **given: None)
     with pytest.raises(AssertionError, match="linear_forward with y a list: None"):
         check_contract("linear_forward", find_case("linear", "primes"))
+
+
+def test_samples_of_another_distribution_are_found() -> None:
+    p = np.array([0.5, 0.25, 0.2, 0.05, 0.0])
+    drawn = np.random.default_rng(0).choice(5, 20_000, p=p)
+    check_samples(drawn, p)
+    for wrong in (p[[1, 0, 2, 3, 4]], [0.52, 0.23, 0.2, 0.05, 0.0]):
+        with pytest.raises(AssertionError, match="chi-square"):
+            check_samples(drawn, wrong)
+    with pytest.raises(AssertionError, match="no probability was drawn"):
+        check_samples([*drawn, 4], p)
+    with pytest.raises(AssertionError, match="samples: token 3 drawn, V=3"):
+        check_samples(drawn, p[:3])
 
 
 @pytest.mark.parametrize("kernel", CASES)
