@@ -12,6 +12,7 @@ import torch
 from pynlm.torch.adaptive import AdaptiveLogSoftmaxWithLoss
 from pynlm.torch.cells import GRUCell, LSTMCell, RNNCell
 from pynlm.torch.cross_entropy import LinearCrossEntropyLoss
+from pynlm.torch.linear import Linear
 from pynlm.torch.recurrent import GRU, LSTM, RNN
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -35,6 +36,7 @@ CONVERTERS: dict[type[torch.nn.Module], Converter] = {
     torch.nn.LSTMCell: becomes(LSTMCell),
     torch.nn.GRUCell: becomes(GRUCell),
     torch.nn.RNNCell: becomes(RNNCell),
+    torch.nn.Linear: becomes(Linear),
     torch.nn.AdaptiveLogSoftmaxWithLoss: becomes(AdaptiveLogSoftmaxWithLoss),
     torch.nn.LinearCrossEntropyLoss: becomes(LinearCrossEntropyLoss),
 }
@@ -50,7 +52,8 @@ def replace(model: Model, *, verbose: bool = True) -> Model:
 
     Parameters, buffers, hooks and modes of training are the very same objects as before, so
     optimisers go on, and a module that stands in several places still is one. Only modules whose
-    class is torch's own are replaced: a subclass may do something else.
+    class is torch's own are replaced, for a subclass may do something else; and of what is replaced
+    no parts are.
 
     Parameters
     ----------
@@ -89,9 +92,11 @@ def replace(model: Model, *, verbose: bool = True) -> Model:
         raise TypeError(f"replace: model must be a torch.nn.Module, got {type(model).__name__}")
     done: dict[torch.nn.Module, torch.nn.Module] = {}
     names: dict[torch.nn.Module, str] = {}
+    found = [module for module in model.modules() if type(module) in CONVERTERS]
+    parts = {part for module in found for part in module.modules() if part is not module}
     for name, module in model.named_modules():
         convert = CONVERTERS.get(type(module))
-        if convert is not None:
+        if convert is not None and module not in parts:
             done[module], names[module] = convert(module), name or "model"
     if not done:
         kinds = ", ".join(kind.__name__ for kind in CONVERTERS)

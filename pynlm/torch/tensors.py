@@ -36,6 +36,10 @@ class Memory(Pool):
     it. What a module has ever needed at once is kept until the module goes.
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a copy or a pickle of a module begins with none
+        return type(self), ()
+
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An uninitialised array."""
         return np.empty(shape, dtype) if prod(shape) < SMALL else self.lease(shape, dtype)

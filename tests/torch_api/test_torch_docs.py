@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["cells", "recurrent", "replace", "rows"])
+@pytest.mark.parametrize("name", ["cells", "linear", "recurrent", "replace", "rows"])
 def test_examples(name: str) -> None:
     found = doctest.testmod(importlib.import_module(f"pynlm.torch.{name}"))
     assert found.attempted > 0

@@ -60,6 +60,7 @@ def test_parameters_hooks_and_mode_stay(capsys: pytest.CaptureFixture[str]) -> N
     assert said == (
         "pynlm.torch: first is now pynlm's LSTM(6, 6, num_layers=2)\n"
         "pynlm.torch: rest.0 is now pynlm's LSTM(6, 6)\n"
+        "pynlm.torch: head is now pynlm's Linear(in_features=6, out_features=11, bias=True)\n"
     )
 
 
@@ -89,6 +90,13 @@ def test_training_goes_on(kind: str, dropout: float) -> None:
     torch.testing.assert_close(losses[1], losses[0])
 
 
+def test_parts_of_what_is_replaced_stay() -> None:
+    model = torch.nn.ModuleList([torch.nn.AdaptiveLogSoftmaxWithLoss(64, 20, [5, 10])])
+    pynlm.torch.replace(model, verbose=False)
+    assert isinstance(model[0], pynlm.torch.AdaptiveLogSoftmaxWithLoss)
+    assert type(model[0].head) is torch.nn.Linear
+
+
 def test_state_dicts_go_both_ways() -> None:
     model, other = Model(), Model()
     pynlm.torch.replace(model, verbose=False)
@@ -114,6 +122,6 @@ def test_subclasses_stay() -> None:
 
 def test_nothing_to_replace() -> None:
     with pytest.warns(UserWarning, match="the model has none of LSTM, GRU, RNN"):
-        pynlm.torch.replace(torch.nn.Linear(2, 3))
+        pynlm.torch.replace(torch.nn.Dropout())
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got dict"):
         pynlm.torch.replace({})  # type: ignore[type-var]
