@@ -14,7 +14,7 @@ side_by_side := -n $(or $(JOBS),$(shell getconf _NPROCESSORS_ONLN))
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick recipes heads costs parity isa fuzz asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick bench-smoke recipes heads costs parity isa fuzz asan tsan neon lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,10 @@ test: $(VENV)/.test-tools  ## all tests
 bench: $(VENV)/.test-tools  ## all benchmarks, and the page of this machine in bench/results/
 	$(bin)/python -m bench.report $(ARGS)
 
-bench-quick: $(VENV)/.test-tools  ## each benchmark once, as smoke
+bench-quick: $(VENV)/.test-tools  ## small benchmarks of each family in two minutes, and their page
+	$(bin)/python -m bench.report --quick $(ARGS)
+
+bench-smoke: $(VENV)/.test-tools  ## each benchmark once, results compared, nothing timed
 	$(bin)/pytest bench --benchmark-disable $(ARGS)
 
 # RECIPE-SEED

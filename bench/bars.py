@@ -6,6 +6,7 @@ from collections.abc import Callable
 from statistics import geometric_mean
 from typing import NamedTuple
 
+from bench.cases import Recurrent
 from bench.catalogue import (
     GOALS,
     LOOP,
@@ -16,7 +17,6 @@ from bench.catalogue import (
     SHARE_GOALS,
     SHARE_GROUP,
     Goal,
-    Recurrent,
     find,
 )
 from bench.measure import Result

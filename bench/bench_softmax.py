@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.catalogue import FAMILIES, Case
+from bench.cases import Case
+from bench.catalogue import FAMILIES
 from bench.conftest import Bench
 
 

@@ -16,9 +16,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import machine, ours, page
-from bench.catalogue import Case, identifier
+from bench.cases import Case, DropIn
+from bench.catalogue import identifier
 from bench.measure import Result, check_agreement, contenders, result_of
-from bench.peers import Peer, available
+from bench.peers import TORCH, Peer, available, missing
 from bench.timing import Budget, Contest, Peak, no_collection, threads
 from pynlm import kernels
 
@@ -72,6 +73,8 @@ def bench(benchmark: Any, peers: list[Peer], peak: Peak) -> Bench:
     """`bench(case)` measures a case, or runs it once where benchmarks are disabled."""
 
     def measure(case: Case) -> None:
+        if isinstance(case, DropIn) and TORCH in missing():
+            pytest.skip("needs torch")
         if benchmark.disabled:
             case = case.smoke()
         elif not machine.has_room_for(case.bytes):

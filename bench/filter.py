@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench import page
-from bench.catalogue import Softmax, zipf_law
+from bench.cases import Softmax, zipf_law
 from bench.inputs import SEED, Array, zipf
 from bench.small_page import SmallPage, options
 from bench.timing import Budget, Contest, Times

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import page
-from bench.catalogue import Softmax, zipf_counts
+from bench.cases import Softmax, zipf_counts
 from bench.inputs import softmax_inputs
 from bench.small_page import SmallPage, options
 from bench.timing import Budget, Contest, Times, settle, threads

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.catalogue import Adaptive, Recurrent, Softmax, Train, zipf_law
+from bench.cases import (
+    Adaptive,
+    Busy,
+    DropIn,
+    Mixture,
+    Recurrent,
+    Script,
+    Softmax,
+    Train,
+    zipf_law,
+)
 from pynlm import heads
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
@@ -52,6 +62,23 @@ class AdaptiveInputs:
 
 
 @dataclass(frozen=True)
+class MixtureInputs:
+    """h [N, H], targets int32 [N], weights by the head's names."""
+
+    h: Array
+    targets: Array
+    weights: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class DropInInputs:
+    """x [1, H] of a tiny call, [T, B, H] of busy ones; ids [1], of a script [batches, T + 1, B]."""
+
+    x: Array
+    ids: Array
+
+
+@dataclass(frozen=True)
 class TrainInputs:
     """Initial weights by name, and batches whose words fall off as in text."""
 
@@ -59,7 +86,9 @@ class TrainInputs:
     batches: list[Batch]
 
 
-Inputs = RecurrentInputs | SoftmaxInputs | AdaptiveInputs | TrainInputs
+Inputs = (
+    RecurrentInputs | SoftmaxInputs | AdaptiveInputs | MixtureInputs | TrainInputs | DropInInputs
+)
 
 
 def recurrent_inputs(case: Recurrent) -> RecurrentInputs:
@@ -134,6 +163,24 @@ def adaptive_weights(case: Adaptive) -> dict[str, Array]:
         "", case.V, case.H, case.cutoffs, div_value=case.div_value, bias=True
     )
     return {s.name[1:]: _uniform(rng, s.shape[-1] ** -0.5, *s.shape) for s in specs}
+
+
+def mixture_inputs(case: Mixture) -> MixtureInputs:
+    """As `softmax_inputs`."""
+    rng = np.random.default_rng(SEED)
+    h, targets = _uniform(rng, 1.0, case.N, case.H), zipf(rng, case.V, case.N)
+    specs = heads.Mixture.specs("", case.V, case.H, case.experts)
+    weights = {s.name[1:]: _uniform(rng, case.H**-0.5, *s.shape) for s in specs}
+    return MixtureInputs(h, targets, weights)
+
+
+def dropin_inputs(case: DropIn) -> DropInInputs:
+    """Input from the unit normal, Zipfian text."""
+    rng = np.random.default_rng(SEED)
+    sizes = (case.T, case.B) if isinstance(case, Busy) else (1,)
+    x = rng.standard_normal((*sizes, case.H), np.float32)
+    shape = (BATCHES, case.T + 1, case.B) if isinstance(case, Script) else (1,)
+    return DropInInputs(x, zipf(rng, case.V, *shape))
 
 
 def train_inputs(case: Train) -> TrainInputs:

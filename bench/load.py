@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from statistics import mean, median
 
 from bench import ours, page
-from bench.catalogue import LOAD_CPUS, LOAD_GOALS, Train
+from bench.cases import Train
+from bench.catalogue import LOAD_CPUS, LOAD_GOALS
 from bench.measure import check_agreement, contenders
 from bench.peers import TORCH, Peer, available
 from bench.small_page import SmallPage, options

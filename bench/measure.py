@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench import ours
-from bench.catalogue import Adaptive, Case, Softmax, Train
+from bench.cases import Adaptive, Busy, Case, Mixture, Script, Softmax, TinyCall, Train
 from bench.machine import OtherWork
 from bench.peers import Peer, library
 from bench.timing import Budget, Contest, Times, quartiles, threads
@@ -155,9 +155,13 @@ def longest_sum(case: Case) -> int:
     if isinstance(case, Train):
         (T, B), widths = case.shape, case.config.hidden_sizes
         return max(T * B, case.V) + sum(widths)
-    if isinstance(case, (Softmax, Adaptive)):
+    if isinstance(case, (Softmax, Adaptive, Mixture)):
         return max(case.N, case.V) + case.H
-    return max(case.T * case.B, case.I) + case.H
+    if isinstance(case, TinyCall):
+        return case.V + case.H
+    if isinstance(case, Script):  # of losses after a few updates, too
+        return max(case.T * case.B, case.V) + case.layers * case.H
+    return max(case.T * case.B, case.H if isinstance(case, Busy) else case.I) + case.H
 
 
 def compare(case: Case, n: int, peers: list[Peer], budget: Budget) -> Result:

@@ -31,7 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.catalogue import ADAPTIVE, HEADS, Adaptive, Softmax, Train, zipf_counts
+from bench.cases import Adaptive, Softmax, Train, zipf_counts
+from bench.catalogue import ADAPTIVE, HEADS
 from bench.inputs import SEED, adaptive_inputs, batches, softmax_inputs, zipf
 
 ROOT = Path(__file__).resolve().parent.parent

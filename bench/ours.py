@@ -13,23 +13,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.catalogue import CLIP_C, CLIP_H, GATES, Adaptive, Case, Recurrent, Softmax, Train
+from bench.cases import (
+    CLIP_C,
+    CLIP_H,
+    GATES,
+    Adaptive,
+    Case,
+    DropIn,
+    Mixture,
+    Recurrent,
+    Softmax,
+    Train,
+)
 from bench.inputs import (
     SEED,
     AdaptiveInputs,
+    DropInInputs,
     Inputs,
+    MixtureInputs,
     RecurrentInputs,
     SoftmaxInputs,
     TrainInputs,
     adaptive_inputs,
     adaptive_weights,
+    dropin_inputs,
+    mixture_inputs,
     recurrent_inputs,
     softmax_inputs,
     train_inputs,
 )
 from bench.work import Work
 from pynlm import heads, kernels
-from pynlm.layers import GRU, LSTM, RNN, Bidirectional, Context, Parameters, RecurrentOptions
+from pynlm.layers import GRU, LSTM, RNN, Bidirectional, Context, Parameters, RecurrentOptions, Spec
 from pynlm.layers import Recurrent as Layer
 from pynlm.models import RecurrentLM
 from pynlm.text import Batch
@@ -69,6 +84,10 @@ def make_inputs(case: Case) -> Inputs:
         return softmax_inputs(case)
     if isinstance(case, Adaptive):
         return adaptive_inputs(case)
+    if isinstance(case, Mixture):
+        return mixture_inputs(case)
+    if isinstance(case, DropIn):
+        return dropin_inputs(case)
     return train_inputs(case)
 
 
@@ -86,6 +105,14 @@ def make(case: Case, inputs: Inputs) -> dict[str, Work]:
     if isinstance(case, Adaptive):
         assert isinstance(inputs, AdaptiveInputs)
         return {NAME: _adaptive(case, inputs)}
+    if isinstance(case, Mixture):
+        assert isinstance(inputs, MixtureInputs)
+        return {NAME: _mixture(case, inputs)}
+    if isinstance(case, DropIn):
+        from bench import dropin  # needs torch
+
+        assert isinstance(inputs, DropInInputs)
+        return {NAME: dropin.make(case, inputs, ours=True)}
     assert isinstance(inputs, TrainInputs)
     return {NAME: _train(case, inputs)}
 
@@ -231,11 +258,26 @@ def _adaptive(case: Adaptive, inputs: AdaptiveInputs) -> Work:
 def _adaptive_step(
     case: Adaptive, inputs: AdaptiveInputs, weights: dict[str, Array]
 ) -> Callable[[], dict[str, Array]]:
-    """Mean loss and its gradients, through the head."""
     specs = heads.Adaptive.specs("head", case.V, case.H, case.cutoffs, case.div_value, bias=True)
+    return _head_step(heads.Adaptive, specs, inputs, weights)
+
+
+def _mixture(case: Mixture, inputs: MixtureInputs) -> Work:
+    specs = heads.Mixture.specs("head", case.V, case.H, case.experts)
+    step = _head_step(heads.Mixture, specs, inputs, inputs.weights)
+    return Work(step, step)
+
+
+def _head_step(
+    kind: type[heads.Adaptive] | type[heads.Mixture],
+    specs: list[Spec],
+    inputs: AdaptiveInputs | MixtureInputs,
+    weights: dict[str, Array],
+) -> Callable[[], dict[str, Array]]:
+    """Mean loss and its gradients, through a head."""
     parameters = Parameters(specs)
     parameters.load_state_dict({f"head.{name}": w for name, w in weights.items()})
-    head, ctx = heads.Adaptive(parameters), Context(train=True)
+    head, ctx = kind(parameters), Context(train=True)
 
     def step() -> dict[str, Array]:
         parameters.zero_grad()

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from bench import ours
 from bench.bars import Bar, bars, plain_met, shares
-from bench.catalogue import FAMILIES, GOALS, LOOP_GOAL, PLAIN_GOAL, Train
+from bench.cases import Busy, TinyCall
+from bench.catalogue import GOALS, LOOP_GOAL, PLAIN_GOAL, find
 from bench.measure import TOLERABLE, Result
 from bench.memory import Memory
 from bench.record import Record
@@ -48,6 +49,24 @@ _SHAPES = {
         "targets; torch has `nn.AdaptiveLogSoftmaxWithLoss` for them. Chosen cutoffs are those of "
         "`heads.choose_cutoffs`, other work than torch's: results are compared at the same ones, "
         "and the work counted is pynlm's."
+    ),
+    "mixture": (
+        "Cases are N,H,V (rows, hidden, vocabulary) of so many experts: loss and all gradients. "
+        "torch's is its authors' code: the probabilities of all experts in memory, added up."
+    ),
+    "tiny": (
+        f"{TinyCall.calls} calls of a module on one step of one row, I = H = {TinyCall.H}, "
+        f"{TinyCall.V} classes: what a call costs by itself, in `pynlm.torch` and in `torch.nn`; "
+        "training is forward and backward."
+    ),
+    "beside": (
+        f"{Busy.calls} steps (forward, backward) of a module on T,B,H, each after a product of two "
+        f"matrices of {Busy.product} by torch, whose threads then still spin, waiting for more."
+    ),
+    "script": (
+        "A training step of a model written in torch (embedding, two recurrent layers, linear "
+        "layer, `cross_entropy`, clipping, SGD), and the same after `pynlm.torch.replace(model)`; "
+        "with our loss, `pynlm.torch.linear_cross_entropy` takes the place of the last two."
     ),
     "train": (
         "Forward, backward, clipping and update of the same model from the same weights. torch's "
@@ -228,17 +247,15 @@ def _variants(record: Record) -> str:
 
 
 def _group(record: Record, group: str) -> str:
-    family = next(r.family for r in record.results if r.group == group)
     counts = [n for n in record.threads if record.of(group, n)]
     results = [r for r in record.results if r.group == group]
     libraries = list(dict.fromkeys(name for r in results for name in r.libraries))
     head = ["case"]
     for n in counts:
         head += [f"{threads(n)}: pynlm", *libraries, "ratio", "share of peak", "peer's"]
-    goals = family == "train"
     rows = []
     for case in dict.fromkeys(r.case for r in results):
-        row = [_described(case) if goals else case]
+        row = [_described(group, case)]
         for n in counts:
             row += _cells(record, [r for r in record.of(group, n) if r.case == case], libraries)
         rows.append(row)
@@ -247,7 +264,8 @@ def _group(record: Record, group: str) -> str:
 
 def _kind(record: Record, group: str) -> str:
     """Which of `_SHAPES` explains a group."""
-    kinds = ("projection", "bidirectional", "scoring", "ragged", "adaptive")
+    kinds = ("projection", "bidirectional", "scoring", "ragged", "adaptive", "mixture", "tiny")
+    kinds += ("script", "beside")
     words = [word for word in kinds if word in group]
     if words:
         return words[0]
@@ -278,9 +296,10 @@ def _time(r: Result, contender: str | None) -> str:
     return duration(r.times[contender].median) + (" ◦" if "(" in contender else "") + once
 
 
-def _described(recipe: str) -> str:
-    found = [c for c in FAMILIES["train"] if isinstance(c, Train) and c.recipe == recipe]
-    return f"{recipe}: {found[0].detail}" if found else recipe
+def _described(group: str, case: str) -> str:
+    """A case's name, with what it is in words where it has such."""
+    detail: str = getattr(find(group, case), "detail", "")
+    return f"{case}: {detail}" if detail else case
 
 
 def _memory(memory: list[Memory]) -> str:

@@ -10,12 +10,13 @@ from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 from bench import ours
-from bench.catalogue import GOALS, STEP_GOALS, Goal, Recurrent, find
+from bench.cases import Recurrent
+from bench.catalogue import GOALS, STEP_GOALS, Goal, find
 from bench.measure import Result
 from bench.memory import Memory
 
 _LOOP = "torch"  # what a variant's loop is called among the contenders
-ORDER = ("recurrent", "softmax", "train")
+ORDER = ("recurrent", "softmax", "train", "dropin")
 
 
 class Summary(NamedTuple):

@@ -15,16 +15,17 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import catalogue, machine, memory, page
-from bench.catalogue import FAMILIES, Case, Train
+from bench.cases import Case, DropIn, Train
+from bench.catalogue import FAMILIES
 from bench.measure import compare
-from bench.peers import available
+from bench.peers import TORCH, available, missing
 from bench.plots import draw
 from bench.record import Record
 from bench.timing import Budget, Peak, threads
 from pynlm import kernels
 
 RESULTS = Path(__file__).resolve().parent / "results"
-QUICK = Budget(seconds=0.4, least=3, patience=2.0)
+QUICK = Budget(seconds=0.2, least=3, patience=2.0)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,7 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.render is not None:
         write(Record.load(given.render), given.render.parent)
         return
-    counts = sorted({1, kernels.get_num_threads()}) if given.threads is None else given.threads
+    all_threads = kernels.get_num_threads()
+    counts = given.threads or sorted({all_threads} if given.quick else {1, all_threads})
     budget = QUICK if given.quick else Budget()
     if given.seconds is not None:
         budget = budget._replace(seconds=given.seconds)
@@ -43,18 +45,26 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"bench.report: no case matches {given.only!r}")
     given.out.mkdir(parents=True, exist_ok=True)
     partial = given.out / f"{name}.partial.json"
-    write(run(name, cases, counts, budget, partial), given.out)
+    record = run(name, cases, counts, budget, partial)
+    if not given.quick:
+        steps = [case for case in cases if isinstance(case, Train)]
+        left = [case for case in steps if f"{case.group} {case.name}" not in record.left_out]
+        _measure_memory(left, max(counts), record)
+    write(record, given.out)
     partial.unlink()
 
 
 def chosen(families: list[str], only: str | None, *, quick: bool) -> list[Case]:
-    """Cases of some families whose name or group contains `only`."""
-    return [
+    """Cases of some families whose name or group contains `only`; if `quick`, one of each group."""
+    found = [
         case
         for family in families
         for case in FAMILIES[family]
-        if (case.quick or not quick) and (only is None or only in catalogue.identifier(case))
+        if only is None or only in catalogue.identifier(case)
     ]
+    if quick:
+        found = list({case.group: case for case in reversed(found)}.values())[::-1]
+    return found
 
 
 def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial: Path) -> Record:
@@ -78,7 +88,6 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial
             record.peaks = peak.figures()
             record.save(partial)
             print(page.line(result, peak.best(n)), flush=True)
-    _measure_memory([case for case in fitting if isinstance(case, Train)], max(counts), record)
     record.facts["other work"] = others.describe()
     disturbed = sum(r.disturbed for r in record.results)
     if disturbed:
@@ -87,6 +96,9 @@ def run(name: str, cases: list[Case], counts: list[int], budget: Budget, partial
 
 
 def _fits(case: Case, record: Record) -> bool:
+    if isinstance(case, DropIn) and TORCH in missing():
+        record.left_out[f"{case.group} {case.name}"] = "needs torch"
+        return False
     if machine.has_room_for(case.bytes):
         return True
     free = machine.available_memory()
@@ -131,7 +143,7 @@ def write(record: Record, folder: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="small cases, few rounds: under two minutes")
+    add("--quick", action="store_true", help="one case of each group, all threads, few rounds")
     add("--family", action="append", choices=list(FAMILIES), help="only this one (repeatable)")
     add("--only", metavar="TEXT", help="only cases whose name contains it (LSTM-training, 200)")
     add("--threads", type=int, action="append", metavar="N", help="default: 1, and all")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import page, peers
-from bench.catalogue import Softmax
+from bench.cases import Softmax
 from bench.inputs import SoftmaxInputs, softmax_inputs
 from bench.small_page import SmallPage, options
 from bench.timing import Budget, Contest, Times

@@ -130,7 +130,7 @@ LEVELS = [
     {"arrays"},
     {"kernels", "reference"},
     {"layers", "heads"},
-    {"models", "onnx", "jax"},
+    {"models", "onnx", "torch", "jax"},
     {"text", "train", "evaluate", "recipes", "language_model"},
     {"cli"},
 ]

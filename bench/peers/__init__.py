@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple, Protocol, cast
 
-from bench.catalogue import Case
+from bench.cases import Case
 from bench.inputs import Inputs
 from bench.work import Work
 

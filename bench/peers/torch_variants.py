@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from bench.catalogue import CLIP_C, CLIP_H, GATES, Recurrent
+from bench.cases import CLIP_C, CLIP_H, GATES, Recurrent
 from bench.inputs import RecurrentInputs
 from bench.peers import TORCH
 from bench.work import Work

@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend.backend import clear_backends
 from numpy.typing import NDArray
 
-from bench.catalogue import Case, Recurrent
+from bench.cases import Case, Recurrent
 from bench.inputs import Inputs, RecurrentInputs
 from bench.peers import JAX
 from bench.work import Work

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from bench.catalogue import Case, Recurrent
+from bench.cases import Case, Recurrent
 from bench.inputs import Inputs, RecurrentInputs
 from bench.peers import ONNXRUNTIME
 from bench.work import Work

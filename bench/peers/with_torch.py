@@ -11,8 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.catalogue import Adaptive, Case, Recurrent, Softmax, Train
-from bench.inputs import AdaptiveInputs, Inputs, RecurrentInputs, SoftmaxInputs, TrainInputs
+from bench import dropin
+from bench.cases import Adaptive, Case, DropIn, Mixture, Recurrent, Softmax, Train
+from bench.inputs import (
+    AdaptiveInputs,
+    DropInInputs,
+    Inputs,
+    MixtureInputs,
+    RecurrentInputs,
+    SoftmaxInputs,
+    TrainInputs,
+)
 from bench.peers.torch_models import SUFFIXES, WEIGHTS, Model, gradient, load_layer, model_for
 from bench.peers.torch_variants import MODULES, variants
 from bench.work import Work
@@ -50,6 +59,12 @@ def make(case: Case, inputs: Inputs) -> dict[str, Work]:
     if isinstance(case, Adaptive):
         assert isinstance(inputs, AdaptiveInputs)
         return {"torch": _adaptive(case, inputs)}
+    if isinstance(case, Mixture):
+        assert isinstance(inputs, MixtureInputs)
+        return {"torch": _mixture(case, inputs)}
+    if isinstance(case, DropIn):
+        assert isinstance(inputs, DropInInputs)
+        return {"torch": dropin.make(case, inputs, ours=False)}
     assert isinstance(inputs, TrainInputs)
     return {name: _train(case, inputs, loss) for name, loss in losses().items()}
 
@@ -174,6 +189,30 @@ def _adaptive(case: Adaptive, inputs: AdaptiveInputs) -> Work:
     def results() -> dict[str, Array]:
         found = {"nll": train().detach().numpy().reshape(1), "dh": gradient(h)}
         return found | {f"d{name}": gradient(w) for name, w in head.named_parameters()}
+
+    return Work(train, results)
+
+
+def _mixture(case: Mixture, inputs: MixtureInputs) -> Work:
+    """As its authors write it: the probabilities of all experts, added up."""
+    given = {name: torch.tensor(w, requires_grad=True) for name, w in inputs.weights.items()}
+    h = torch.tensor(inputs.h, requires_grad=True)
+    targets = torch.tensor(inputs.targets).long()
+
+    def train() -> Tensor:
+        for leaf in (h, *given.values()):
+            leaf.grad = None
+        e = torch.tanh(F.linear(h, given["latent.weight"], given["latent.bias"]))
+        logits = F.linear(e.view(-1, case.H), given["weight"], given["bias"])
+        p = F.softmax(logits, -1).view(case.N, case.experts, case.V)
+        prior = F.softmax(F.linear(h, given["prior.weight"]), -1)
+        loss = F.nll_loss((p * prior[..., None]).sum(1).log(), targets)
+        loss.backward()
+        return loss
+
+    def results() -> dict[str, Array]:
+        found = {"nll": train().detach().numpy().reshape(1), "dh": gradient(h)}
+        return found | {f"d{name}": gradient(w) for name, w in given.items()}
 
     return Work(train, results)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from bench.catalogue import (
-    FAMILIES,
-    GOALS,
-    STEP_GOALS,
+from bench.cases import (
     Adaptive,
     Case,
+    Mixture,
     Recurrent,
+    Script,
     Softmax,
+    TinyCall,
     Train,
-    identifier,
     zipf_law,
 )
+from bench.catalogue import FAMILIES, GOALS, STEP_GOALS, identifier
 
 CASES = [case for family in FAMILIES.values() for case in family]
 
@@ -28,7 +28,7 @@ def test_names_are_unique_and_without_spaces() -> None:
 
 def test_goals_name_groups_and_recipes() -> None:
     assert GOALS.keys() <= {case.group for case in CASES}
-    assert STEP_GOALS.keys() <= {case.name for case in FAMILIES["train"]}
+    assert STEP_GOALS.keys() <= {c.name for f in ("train", "dropin") for c in FAMILIES[f]}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,10 @@ def test_goals_name_groups_and_recipes() -> None:
         (Softmax(7, 5, 11), 3 * 2 * 7 * 5 * 11),
         # five words and a cluster's entry; for a token of the cluster a projection and one word
         (Adaptive(7, 8, 6, (5,)), 3 * 2 * 7 * (6 * 8 + zipf_law(6)[5] * 2 * (8 + 1))),
+        (Mixture(7, 5, 11, 2), 3 * 2 * 7 * 2 * 5 * (5 + 11 + 1)),
+        (TinyCall("GRUCell", train=False), 2 * 100 * 3 * 16 * (16 + 16)),
+        (TinyCall("LinearCrossEntropyLoss"), 3 * 2 * 100 * 16 * 100),
+        (Script("GRU", T=5, B=2, H=3, V=7), 3 * 2 * 10 * (2 * 3 * 3 * (3 + 3) + 3 * 7)),
         (Train("zaremba-small"), 3 * 2 * 400 * (2 * 4 * 200 * 400 + 200 * 10_000)),
     ],
 )
@@ -67,8 +71,3 @@ def test_lengths_fall_evenly_to_a_quarter() -> None:
     assert case.smoke().lengths[::15] == [3, 1]
     assert Recurrent("gru", 100, 1, 2, 3, ragged=True).lengths == [100]
     assert Recurrent("gru", 7, 3, 2, 3).lengths == [7, 7, 7]
-
-
-def test_every_family_has_quick_cases() -> None:
-    for family in FAMILIES.values():
-        assert any(case.quick for case in family)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import hierarchical as bench
-from bench.catalogue import Softmax
+from bench.cases import Softmax
 from pynlm.heads.trees import huffman
 
 EXACT = [

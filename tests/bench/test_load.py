@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import load, ours
-from bench.catalogue import Train
+from bench.cases import Train
 
 TORCH = "torch"
 FIGURES: load.Figures = {

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import memory
-from bench.catalogue import FAMILIES, Adaptive
+from bench.cases import Adaptive
+from bench.catalogue import FAMILIES
 from bench.memory import EXACT, HIERARCHICAL, OWN, SAMPLED, USERS, HeadMemory
 from pynlm.heads import Adaptive as AdaptiveHead
 

@@ -10,7 +10,8 @@ import pytest
 
 from bench import machine, ours, page, report
 from bench.bars import bars, ratio, shares
-from bench.catalogue import FAMILIES, LOOP, Adaptive, Recurrent, Softmax
+from bench.cases import Adaptive, Recurrent, Softmax
+from bench.catalogue import FAMILIES, LOOP
 from bench.measure import check_agreement, contenders, result_of
 from bench.memory import Memory
 from bench.record import Record
@@ -189,7 +190,10 @@ def test_choice_of_cases() -> None:
         Adaptive(1024, 256, 81_000, (4_000, 20_000)),
         Adaptive(1024, 256, 81_000, (4_000, 20_000), chosen=True),
     ]
-    assert all(case.quick for case in report.chosen(list(FAMILIES), None, quick=True))
+    quick, every = (report.chosen(list(FAMILIES), None, quick=q) for q in (True, False))
+    groups = [case.group for case in quick]
+    assert len(set(groups)) == len(groups) and groups == list(dict.fromkeys(c.group for c in every))
+    assert quick[0] == every[0]
     with pytest.raises(SystemExit, match="no case matches"):
         report.main(["--only", "no such case"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import sampled as bench
-from bench.catalogue import Softmax
+from bench.cases import Softmax
 
 
 def test_page() -> None:

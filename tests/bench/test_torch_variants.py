@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bench.catalogue import CLIP_C, CLIP_H, VARIANTS, Recurrent, cells_of
+from bench.cases import CLIP_C, CLIP_H, VARIANTS, Recurrent, cells_of
 from bench.inputs import recurrent_inputs
 from bench.peers import TORCH
 from pynlm.testing.checks import assert_close

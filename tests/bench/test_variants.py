@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import ours
-from bench.catalogue import GATES, VARIANTS, Recurrent, cells_of
+from bench.cases import GATES, VARIANTS, Recurrent, cells_of
 from bench.measure import check_agreement, compare, contenders
 from bench.peers import available
 from bench.timing import Budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import ours
-from bench.catalogue import GATES, Recurrent, Softmax
+from bench.cases import GATES, Recurrent, Softmax
 from bench.measure import check_agreement, contenders
 from bench.peers import JAX, available, with_jax
 from bench.timing import settle, threads

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from bench import ours
-from bench.catalogue import GATES, Recurrent, Softmax
+from bench.cases import GATES, Recurrent, Softmax
 from bench.measure import check_agreement, contenders
 from bench.peers import ONNXRUNTIME, available, with_onnxruntime
 from bench.timing import threads

@@ -1,0 +1,20 @@
+"""Small modules, for which torch's and pynlm's threads have nothing to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import pynlm
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Of torch's and of pynlm's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pynlm.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
