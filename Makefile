@@ -45,7 +45,7 @@ demo: build  ## train the default language model, print its perplexity and a sam
 	$(bin)/pynlm generate runs/demo
 
 test: $(VENV)/.test-tools  ## all tests
-	$(bin)/pytest $(ARGS)
+	$(bin)/pytest $(side_by_side) $(ARGS)
 
 bench: $(VENV)/.test-tools  ## all benchmarks, and the page of this machine in bench/results/
 	$(bin)/python -m bench.report $(ARGS)
