@@ -1,12 +1,14 @@
-"""The README's table of speeds, made from a report: `python -m bench.readme RECORD.json`.
+"""The README's table of speeds, made from reports: `python -m bench.readme RECORD.json...`.
 
-It stands between two comments; a test holds it against the record that it links to.
+It stands between two comments; a test holds it against the records that it links to. A kind of work
+that stands in several reports is taken from the last of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -24,24 +26,40 @@ _FACTS = ("pynlm", "torch", "ONNX Runtime", "date")
 _VARIANTS = "layer norm, zoneout, weight drop and the like"
 
 
-def table(record: Record) -> str:
+def table(records: Sequence[Record]) -> str:
     """Ratios with all threads by kind of work, with the machine and what took part."""
-    rows: dict[tuple[str, str], list[float]] = {}
-    for result in record.results:
-        against = _against(result)
-        found = ratio(result, against) if result.threads == record.cpus else None
-        if found is not None:
-            rows.setdefault((_work(result), against), []).append(found)
+    rows: dict[tuple[str, str], tuple[int, list[float]]] = {}
+    for number, record in enumerate(records, 1):
+        for result in record.results:
+            work = _work(result), _against(result)
+            found = ratio(result, work[1]) if result.threads == record.cpus else None
+            if found is not None:
+                if rows.get(work, (0,))[0] != number:
+                    rows[work] = number, []
+                rows[work][1].append(found)
     lines = [
-        [work, against, str(len(x)), page.times(geometric_mean(x)), page.times(min(x))]
-        for (work, against), x in rows.items()
+        [*work, str(len(x)), page.times(geometric_mean(x)), page.times(min(x)), str(number)]
+        for work, (number, x) in rows.items()
     ]
+    head = ["work", "against", "cases", "geometric mean", "least", "report"]
+    reports = [_described(record) for record in records]
+    return "\n".join(
+        [
+            "Ratios are the other's time over pynlm's, with all threads. The reports:",
+            "",
+            *(f"{number}. {text}" for number, text in enumerate(reports, 1)),
+            "",
+            page.table(head, lines),
+        ]
+    )
+
+
+def _described(record: Record) -> str:
     facts = "; ".join(f"{k} {record.facts[k]}" for k in _FACTS if k in record.facts)
     return (
-        f"{record.facts['CPU']}, {page.threads(record.cpus)}; {facts} "
-        f"([all figures](bench/results/{record.name}.md)). Ratios are the other's time over "
-        "pynlm's.\n\n"
-    ) + page.table(["work", "against", "cases", "geometric mean", "least"], lines)
+        f"[{record.name}](bench/results/{record.name}.md): {record.facts['CPU']}, "
+        f"{page.threads(record.cpus)}; {facts}"
+    )
 
 
 def _work(result: Result) -> str:
@@ -59,8 +77,8 @@ def _against(result: Result) -> str:
     return TORCH if goals is None else goals[1].against
 
 
-def update(text: str, record: Record) -> str:
-    """`text` with the table of `record` between its two comments.
+def update(text: str, records: Sequence[Record]) -> str:
+    """`text` with the table of `records` between its two comments.
 
     Raises
     ------
@@ -70,15 +88,15 @@ def update(text: str, record: Record) -> str:
     block = re.compile(re.escape(BEGIN) + r"\n.*?" + re.escape(END), re.S)
     if not block.search(text):
         raise ValueError(f"bench.readme: {README.name} has no {BEGIN} … {END}")
-    return block.sub(lambda _: f"{BEGIN}\n{table(record)}\n{END}", text)
+    return block.sub(lambda _: f"{BEGIN}\n{table(records)}\n{END}", text)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
-    parser.add_argument("record", type=Path, help="JSON of a report in bench/results")
-    record = Record.load(parser.parse_args(arguments).record)
-    README.write_text(update(README.read_text(encoding="utf-8"), record), encoding="utf-8")
+    parser.add_argument("records", type=Path, nargs="+", help="JSON of a report in bench/results")
+    records = [Record.load(path) for path in parser.parse_args(arguments).records]
+    README.write_text(update(README.read_text(encoding="utf-8"), records), encoding="utf-8")
 
 
 if __name__ == "__main__":
