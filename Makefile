@@ -11,6 +11,8 @@ pip := $(bin)/python -m pip --disable-pip-version-check -q
 sources := $(shell find csrc cmake pynlm -name '*.h' -o -name '*.cpp' -o -name '*.cmake' -o -name '*.pyx')
 # Tests in as many processes as there are CPUs.
 side_by_side := -n $(or $(JOBS),$(shell getconf _NPROCESSORS_ONLN))
+# Tests that run compiled code.
+compiled := -m 'not oracle'
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
@@ -79,7 +81,7 @@ parity: $(VENV)/.test-tools  ## training loss of every recipe beside torch's, 30
 
 isa: $(VENV)/.test-tools  ## kernel tests at every instruction-set level of this machine
 	@for isa in $$($(bin)/python -c 'from pynlm._kernels import available_isas as a; print(*a())'); do \
-	  echo "PYNLM_ISA=$$isa"; PYNLM_ISA=$$isa $(bin)/pytest -q $(side_by_side) tests/kernels $(ARGS) || exit 1; done
+	  echo "PYNLM_ISA=$$isa"; PYNLM_ISA=$$isa $(bin)/pytest -q $(side_by_side) $(compiled) tests/kernels $(ARGS) || exit 1; done
 
 EXAMPLES ?= 1000
 fuzz: $(VENV)/.test-tools  ## kernels and layers on random shapes and faulty arguments (EXAMPLES=1000 a test)
@@ -100,14 +102,14 @@ asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behav
 	$(call sanitised_build,asan,address;undefined)
 	LD_PRELOAD="$(call sanitizer_lib,asan) $(call sanitizer_lib,stdc++)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side) tests/kernels $(ARGS)
+	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side) $(compiled) tests/kernels $(ARGS)
 
 # One thread in torch and in NumPy's BLAS, whose teams the sanitiser cannot see into.
 tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser
 	$(call sanitised_build,tsan,thread)
 	LD_PRELOAD="$(call sanitizer_lib,tsan)" \
 	  OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYNLM_NUM_THREADS=2 \
-	  setarch -R build/tsan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider tests/kernels $(ARGS)
+	  setarch -R build/tsan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(compiled) tests/kernels $(ARGS)
 
 # Needs a cross compiler and an emulator: apt-get install g++-aarch64-linux-gnu qemu-user
 neon: $(VENV)/.test-tools  ## all kernel cases on NEON, cross-built and run in an emulator

@@ -121,7 +121,7 @@ def named(names: dict[str, list[str]]) -> dict[str, list[Case]]:
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", [pytest.param("reference", marks=pytest.mark.oracle), "cpu"])
 @kernels_on([case for kernel in MAPS for case in gradient_cases(kernel)])
 def test_gradients_match_finite_differences(case: Case, backend: str) -> None:
     check_vjp(case.kernel, case, backend)
@@ -142,6 +142,7 @@ def test_agrees_with_torch(case: Case, dtype: str) -> None:
     check_against_torch(case.kernel, case, dtype)
 
 
+@pytest.mark.oracle
 @kernels_on([case for cases in named(REFERENCE_TORCH).values() for case in cases])
 def test_reference_agrees_with_torch(case: Case) -> None:
     pytest.importorskip("torch")
