@@ -337,8 +337,9 @@ def export(
 ) -> None:
     """Write the model as an ONNX file (needs the extra pynlm[onnx]).
 
-    Inputs: tokens, int64 [T, B], and the state of each recurrent layer, zero at first. Outputs:
-    log-probabilities [T, B, V] in nats of the token after each one, and the new states.
+    Inputs: tokens, int64 [T, B] with T and B at least 1, and the state of each recurrent layer,
+    zero at first. Outputs: log-probabilities [T, B, V] in nats of the token after each one, and
+    the new states.
     """
     lm = _load(run, checkpoint)
     path = lm.export_onnx(out)
