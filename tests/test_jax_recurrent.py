@@ -461,7 +461,7 @@ def test_wide_lengths_out_of_range(dtype: str, way: str) -> None:
 
 
 def test_documentation() -> None:
-    for module in ("recurrent", "calls"):
-        found = doctest.testmod(importlib.import_module(f"pynlm.jax.{module}"))
+    for module in ("jax.recurrent", "jax.calls", "xla"):
+        found = doctest.testmod(importlib.import_module(f"pynlm.{module}"))
         assert found.attempted and not found.failed
     assert set(pynlm.jax.__all__) <= set(dir(pynlm.jax))

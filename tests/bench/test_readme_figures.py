@@ -32,6 +32,18 @@ def test_work_in_two_reports_is_the_last_ones() -> None:
     assert any(line.startswith("| LSTM training |") for line in both)
 
 
+def test_fewer_cases_replace_nothing() -> None:
+    one, two = (Record.load(RESULTS / f"amd-epyc-2cpu{name}.json") for name in ("", "-softmax"))
+    last = two.of("softmax training", two.cpus)[-1]
+    two.results.remove(last)
+    message = (
+        f"{two.name} must have as many cases of softmax training as the earlier report {one.name}, "
+        "7, got 6"
+    )
+    with pytest.raises(ValueError, match=message):
+        table([one, two])
+
+
 def test_table_needs_its_place() -> None:
     with pytest.raises(ValueError, match=r"README\.md has no"):
         update("# A readme", [Record("none", 1)])
