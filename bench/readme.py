@@ -1,7 +1,7 @@
 """The README's table of speeds, made from reports: `python -m bench.readme RECORD.json...`.
 
 It stands between two comments; a test holds it against the records that it links to. A kind of work
-that stands in several reports is taken from the last of them, which must not have fewer cases of it.
+that stands in several reports is taken from the last of them; it must not have fewer cases there.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def table(records: Sequence[Record]) -> str:
             earlier, known = rows.get(work, (number, []))
             if len(ratios) < len(known):
                 raise ValueError(
-                    f"bench.readme: {record.name} must have at least the {len(known)} cases of {work[0]} "
-                    f"of the earlier report {records[earlier - 1].name}, got {len(ratios)}"
+                    f"bench.readme: {record.name} must have at least the {len(known)} cases of "
+                    f"{work[0]} of the earlier report {records[earlier - 1].name}, got {len(ratios)}"
                 )
             rows[work] = number, ratios
     lines = [
