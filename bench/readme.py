@@ -41,7 +41,8 @@ def table(records: Sequence[Record]) -> str:
             if len(ratios) < len(known):
                 raise ValueError(
                     f"bench.readme: {record.name} must have at least the {len(known)} cases of "
-                    f"{work[0]} of the earlier report {records[earlier - 1].name}, got {len(ratios)}"
+                    f"{work[0]} of the earlier report {records[earlier - 1].name}, "
+                    f"got {len(ratios)}"
                 )
             rows[work] = number, ratios
     lines = [
