@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import page
-from bench.catalogue import GATES, Recurrent
+from bench.cases import GATES, Recurrent
 from bench.inputs import SEED, Array, RecurrentInputs, recurrent_inputs
 from bench.load import competitors, piece
 from bench.measure import check_agreement, contenders
@@ -171,8 +171,6 @@ def render(facts: Mapping[str, str], rows: list[Row], model: list[Row], n: int) 
         for row in model
     ]
     parts = [
-        "# Cells for JAX",
-        page.table(["", ""], facts.items()),
         f"Forward and backward of a layer under jit with {page.threads(n)} in XLA and in pynlm: "
         "T,B,I,H. JAX is a `lax.scan` after one product of the input; pynlm alone is the kernels "
         "without JAX; the ratio is to JAX's time, a median over rounds in turns. The goal of the "
@@ -182,9 +180,8 @@ def render(facts: Mapping[str, str], rows: list[Row], model: list[Row], n: int) 
         f"width {size}, T {time}, B {batch}; all but the LSTM is XLA's), beside processes that do "
         "nothing but compute.",
         page.table(["busy processes", "way", "step", "slower than alone", "× JAX's speed"], steps),
-        "`python -m bench.jax_cells` makes this page.\n",
     ]
-    return "\n\n".join(parts)
+    return page.small("Cells for JAX", facts, parts, "jax_cells")
 
 
 def main(arguments: list[str] | None = None) -> None:

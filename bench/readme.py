@@ -1,7 +1,7 @@
 """The README's table of speeds, made from reports: `python -m bench.readme RECORD.json...`.
 
 It stands between two comments; a test holds it against the records that it links to. A kind of work
-that stands in several reports is taken from the last of them.
+that stands in several reports is taken from the last of them; it must not have fewer cases there.
 """
 
 from __future__ import annotations
@@ -27,16 +27,24 @@ _VARIANTS = "layer norm, zoneout, weight drop and the like"
 
 
 def table(records: Sequence[Record]) -> str:
-    """Ratios with all threads by kind of work, with the machine and what took part."""
+    """Ratios with all threads by kind of work, with the machine and what took part.
+
+    Raises
+    ------
+    ValueError
+        A record has fewer cases of a kind of work than an earlier one.
+    """
     rows: dict[tuple[str, str], tuple[int, list[float]]] = {}
     for number, record in enumerate(records, 1):
-        for result in record.results:
-            work = _work(result), _against(result)
-            found = ratio(result, work[1]) if result.threads == record.cpus else None
-            if found is not None:
-                if rows.get(work, (0,))[0] != number:
-                    rows[work] = number, []
-                rows[work][1].append(found)
+        for work, ratios in _ratios(record).items():
+            earlier, known = rows.get(work, (number, []))
+            if len(ratios) < len(known):
+                raise ValueError(
+                    f"bench.readme: {record.name} must have at least the {len(known)} cases of "
+                    f"{work[0]} of the earlier report {records[earlier - 1].name}, "
+                    f"got {len(ratios)}"
+                )
+            rows[work] = number, ratios
     lines = [
         [*work, str(len(x)), page.times(geometric_mean(x)), page.times(min(x)), str(number)]
         for work, (number, x) in rows.items()
@@ -52,6 +60,17 @@ def table(records: Sequence[Record]) -> str:
             page.table(head, lines),
         ]
     )
+
+
+def _ratios(record: Record) -> dict[tuple[str, str], list[float]]:
+    """By kind of work and peer, with all threads."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for result in record.results:
+        work = _work(result), _against(result)
+        one = ratio(result, work[1]) if result.threads == record.cpus else None
+        if one is not None:
+            found.setdefault(work, []).append(one)
+    return found
 
 
 def _described(record: Record) -> str:

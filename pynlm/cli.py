@@ -337,8 +337,9 @@ def export(
 ) -> None:
     """Write the model as an ONNX file (needs the extra pynlm[onnx]).
 
-    Inputs: tokens, int64 [T, B], and the state of each recurrent layer, zero at first. Outputs:
-    log-probabilities [T, B, V] in nats of the token after each one, and the new states.
+    Inputs: tokens, int64 [T, B] with T and B at least 1, and the state of each recurrent layer,
+    zero at first. Outputs: log-probabilities [T, B, V] in nats of the token after each one, and
+    the new states.
     """
     lm = _load(run, checkpoint)
     path = lm.export_onnx(out)
@@ -381,13 +382,21 @@ _OPTIONAL = {"matplotlib": "plot", "onnx": "onnx", "torch": "torch", "jax": "jax
 
 def _jax() -> str:
     """How `pynlm.jax` calls the kernels, said without importing JAX; see its `calls_by`."""
-    from pynlm import _kernels
+    from importlib.util import find_spec
 
-    if os.environ.get("PYNLM_JAX") == "callback":
-        return "by a host callback (PYNLM_JAX chooses)"
-    if _kernels.xla_handlers():
+    from pynlm import _kernels
+    from pynlm.xla import chosen_way
+
+    if find_spec("jax") is None:
+        return "JAX is not installed"
+    try:
+        way = chosen_way()
+    except ValueError as error:
+        return f"error: {error}"
+    if way == "ffi":
         return "by XLA's foreign function interface (PYNLM_JAX chooses)"
-    return "by a host callback: built without XLA's headers"
+    why = " (PYNLM_JAX chooses)" if _kernels.xla_handlers() else ": built without XLA's headers"
+    return f"by a host callback{why}"
 
 
 def _installed(package: str, extra: str) -> str:

@@ -155,7 +155,8 @@ def scanned(
     cell: str, options: RecurrentOptions, w: Any, x: Any, state: Any, *, relu: bool = False,
     lengths: Any = None, mask: Any = None,
 ) -> Any:  # fmt: skip
-    lives = jnp.arange(T)[:, None, None] < jnp.asarray(lengths or [T] * B)[:, None]
+    time, batch, _ = x.shape
+    lives = jnp.arange(time)[:, None, None] < jnp.asarray(lengths or [time] * batch, int)[:, None]
     start = state if cell == "lstm" else (state,)
 
     def advance(state: Any, given: Any) -> Any:
@@ -289,13 +290,14 @@ def test_zoneout_needs_its_key_to_draw(way: str) -> None:
 @pytest.mark.parametrize(("time", "batch"), [(0, 2), (3, 0), (1, 1)])
 def test_edges(time: int, batch: int, way: str) -> None:
     for cell, options in (("lstm", PLAIN), ("gru", PLAIN), ("rnn", PLAIN), ("lstm", MANY)):
-        weights = make(cell, options, "float32")[0]
-        x = jnp.ones((time, batch, I))
-        function = partial(ours(cell), options=options)
-        (y, _), (dweights, dx) = pulled(function, weights, x)
-        assert y.shape[:2] == (time, batch) and dx.shape == x.shape
-        if not y.size:
-            assert all(not d.any() for d in dweights.values())
+        weights, x, state = make(cell, options, "float32")
+        arguments = weights, x[:time, :batch], jax.tree.map(lambda s: s[:batch], state)
+        got = pulled(partial(ours(cell), options=options), *arguments)
+        want = pulled(partial(scanned, cell, options), *arguments)
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+        agree(got, want, "float32", name_of(cell, options))
+        y, _ = ours(cell)(weights, x[:, :0], lengths=[], options=options)
+        assert y.shape == (T, 0, options.projection or H)
 
 
 # ---- transformations
@@ -336,22 +338,27 @@ def test_inside_scan_and_two_layers(way: str) -> None:
     agree(got, want, "float32", "scan")
 
 
-def test_a_pass_is_pulled_back_twice(way: str) -> None:
+@pytest.mark.parametrize(
+    ("cell", "options", "masked"),
+    [*((*case, False) for case in CASES), *((cell, PLAIN, True) for cell in LAYERS)],
+    ids=[*NAMES, *(f"{cell} masked" for cell in LAYERS)],
+)
+def test_a_pass_is_pulled_back_twice(
+    cell: str, options: RecurrentOptions, masked: bool, way: str
+) -> None:
     """What a backward kernel changes in place is a copy where it is needed again."""
-    for cell, options in (("lstm", PLAIN), ("gru", PLAIN), CASES[4]):
-        arguments = make(cell, options, "float32")
+    arguments = make(cell, options, "float32")
+    mask = 2 * (jax.tree.leaves(arguments[2])[0] > 0).astype("float32") if masked else None
+    function = partial(ours(cell), options=options, mask_h=mask)
 
-        function = partial(ours(cell), options=options)
+    def twice(arguments: Any) -> Any:
+        results, back = jax.vjp(function, *arguments)
+        return back(results), back(results)
 
-        def twice(arguments: Any, function: Callable[..., Any] = function) -> Any:
-            (y, _), back = jax.vjp(function, *arguments)
-            zero = jax.tree.map(jnp.zeros_like, arguments[2])
-            return back((y, zero)), back((y, zero))
-
-        for run in (twice, jax.jit(twice)):
-            first, second = run(arguments)
-            for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-                assert np.array_equal(a, b)
+    for run in (twice, jax.jit(twice)):
+        first, second = run(arguments)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+            assert np.array_equal(a, b)
 
 
 def test_derivatives_that_are_refused(way: str) -> None:
@@ -382,7 +389,9 @@ def test_messages() -> None:
                 call(*arguments, **options)
             assert message in str(caught.value)
 
-    fails(ValueError, f"lstm: x must be [T, B, I], got {f32} [7, 5]", weights, x[:, :, 0])
+    fails(ValueError, f"lstm: x must be [T, B, I>0], got {f32} [7, 5]", weights, x[:, :, 0])
+    empty = {**weights, "w_ih": weights["w_ih"][:, :0]}
+    fails(ValueError, f"lstm: x must be [T, B, I>0], got {f32} [7, 5, 0]", empty, x[:, :, :0])
     fails(
         TypeError, "lstm: x must be float32 or float64 [T, B, I], got int32", weights, x.astype(int)
     )
@@ -439,8 +448,20 @@ def test_lengths_out_of_range(way: str) -> None:
     assert run(jnp.asarray(LENGTHS)).shape == (T, B, H)
 
 
+@pytest.mark.parametrize("dtype", ["float64"], indirect=True)  # which is when JAX has int64
+def test_wide_lengths_out_of_range(dtype: str, way: str) -> None:
+    weights, x, _ = make("lstm", PLAIN, dtype)
+    run = jax.jit(lambda n: lstm(weights, x, lengths=n)[0])
+    for kind in ("int64", "uint64"):
+        assert np.array_equal(run(np.array(LENGTHS, kind)), lstm(weights, x, lengths=LENGTHS)[0])
+        with pytest.raises(Exception, match=r"lengths(\[\d\])? must be in \[0, T=7\]"):
+            run(np.array([1, 2, 3, 4, 2**32 + 3], kind)).block_until_ready()
+    with pytest.raises(Exception, match=r"lengths(\[\d\])? must be in \[0, T=7\]"):
+        run(np.array([1, 2, 3, 4, -(2**32) + 3])).block_until_ready()
+
+
 def test_documentation() -> None:
-    for module in ("recurrent", "calls"):
-        found = doctest.testmod(importlib.import_module(f"pynlm.jax.{module}"))
+    for module in ("jax.recurrent", "jax.calls", "xla"):
+        found = doctest.testmod(importlib.import_module(f"pynlm.{module}"))
         assert found.attempted and not found.failed
     assert set(pynlm.jax.__all__) <= set(dir(pynlm.jax))

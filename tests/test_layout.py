@@ -128,7 +128,7 @@ def test_reference_imports_only_numpy(kernel: str) -> None:
 # A module may import from its own level and those before it.
 LEVELS = [
     {"arrays"},
-    {"kernels", "reference"},
+    {"kernels", "reference", "xla"},
     {"layers", "heads"},
     {"models", "onnx", "torch", "jax"},
     {"text", "train", "evaluate", "recipes", "language_model"},

@@ -48,6 +48,8 @@ CELLS: dict[str, dict[str, Any]] = {
     "lstm, clipping": {"cell_clip": 0.3, "state_clip": 0.1},
     "gru, clipping": {"cell": "gru", "state_clip": 0.1},
     "rnn, clipping": {"cell": "rnn_tanh", "state_clip": 0.1},
+    "rnn, relu, clipping": {"cell": "rnn_relu", "state_clip": 0.1},
+    "projection, zoneout": {"projection": 4, "zoneout": 0.3},
     "residual": {"hidden_sizes": (7, 5, 5), "residual": True},
     "all of the LSTM": {
         "hidden_sizes": (6, 5), "peephole": True, "coupled_gates": True, "projection": 4,
@@ -146,6 +148,35 @@ def test_scores_as_pynlm(case: str, dtype: str) -> None:
     check(make(CASES[case], dtype), case)
 
 
+def drawn(rng: np.random.Generator) -> dict[str, Any]:
+    """A cell with any of its options, of any sizes, under any head."""
+    cell = str(rng.choice(["lstm", "gru", "rnn_tanh", "rnn_relu"]))
+    possible = {"zoneout": 0.3, "layer_norm": True, "state_clip": 0.4}
+    if cell == "lstm":
+        possible |= {"peephole": True, "coupled_gates": True, "projection": int(rng.integers(3, 9))}
+        possible |= {"zoneout_cell": 0.2, "cell_clip": 0.8}
+    if cell == "gru":
+        possible["reset_before"] = True
+    options = {name: value for name, value in possible.items() if rng.random() < 0.5}
+    if "reset_before" in options:
+        options.pop("layer_norm", None)  # not defined together
+    if cell == "lstm" and "layer_norm" in options:
+        options["layer_norm_state"] = bool(rng.integers(2))
+    # Layer norm divides by the deviation of numbers that, if few, may nearly be equal.
+    least = 8 if "layer_norm" in options else 1
+    sizes = rng.integers(least, 17, rng.integers(1, 3)).tolist()
+    sizes[-1] = max(sizes[-1], 3)  # which leaves an adaptive head's last tail a dimension
+    heads = [{}, *({"head": kind["head"]} for kind in HEADS.values() if "head" in kind)]
+    return {"cell": cell, "hidden_sizes": sizes, **options, **heads[rng.integers(len(heads))]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("seed", range(40))
+def test_any_options_score_as_pynlm(seed: int, dtype: str) -> None:
+    options = drawn(np.random.default_rng(seed))
+    check(make(options, dtype, scale=0.4), str(options))
+
+
 @pytest.mark.parametrize(
     "head", [{}, *(HEADS[name] for name in ("adaptive", "mixture", "huffman"))]
 )
@@ -182,7 +213,7 @@ def test_ids_out_of_range_are_refused() -> None:
 
 def test_metadata() -> None:
     model = make({})
-    made = lm_to_onnx(model, {"name": "a model"})
+    made = lm_to_onnx(model, {"name": "a model", "vocab_size": "7", "config": "{}"})
     facts = {entry.key: entry.value for entry in made.metadata_props}
     assert facts["vocab_size"] == str(V) and facts["name"] == "a model"
     assert RecurrentLMConfig.from_dict(json.loads(facts["config"])) == model.config
@@ -219,6 +250,13 @@ def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_large_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "lm_to_onnx: model must have less than 2 GiB of weights"
     monkeypatch.setattr(export, "LARGEST", 100)
-    with pytest.raises(ValueError, match="lm_to_onnx: model must have less than 2 GiB of weights"):
+    with pytest.raises(ValueError, match=message):
         lm_to_onnx(make({}))
+    # A tree's tables count, too.
+    model = make(HEADS["huffman"])
+    size = sum(parameter.data.nbytes for parameter in model.parameters.values())
+    monkeypatch.setattr(export, "LARGEST", size + 100)
+    with pytest.raises(ValueError, match=message):
+        lm_to_onnx(model)

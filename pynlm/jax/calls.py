@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from pynlm import _kernels, kernels
+from pynlm.xla import chosen_way
 
-WAYS = ("ffi", "callback")
 Setting = bool | float
 
 
@@ -34,22 +34,13 @@ def calls_by() -> str:
     >>> calls_by() in ("ffi", "callback")
     True
     """
-    wanted = os.environ.get("PYNLM_JAX") or None
-    if wanted not in (None, *WAYS):
-        raise ValueError(f"PYNLM_JAX must be ffi or callback, got {wanted!r}")
-    handlers = _kernels.xla_handlers()
-    if wanted == "ffi" and not handlers:
-        raise ValueError(
-            "PYNLM_JAX must be callback in this build of pynlm, which was made without XLA's "
-            "headers, got 'ffi'"
-        )
-    if wanted == "callback" or not handlers:
+    if chosen_way() == "callback":
         return "callback"
     try:
-        for kernel, handler in handlers.items():
+        for kernel, handler in _kernels.xla_handlers().items():
             jax.ffi.register_ffi_target(_target(kernel), handler, platform="cpu")
     except RuntimeError as error:  # a jaxlib older than the headers that pynlm was built with
-        if wanted == "ffi":
+        if os.environ.get("PYNLM_JAX"):
             raise
         what = "XLA refuses this build's calls, and kernels are called through Python"
         warnings.warn(f"pynlm.jax: {what}: {error}", RuntimeWarning, stacklevel=2)

@@ -237,8 +237,8 @@ def _run(
     x = jnp.asarray(x)
     if x.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(f"{cell}: x must be float32 or float64 [T, B, I], got {_describe(x)}")
-    if x.ndim != 3:
-        raise ValueError(f"{cell}: x must be [T, B, I], got {_describe(x)}")
+    if x.ndim != 3 or not x.shape[2]:
+        raise ValueError(f"{cell}: x must be [T, B, I>0], got {_describe(x)}")
     if not isinstance(weights, Mapping):
         raise TypeError(f"{cell}: weights must be arrays by name, got {type(weights).__name__}")
     given = {name: jnp.asarray(w) for name, w in weights.items()}
@@ -292,16 +292,20 @@ def _lengths(cell: str, lengths: Any, time: int, batch: int) -> Array | None:
     if lengths is None:
         return None
     # What is known already is checked here, what is not where the kernel runs.
-    n = lengths if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
+    known = not isinstance(lengths, jax.core.Tracer)
+    none = isinstance(lengths, (list, tuple)) and not lengths  # which NumPy takes for floats
+    n = np.asarray(lengths, np.int32 if none else None) if known else lengths
     if not jnp.issubdtype(n.dtype, jnp.integer):
         raise TypeError(f"{cell}: lengths must be integers [B={batch}], got {_describe(n)}")
     if n.shape != (batch,):
         raise ValueError(f"{cell}: lengths must be [B={batch}], got {list(n.shape)}")
-    if batch and isinstance(n, np.ndarray):
+    if batch and known:
         low, high = int(n.min()), int(n.max())
         if low < 0 or high > time:
             wrong = low if low < 0 else high
             raise ValueError(f"{cell}: lengths must be in [0, T={time}], got {wrong}")
+    elif n.dtype.itemsize > 4:  # where 2**32 + 3 would become 3
+        n = jnp.clip(n, max(-1, jnp.iinfo(n.dtype).min), time + 1)
     return jnp.asarray(n, jnp.int32)
 
 

@@ -131,8 +131,13 @@ def _rnn(g: Graph, layer: Recurrent, from_x: str, state: Names) -> Names:
     (h,) = state
     assert isinstance(layer, RNN)
     own = _normalised(g, layer, 1, g("MatMul", h, _transposed(g, layer.w_hh)))
-    new = g(layer.nonlinearity.title(), g("Add", from_x, own))
-    return [_mix(g, layer.options.zoneout, h, _clip(g, new, layer.options.state_clip))]
+    a, bound = g("Add", from_x, own), layer.options.state_clip
+    if layer.nonlinearity == "relu" and bound:
+        # One node: ONNX Runtime would fuse a Relu with a Clip, and fails to in float64.
+        new = g("Clip", a, g.number(0), g.number(bound))
+    else:
+        new = _clip(g, g(layer.nonlinearity.title(), a), bound)
+    return [_mix(g, layer.options.zoneout, h, new)]
 
 
 _STEPS = {LSTM: _lstm, GRU: _gru, RNN: _rnn}
@@ -171,4 +176,5 @@ def _mix(g: Graph, d: float, previous: str, new: str) -> str:
     """What zoneout makes of two states when scoring."""
     if not d:
         return new
-    return g("Add", g("Mul", previous, g.number(d)), g("Mul", new, g.number(1 - d)))
+    # A product times 1 - d would be fused into one whose factor is a float32 in any case.
+    return g("Add", new, g("Mul", g("Sub", previous, new), g.number(d)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pynlm.onnx.graph import Graph
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights: an ONNX file is one protocol buffer of less than 2 GiB."""
+"""Bytes of constants: an ONNX file is one protocol buffer of less than 2 GiB."""
 
 
 def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) -> ModelProto:
@@ -31,7 +31,8 @@ def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) ->
     it), and for each recurrent layer l its state, `h.{l}` [B, H] and of an LSTM `c.{l}` [B, H],
     zero at the start of a text. Outputs: `log_prob` [T, B, V], natural logarithms of the
     probability of the token after each one; and the states after the last step, `h_last.{l}` and
-    `c_last.{l}`, which go in with the tokens that follow. T and B are free, T at least 1.
+    `c_last.{l}`, which go in with the tokens that follow. T and B are free, both at least 1
+    (ONNX Runtime ends its process where there is no row).
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) ->
         With its weights; float64 remains float64.
     metadata
         Name -> text, kept in the model's `metadata_props` beside `vocab_size` and `config` (the
-        model's configuration as JSON).
+        model's configuration as JSON), which it does not replace.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) ->
     ImportError
         The package onnx is missing.
     ValueError
-        Weights of more than 2 GiB, which no ONNX file holds.
+        More than 2 GiB of weights and other constants, which no ONNX file holds.
 
     Examples
     --------
@@ -73,12 +74,7 @@ def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) ->
     from pynlm.onnx.graph import IR_VERSION, OPSET, Graph
     from pynlm.onnx.outputs import add_log_prob
 
-    size = sum(parameter.data.nbytes for parameter in model.parameters.values())
-    if size > LARGEST:
-        raise ValueError(
-            f"lm_to_onnx: model must have less than 2 GiB of weights, which is what an ONNX file "
-            f"can hold, got {size / 2**30:.1f} GiB"
-        )
+    _require_room(sum(parameter.data.nbytes for parameter in model.parameters.values()))
     g, config = Graph(model.dtype), model.config
     inputs = [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["T", "B"])]
     log_prob = helper.make_tensor_value_info("log_prob", g.element, ["T", "B", config.vocab_size])
@@ -96,6 +92,8 @@ def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) ->
     flat = g("Reshape", x, np.array([-1, config.output_sizes[-1]]))
     shape = g("Concat", g("Shape", "tokens"), np.array([config.vocab_size]), axis=0)
     g.rename(g("Reshape", add_log_prob(g, model.head, flat), shape), "log_prob")
+    # Trees add tables, loops the transposed weights.
+    _require_room(sum(len(constant.raw_data) for constant in g.constants.values()))
     graph = helper.make_graph(
         g.nodes, "RecurrentLM", inputs, outputs, list(g.constants.values()),
         doc_string="Inputs: tokens [T, B] and states (zero at first); outputs: log-probabilities "
@@ -106,9 +104,17 @@ def lm_to_onnx(model: RecurrentLM, metadata: Mapping[str, str] | None = None) ->
         producer_name="pynlm", producer_version=_version(),
     )  # fmt: skip
     facts = {"vocab_size": str(config.vocab_size), "config": json.dumps(config.to_dict())}
-    helper.set_model_props(made, {**facts, **(metadata or {})})
+    helper.set_model_props(made, {**(metadata or {}), **facts})
     onnx.checker.check_model(made)
     return made
+
+
+def _require_room(size: int) -> None:
+    if size > LARGEST:
+        raise ValueError(
+            f"lm_to_onnx: model must have less than 2 GiB of weights and other constants, which "
+            f"is what an ONNX file can hold, got {size / 2**30:.1f} GiB"
+        )
 
 
 def _embedded(g: Graph, model: RecurrentLM) -> str:

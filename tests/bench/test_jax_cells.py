@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import jax_cells as bench
-from bench.catalogue import Recurrent
+from bench.cases import Recurrent
 
 
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,16 @@ def test_work_in_two_reports_is_the_last_ones() -> None:
     assert any(line.startswith("| LSTM training |") for line in both)
 
 
+def test_fewer_cases_replace_nothing() -> None:
+    four, seven = (Record.load(RESULTS / f"amd-epyc-2cpu{name}.json") for name in ("", "-softmax"))
+    message = (
+        f"{four.name} must have at least the 7 cases of softmax training of the earlier report "
+        f"{seven.name}, got 4"
+    )
+    with pytest.raises(ValueError, match=message):
+        table([seven, four])
+
+
 def test_table_needs_its_place() -> None:
     with pytest.raises(ValueError, match=r"README\.md has no"):
         update("# A readme", [Record("none", 1)])

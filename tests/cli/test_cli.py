@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from pynlm import _kernels
 from pynlm.cli import _spread
 from pynlm.language_model import LanguageModel
 
@@ -168,6 +169,25 @@ def test_info(pynlm_command: Run) -> None:
     assert done.returncode == 0, done.stderr
     for words in ("pynlm", "Python", "NumPy", "instruction set", "threads", "pynlm.jax", "GPU"):
         assert f"\n{words} " in "\n" + done.stdout
+
+
+def test_info_says_how_jax_calls(pynlm_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `pynlm.jax.calls_by` does."""
+    pytest.importorskip("jax")
+    none: dict[str, object] = {}
+    for handlers, wanted, expected in (
+        ({"lstm_forward": None}, "", "by XLA's foreign function interface (PYNLM_JAX chooses)"),
+        ({"lstm_forward": None}, "callback", "by a host callback (PYNLM_JAX chooses)"),
+        (none, "", "by a host callback: built without XLA's headers"),
+        (none, "ffi", "error: PYNLM_JAX must be callback in this build of pynlm, which was "
+         "made without XLA's headers, got 'ffi'"),
+        (none, "fii", "error: PYNLM_JAX must be ffi or callback, got 'fii'"),
+    ):  # fmt: skip
+        monkeypatch.setattr(_kernels, "xla_handlers", lambda handlers=handlers: handlers)
+        monkeypatch.setenv("PYNLM_JAX", wanted)
+        assert f"\n{'pynlm.jax':<16} {expected}\n" in pynlm_command("info").stdout
+    monkeypatch.setitem(sys.modules, "jax", None)
+    assert f"\n{'pynlm.jax':<16} JAX is not installed\n" in pynlm_command("info").stdout
 
 
 def test_errors_are_one_line(
