@@ -12,7 +12,6 @@ from pynlm.torch.autograd import Call, RecurrentCell, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
-    follow_threads,
     reset_extras,
     states_as,
     wants_graph,
@@ -140,7 +139,6 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             )  # fmt: skip
             out: Any = (y[0], c_n[0]) if self.cell == "LSTM" else y[0]
         else:
-            follow_threads()
             call = calls[self.training]
             if seed is not None:
                 call = Call(stack, context(True, seed), call.memory)

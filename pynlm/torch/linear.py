@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pynlm import _kernels
-from pynlm.torch.module import follow_threads
 from pynlm.torch.tensors import Memory, array, contiguous, mapped, optional, readable, watched
+from pynlm.torch.threads import follow_threads
 
 SMALL_PRODUCT = 1 << 22
 """Multiplications below which a product is torch's own: it waits for no other threads then."""
@@ -93,7 +93,7 @@ class _Product(torch.autograd.Function):
         outputs, inputs = w.shape
         dx = memory.tensor(x.shape, x.dtype) if wants_dx else None
         dw = memory.tensor(w.shape, w.dtype)
-        db = torch.empty(outputs, dtype=w.dtype) if wants_db else None
+        db = w.new_empty(outputs) if wants_db else None
         _kernels.linear_backward(
             dx=None if dx is None else dx.numpy().reshape(-1, inputs),
             dw=dw.numpy(),

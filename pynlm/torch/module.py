@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pynlm import kernels
 from pynlm.layers import RecurrentOptions
 from pynlm.layers.variant import PROBABILITIES
 from pynlm.torch.autograd import Call
@@ -20,17 +19,6 @@ from pynlm.torch.tensors import NUMPY, Memory, kind_of
 
 VARIANTS = tuple(f.name for f in fields(RecurrentOptions) if f.name != "projection")
 """Keyword arguments that torch's modules do not have; `proj_size` is torch's own."""
-
-_threads = torch.get_num_threads()
-
-
-def follow_threads() -> None:
-    """Let the kernels use as many threads as torch, whenever torch's number has changed."""
-    global _threads
-    n = torch.get_num_threads()
-    if n != _threads:
-        _threads = n
-        kernels.set_num_threads(n)
 
 
 class Variants(torch.nn.Module):
@@ -98,7 +86,7 @@ class Variants(torch.nn.Module):
         """From torch's generator, for what training draws."""
         if not (self.draws and self.training):
             return None
-        return torch.randint(0, 1 << 32, (1,))
+        return torch.randint(0, 1 << 32, (1,), device="cpu")
 
     def _as_torch(self) -> torch.nn.Module:
         """torch's own module with the same parameters, hooks and settings."""

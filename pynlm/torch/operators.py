@@ -21,7 +21,7 @@ class _Fresh(Memory):
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Zeros of their own."""
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device="cpu")
 
 
 def context(train: bool, seed: Tensor | None) -> Context:

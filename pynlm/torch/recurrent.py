@@ -14,7 +14,6 @@ from pynlm.torch.autograd import Call, RecurrentStack, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
-    follow_threads,
     reset_extras,
     states_as,
     wants_graph,
@@ -166,7 +165,6 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             )  # fmt: skip
             out = (y, h_n, c_n) if self.mode == "LSTM" else (y, h_n)
         else:
-            follow_threads()
             call = calls[self.training]
             if masks or seed is not None or packed:
                 call = Call(stack, context(self.training, seed), call.memory, sizes, len(masks))
@@ -190,7 +188,7 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
             return []
         width = (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1)
-        ones = torch.ones((*x.shape[:-1], width), dtype=x.dtype)
+        ones = torch.ones((*x.shape[:-1], width), dtype=x.dtype, device="cpu")
         return [torch.dropout(ones, self.dropout, True) for _ in range(self.num_layers - 1)]
 
     def _results(self, out: tuple[Tensor, ...], input: Any, flat: bool) -> Any:

@@ -47,7 +47,7 @@ class Memory(Pool):
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor."""
         if prod(shape) < SMALL:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return torch.from_numpy(self.lease(shape, NUMPY[dtype]))
 
 
@@ -86,6 +86,7 @@ def readable(t: Tensor) -> bool:
         and t.is_cpu
         and t.dtype in NUMPY
         and t.layout is torch.strided
+        and not t.is_nested
     )
 
 
