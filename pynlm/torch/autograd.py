@@ -266,6 +266,8 @@ class RecurrentStack(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, hx, cx, y, buffer, *rest = ctx.saved_tensors
+        if all(g is None for g in upstream):
+            return (None,) * len(needs)
         if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
@@ -299,6 +301,8 @@ class RecurrentCell(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, h, c, buffer, *weights = ctx.saved_tensors
+        if all(g is None for g in upstream):
+            return (None,) * len(needs)
         if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
         if keeps_graph():

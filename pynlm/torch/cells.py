@@ -108,14 +108,17 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             weights = [getattr(self, name) for name in self._weight_names()]
             # an exported graph is to run where pynlm is not
             exported = torch.compiler.is_exporting() and self.options is None
-            usable = input.device.type == "cpu" and input.dtype in NUMPY and not exported
+            whole = all(w is not None for w in weights)
+            usable = input.device.type == "cpu" and input.dtype in NUMPY and whole and not exported
         else:
             stack, names, calls = self._stack()
             weights = self._weights(names)
-            usable = readable(input) and readable(weights[0]) and not watched()
+            usable = readable(input) and all(map(readable, weights)) and not watched()
         if not usable or input.numel() == 0:
             return self._elsewhere(input, hx)
-        x, dtype = input, weights[0].dtype
+        x = input
+        if any(w.dtype is not x.dtype for w in weights):
+            return self._elsewhere(input, hx)
         flat = x.dim() == 1
         if not compiling and self.options is None:
             rows = 1 if flat else x.shape[0]
@@ -125,7 +128,7 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             x = x[None]
         shape = (self.hidden_size,) if flat else (x.shape[0], self.hidden_size)
         states = states_as(hx, [shape] * (2 if self.cell == "LSTM" else 1), x)
-        fits = x.dim() == 2 and x.shape[1] == self.input_size and x.dtype == dtype
+        fits = x.dim() == 2 and x.shape[1] == self.input_size
         if not fits or states is None:
             return self._elsewhere(input, hx)
         h, c = states

@@ -12,7 +12,7 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy as torchs  # also where ours takes its place
 
 from pynlm._kernels import xent_forward, xent_gradients  # the arguments are checked here
-from pynlm.torch.tensors import array, contiguous, mapped, readable, watched
+from pynlm.torch.tensors import array, contiguous, is_narrower, mapped, readable, watched
 from pynlm.torch.threads import follow_threads
 
 Array = npt.NDArray[Any]
@@ -150,7 +150,7 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
 
 def as_in_autocast(input: Tensor, weight: Tensor) -> Tensor:
     """`input` in the dtype of `weight` where autocast has made it narrower."""
-    if torch.is_autocast_enabled("cpu") and input.dtype is not weight.dtype and input.is_cpu:
+    if torch.is_autocast_enabled("cpu") and is_narrower(input, weight.dtype):
         return input.to(weight.dtype)
     return input
 
@@ -329,6 +329,7 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> Tensor:
         """The loss; unless it is one of each token, with all gradients."""
         *tensors, ignore_index, label_smoothing, reduction = given
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.settings = ignore_index, label_smoothing, reduction
         ctx.made = None
@@ -338,10 +339,12 @@ class _Function(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of input, weights and bias."""
         saved = ctx.saved_tensors  # also where it is not used: raises if something has changed
         nothing = (None,) * 5
+        if upstream is None:
+            return None, None, None, *nothing
         if torch.is_grad_enabled() or watched() or mapped((upstream,)):
             return *_differentiable(ctx, saved, upstream), *nothing
         made, ctx.made = ctx.made, None

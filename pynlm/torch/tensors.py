@@ -14,7 +14,10 @@ from torch.autograd import forward_ad
 
 from pynlm.layers.pool import Pool
 
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
+# Private names that torch itself does not need. Without them such tensors have no memory to give
+# (torch's error), and every backward pass copies what was saved.
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: False)
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 Array = npt.NDArray[Any]
 
@@ -24,6 +27,11 @@ NUMPY: dict[torch.dtype, np.dtype[Any]] = {
 }
 """Dtypes that the kernels compute in, as NumPy's."""
 
+
+_NARROWER = {
+    torch.float32: (torch.bfloat16, torch.float16),
+    torch.float64: (torch.bfloat16, torch.float16, torch.float32),
+}
 
 SMALL = 1 << 14
 """Elements below which memory comes from the system: a fraction of a page fault each."""
@@ -90,6 +98,11 @@ def readable(t: Tensor) -> bool:
     )
 
 
+def is_narrower(t: Any, dtype: torch.dtype) -> bool:
+    """Whether `t` is what autocast may have made of numbers of the dtype of weights."""
+    return isinstance(t, Tensor) and t.is_cpu and t.dtype in _NARROWER.get(dtype, ())
+
+
 def watched() -> bool:
     """Whether operations are traced or transformed, which needs operations that torch knows.
 
@@ -111,7 +124,7 @@ def mapped(gradients: Iterable[Tensor | None]) -> bool:
 
 def keeps_graph() -> bool:
     """In a backward pass: whether what was saved may be needed by another one."""
-    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    kept: bool = _keeps_graph()
     return kept
 
 
