@@ -18,7 +18,7 @@ from pynlm.torch.module import (
 )
 from pynlm.torch.operators import context, recurrent
 from pynlm.torch.stack import extra_weights
-from pynlm.torch.tensors import NUMPY, readable, watched
+from pynlm.torch.tensors import NUMPY, readable, uniform, watched
 
 SMALL_STEP = 1 << 20
 """Multiplications below which a plain step is torch's own: what surrounds ours would cost more."""
@@ -108,16 +108,15 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             weights = [getattr(self, name) for name in self._weight_names()]
             # an exported graph is to run where pynlm is not
             exported = torch.compiler.is_exporting() and self.options is None
-            whole = all(w is not None for w in weights)
-            usable = input.device.type == "cpu" and input.dtype in NUMPY and whole and not exported
+            usable = input.device.type == "cpu" and input.dtype in NUMPY and not exported
         else:
             stack, names, calls = self._stack()
             weights = self._weights(names)
-            usable = readable(input) and all(map(readable, weights)) and not watched()
+            usable = readable(input) and readable(weights[0]) and not watched()
         if not usable or input.numel() == 0:
             return self._elsewhere(input, hx)
         x = input
-        if any(w.dtype is not x.dtype for w in weights):
+        if not uniform(weights, x.dtype):
             return self._elsewhere(input, hx)
         flat = x.dim() == 1
         if not compiling and self.options is None:

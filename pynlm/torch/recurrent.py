@@ -21,7 +21,7 @@ from pynlm.torch.module import (
 from pynlm.torch.operators import context, recurrent
 from pynlm.torch.rows import is_sound
 from pynlm.torch.stack import extra_weights
-from pynlm.torch.tensors import NUMPY, readable, watched
+from pynlm.torch.tensors import NUMPY, readable, uniform, watched
 
 
 class _Recurrent(Variants, torch.nn.RNNBase):
@@ -129,12 +129,11 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             weights = [getattr(self, name) for name in self._weight_names()]
             # an exported graph is to run where pynlm is not
             exported = torch.compiler.is_exporting() and self.options is None
-            whole = all(w is not None for w in weights)
-            usable = x.device.type == "cpu" and x.dtype in NUMPY and whole and not exported
+            usable = x.device.type == "cpu" and x.dtype in NUMPY and not exported
         else:
             stack, names, calls = self._stack()
             weights = self._weights(names)
-            usable = readable(x) and all(map(readable, weights)) and not watched()
+            usable = readable(x) and readable(weights[0]) and not watched()
         if not usable or x.numel() == 0:
             return self._elsewhere(input, hx)
         flat = x.dim() == 2 and not packed
@@ -143,7 +142,7 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         elif self.batch_first and not packed and x.dim() == 3:
             x = x.transpose(0, 1)
         fits = x.dim() == (2 if packed else 3) and x.shape[-1] == self.input_size
-        if not fits or any(w.dtype is not x.dtype for w in weights):
+        if not fits or not uniform(weights, x.dtype):
             return self._elsewhere(input, hx)
         batch = x.shape[1] if sizes is None else _batch(sizes, back)
         if sizes is not None and not compiling and not is_sound(sizes, batch, len(x)):

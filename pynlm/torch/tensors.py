@@ -98,6 +98,14 @@ def readable(t: Tensor) -> bool:
     )
 
 
+def uniform(weights: Iterable[Tensor | None], dtype: torch.dtype) -> bool:
+    """Whether all weights are there, on the CPU, in the dtype."""
+    for w in weights:  # noqa: SIM110 - a generator takes twice as long
+        if w is None or w.dtype is not dtype or not w.is_cpu:
+            return False
+    return True
+
+
 def is_narrower(t: Any, dtype: torch.dtype) -> bool:
     """Whether `t` is what autocast may have made of numbers of the dtype of weights."""
     return isinstance(t, Tensor) and t.is_cpu and t.dtype in _NARROWER.get(dtype, ())
