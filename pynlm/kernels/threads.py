@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pynlm.arrays import check_integer
 
 from ._backend import function
+
+chosen = False
+"""Whether `set_num_threads` has been called."""
+listeners: list[Callable[[], None]] = []
+"""Called after each `set_num_threads`."""
 
 
 def set_num_threads(n: int) -> None:
@@ -28,8 +35,12 @@ def set_num_threads(n: int) -> None:
     >>> set_num_threads(1)
     >>> set_num_threads(before)
     """
+    global chosen
     check_integer(n, func="set_num_threads", name="n", low=1, high=1024)
     function("set_num_threads", "cpu")(int(n))
+    chosen = True
+    for listener in listeners:
+        listener()
 
 
 def get_num_threads() -> int:

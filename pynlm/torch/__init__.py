@@ -14,8 +14,9 @@ steps of plain cells and small products are torch's own, too, for the sake of sp
 
 Under autocast the modules compute in the dtype of their weights and return that. torch.compile puts
 them into its graph as one operator each; for that, importing this package sets
-`torch._dynamo.config.allow_rnn`. A call uses as many threads as `torch.set_num_threads` last said,
-or later `pynlm.set_num_threads`.
+`torch._dynamo.config.allow_rnn`. A call uses as many threads as the last of `torch.set_num_threads`
+and `pynlm.set_num_threads` said; before this import, `pynlm.set_num_threads` and PYNLM_NUM_THREADS
+count first.
 """
 
 from __future__ import annotations

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.adaptive import _ASMoutput
+from torch.nn.modules.module import _has_any_global_hook
 
 from pynlm.heads import Adaptive
 from pynlm.heads.fused import FusedBackprop
 from pynlm.layers import SCORING, Context, Group, Parameter, Pool
 from pynlm.layers.parameters import UNSET
 from pynlm.torch.cross_entropy import as_in_autocast
-from pynlm.torch.module import follow_threads
 from pynlm.torch.tensors import array, contiguous, mapped, readable, watched
+from pynlm.torch.threads import follow_threads
 
 Array = npt.NDArray[Any]
 
@@ -40,9 +41,9 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
     torch's own code does what the kernels are not made for: small calls (N H V below 2^25), tensors
     that are not float32 or float64 on the CPU, empty batches, second derivatives, `torch.func`,
-    forward-mode differentiation, layers in `head` or `tail` that are replaced, parametrised or
-    hooked, and in `log_prob` all that needs a gradient. Wrong arguments raise what they raise in
-    torch.
+    forward-mode differentiation, layers in `head` or `tail` that are replaced, parametrised,
+    hooked or given a bias, and in `log_prob` all that needs a gradient. Wrong arguments raise what
+    they raise in torch.
 
     As in torch, a cluster without a token in the batch leaves its weights' `grad` as it is; under
     `torch.compile` it gets zeros. Under autocast the kernels compute in the weights' float32.
@@ -106,10 +107,15 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
         Weights are the head's, its bias (or None), and two of each cluster.
         """
         pairs: Any = self.tail
-        linears: list[Any] = [self.head, *(linear for pair in pairs for linear in pair)]
-        if not all(map(_is_plain, linears)):
+        linears: list[Any] = [linear for pair in pairs for linear in pair]
+        if not (
+            _is_plain(self.head, nn.Linear)
+            and all(_is_plain(pair, nn.Sequential) and len(pair) == 2 for pair in pairs)
+            and all(_is_plain(linear, nn.Linear) and linear.bias is None for linear in linears)
+            and not _has_any_global_hook()
+        ):
             return None
-        head, *tails = (linear.weight for linear in linears)
+        head, *tails = (linear.weight for linear in (self.head, *linears))
         input = as_in_autocast(input, head)
         given = [input, head, self.head.bias, *tails]
         fits = (
@@ -129,18 +135,17 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                 or (input.numel() * self.n_classes >= FEWEST and not watched())
             )
         )
-        if fits and not torch.compiler.is_compiling():
-            follow_threads()
         return given if fits else None
 
 
-def _is_plain(linear: nn.Module) -> bool:
-    """Whether calling the layer is no more than the product with its weights."""
-    return type(linear) is nn.Linear and not (
-        linear._forward_hooks
-        or linear._forward_pre_hooks
-        or linear._backward_hooks
-        or linear._backward_pre_hooks
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module is what its class does, and no more."""
+    return type(module) is kind and not (
+        "forward" in module.__dict__
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
     )
 
 
@@ -158,6 +163,7 @@ def _head(
     weights: Sequence[Tensor | None], gradients: Sequence[Tensor | None] | None = None
 ) -> Adaptive:
     """pynlm's head over torch's weights, and over the memory for their gradients."""
+    follow_threads()
     names = [".head.weight", ".head.bias"]
     for i in range(len(weights) // 2 - 1):
         names += [f".tail.{i}.0.weight", f".tail.{i}.1.weight"]
@@ -193,7 +199,7 @@ def _call(
 def _results(nll: Array) -> tuple[Tensor, Tensor]:
     """Log-probabilities, and the mean loss."""
     output = torch.from_numpy(-nll)
-    return output, torch.tensor(nll.mean(dtype=np.float64), dtype=output.dtype)
+    return output, output.new_tensor(nll.mean(dtype=np.float64))
 
 
 class _Made:
@@ -218,9 +224,7 @@ class _Made:
         gradients: Sequence[Tensor | None] | None = None,
     ) -> None:
         if gradients is None:
-            gradients = [
-                None if w is None else torch.empty(w.shape, dtype=w.dtype) for w in weights
-            ]
+            gradients = [None if w is None else w.new_empty(w.shape) for w in weights]
         self._gradients, self._head = gradients, _head(weights, gradients)
         factors = 1 / len(target) if upstream is None else array(contiguous(upstream))
         self.nll, self._backprop = _call(self._head, input, target, _TRAINING, factors)
@@ -306,7 +310,7 @@ def _composed(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and mean loss by torch's operations."""
     first = len(weight) - len(tails) // 2
-    entries, inside = target.clone(), torch.zeros(len(target), dtype=input.dtype)
+    entries, inside = target.clone(), input.new_zeros(len(target))
     for i, (projection, of_cluster) in enumerate(zip(tails[::2], tails[1::2], strict=True), first):
         last = first + len(of_cluster)
         rows = ((target >= first) & (target < last)).nonzero().squeeze(1)

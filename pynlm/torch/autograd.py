@@ -22,6 +22,7 @@ from pynlm.torch.tensors import (
     optional,
     watched,
 )
+from pynlm.torch.threads import follow_threads
 
 _CELLS: dict[str, Any] = {
     "LSTM": _VF.lstm_cell,
@@ -106,6 +107,7 @@ class Call:
 
         `x`, `hx` and `cx` are contiguous; `rest` is masks and weights.
         """
+        follow_threads()
         stack = self.stack
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
@@ -113,9 +115,9 @@ class Call:
         buffer = self.memory.tensor((self.buffer_size(a.shape, saves),), x.dtype)
         saved = self.saved(buffer.numpy(), a.shape, saves)
         total = stack.directions * width
-        y = torch.empty((*x.shape[:-1], total), dtype=x.dtype)
-        h_n = torch.empty((k, B, width), dtype=x.dtype)
-        c_n = torch.empty((k, B, size), dtype=x.dtype) if stack.has_cell_state else None
+        y = x.new_empty((*x.shape[:-1], total))
+        h_n = x.new_empty((k, B, width))
+        c_n = x.new_empty((k, B, size)) if stack.has_cell_state else None
         out = y.numpy()
         apart = stack.directions == 1 and "y" in saved[-1]
         if apart:
@@ -136,12 +138,13 @@ class Call:
         self, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor], saves: bool
     ) -> tuple[Tensor, ...]:
         """`run` of a single layer for one step [B, I]: h, (LSTM) c and the buffer."""
+        follow_threads()
         stack, a = self.stack, array(x)[None]
         w = self.arrays(x, weights)[1]
         buffer = self.memory.tensor((self.buffer_size(a.shape, saves),), x.dtype)
         saved = self.saved(buffer.numpy(), a.shape, saves)
-        h_n = torch.empty((len(x), stack.width), dtype=x.dtype)
-        c_n = torch.empty((len(x), stack.width), dtype=x.dtype) if stack.has_cell_state else None
+        h_n = x.new_empty((len(x), stack.width))
+        c_n = x.new_empty((len(x), stack.width)) if stack.has_cell_state else None
         y = saved[0]["y"] if "y" in saved[0] else np.empty((1, *h_n.shape), a.dtype)
         stack.forward(
             a, None if h is None else array(h)[None], None if c is None else array(c)[None], w, y,
@@ -167,6 +170,7 @@ class Call:
 
         `y` is None where the buffer has it: but for an LSTM in one direction, not packed.
         """
+        follow_threads()
         stack, rows = self.stack, self.rows
         a, w, masks = self.arrays(x, rest)
         T, B, _ = a.shape
@@ -177,15 +181,15 @@ class Call:
         else:
             upstream = array(contiguous(dy))
             upstream = upstream if rows is None else rows.pad(upstream, self.memory)
-        dx = torch.empty(x.shape, dtype=x.dtype) if wants_dx else None
+        dx = x.new_empty(x.shape) if wants_dx else None
         d_in = None
         if dx is not None:
             d_in = dx.numpy() if rows is None else self.memory.array(a.shape, a.dtype)
         k = stack.num_layers * stack.directions
-        dh0 = torch.empty((k, B, stack.width), dtype=x.dtype)
+        dh0 = x.new_empty((k, B, stack.width))
         dc0 = None
         if stack.has_cell_state:
-            dc0 = torch.empty((k, B, stack.hidden_size), dtype=x.dtype)
+            dc0 = x.new_empty((k, B, stack.hidden_size))
         dw = [
             [self.memory.tensor(shape, x.dtype) for shape in shapes]
             for shapes in stack.gradient_shapes(a.shape[2])
@@ -262,6 +266,8 @@ class RecurrentStack(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, hx, cx, y, buffer, *rest = ctx.saved_tensors
+        if all(g is None for g in upstream):
+            return (None,) * len(needs)
         if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native, needs[1:], (x, hx, cx, *rest), upstream)
         if keeps_graph():
@@ -295,6 +301,8 @@ class RecurrentCell(torch.autograd.Function):
         call: Call = ctx.call
         needs = ctx.needs_input_grad
         x, h, c, buffer, *weights = ctx.saved_tensors
+        if all(g is None for g in upstream):
+            return (None,) * len(needs)
         if torch.is_grad_enabled() or watched() or mapped(upstream):
             return None, *_again(call, call.native_step, needs[1:], (x, h, c, *weights), upstream)
         if keeps_graph():

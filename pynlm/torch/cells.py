@@ -12,14 +12,13 @@ from pynlm.torch.autograd import Call, RecurrentCell, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
-    follow_threads,
     reset_extras,
     states_as,
     wants_graph,
 )
 from pynlm.torch.operators import context, recurrent
 from pynlm.torch.stack import extra_weights
-from pynlm.torch.tensors import NUMPY, readable, watched
+from pynlm.torch.tensors import NUMPY, readable, uniform, watched
 
 SMALL_STEP = 1 << 20
 """Multiplications below which a plain step is torch's own: what surrounds ours would cost more."""
@@ -116,7 +115,9 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             usable = readable(input) and readable(weights[0]) and not watched()
         if not usable or input.numel() == 0:
             return self._elsewhere(input, hx)
-        x, dtype = input, weights[0].dtype
+        x = input
+        if not uniform(weights, x.dtype):
+            return self._elsewhere(input, hx)
         flat = x.dim() == 1
         if not compiling and self.options is None:
             rows = 1 if flat else x.shape[0]
@@ -126,7 +127,7 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             x = x[None]
         shape = (self.hidden_size,) if flat else (x.shape[0], self.hidden_size)
         states = states_as(hx, [shape] * (2 if self.cell == "LSTM" else 1), x)
-        fits = x.dim() == 2 and x.shape[1] == self.input_size and x.dtype == dtype
+        fits = x.dim() == 2 and x.shape[1] == self.input_size
         if not fits or states is None:
             return self._elsewhere(input, hx)
         h, c = states
@@ -140,7 +141,6 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             )  # fmt: skip
             out: Any = (y[0], c_n[0]) if self.cell == "LSTM" else y[0]
         else:
-            follow_threads()
             call = calls[self.training]
             if seed is not None:
                 call = Call(stack, context(True, seed), call.memory)

@@ -12,8 +12,8 @@ from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy as torchs  # also where ours takes its place
 
 from pynlm._kernels import xent_forward, xent_gradients  # the arguments are checked here
-from pynlm.torch.module import follow_threads
-from pynlm.torch.tensors import array, contiguous, mapped, readable, watched
+from pynlm.torch.tensors import array, contiguous, is_narrower, mapped, readable, watched
+from pynlm.torch.threads import follow_threads
 
 Array = npt.NDArray[Any]
 
@@ -114,7 +114,6 @@ def linear_cross_entropy(
     if torch.compiler.is_compiling():
         loss = _operator(*given, wanted and reduction != "none")[0]
         return loss
-    follow_threads()
     loss = _Function.apply(*given) if wanted else _loss(*given)
     return loss
 
@@ -151,7 +150,7 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
 
 def as_in_autocast(input: Tensor, weight: Tensor) -> Tensor:
     """`input` in the dtype of `weight` where autocast has made it narrower."""
-    if torch.is_autocast_enabled("cpu") and input.dtype is not weight.dtype and input.is_cpu:
+    if torch.is_autocast_enabled("cpu") and is_narrower(input, weight.dtype):
         return input.to(weight.dtype)
     return input
 
@@ -235,6 +234,7 @@ class _Call:
         ignore_index: int,
         label_smoothing: float,
     ) -> None:
+        follow_threads()
         self.like, self.target = input, target
         h: Array = array(contiguous(input)).reshape(-1, input.shape[-1])
         w: Array = array(contiguous(linear_weight))
@@ -275,13 +275,13 @@ class _Call:
         if reduction == "none":
             return self.placed(values, self.target)
         total = values.sum(dtype=np.float64) * (self.share if reduction == "mean" else 1)
-        return torch.tensor(total, dtype=self.like.dtype)
+        return self.like.new_tensor(total)
 
     def placed(self, values: Array, like: Tensor) -> Tensor:
         """What belongs to the tokens that count in the shape of `like`, 0 for the others."""
         if self.kept is None:
             return torch.from_numpy(values).view(like.shape)
-        placed = torch.zeros(like.shape, dtype=self.like.dtype)
+        placed = self.like.new_zeros(like.shape)
         array(placed).reshape(-1, *values.shape[1:])[self.kept] = values
         return placed
 
@@ -313,8 +313,8 @@ def _gradients(
         factors = np.ascontiguousarray(np.broadcast_to(factors, len(call.map["h"])))
     losses, dh = call.losses(), np.empty_like(call.map["h"])
     linear_weight, linear_bias = given[1:3]
-    dweight = torch.empty(linear_weight.shape, dtype=linear_weight.dtype)
-    dbias = None if linear_bias is None else torch.empty(linear_bias.shape, dtype=linear_bias.dtype)
+    dweight = linear_weight.new_empty(linear_weight.shape)
+    dbias = None if linear_bias is None else linear_bias.new_empty(linear_bias.shape)
     xent_gradients(
         **losses, dh=dh, dw=array(dweight), db=None if dbias is None else array(dbias),
         weights=factors, **call.map,
@@ -329,6 +329,7 @@ class _Function(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> Tensor:
         """The loss; unless it is one of each token, with all gradients."""
         *tensors, ignore_index, label_smoothing, reduction = given
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.settings = ignore_index, label_smoothing, reduction
         ctx.made = None
@@ -338,10 +339,12 @@ class _Function(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of input, weights and bias."""
         saved = ctx.saved_tensors  # also where it is not used: raises if something has changed
         nothing = (None,) * 5
+        if upstream is None:
+            return None, None, None, *nothing
         if torch.is_grad_enabled() or watched() or mapped((upstream,)):
             return *_differentiable(ctx, saved, upstream), *nothing
         made, ctx.made = ctx.made, None

@@ -15,9 +15,14 @@ _CONFIG = "torch._dynamo.config"
 def allow_recurrent() -> None:
     """Set torch._dynamo.config.allow_rnn, now or (the compiler takes a second to load) then."""
     if _CONFIG in sys.modules:
-        sys.modules[_CONFIG].allow_rnn = True  # type: ignore[attr-defined]
+        _allow(sys.modules[_CONFIG])
     else:
         sys.meta_path.insert(0, _WhenLoaded())
+
+
+def _allow(config: ModuleType) -> None:
+    if hasattr(config, "allow_rnn"):  # once it is gone, nothing is refused
+        config.allow_rnn = True  # type: ignore[attr-defined]
 
 
 class _WhenLoaded(MetaPathFinder):
@@ -35,7 +40,7 @@ class _WhenLoaded(MetaPathFinder):
 
             def execute_and_set(module: ModuleType) -> None:
                 execute(module)
-                module.allow_rnn = True  # type: ignore[attr-defined]
+                _allow(module)
 
             spec.loader.exec_module = execute_and_set  # type: ignore[method-assign]
         return spec

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from pynlm import _kernels
-from pynlm.torch.module import follow_threads
-from pynlm.torch.tensors import Memory, array, contiguous, mapped, optional, readable, watched
+from pynlm.torch.tensors import (
+    Memory,
+    array,
+    contiguous,
+    mapped,
+    optional,
+    readable,
+    watched,
+)
+from pynlm.torch.threads import follow_threads
 
 SMALL_PRODUCT = 1 << 22
 """Multiplications below which a product is torch's own: it waits for no other threads then."""
@@ -37,11 +45,20 @@ class Linear(torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """y [..., O] of input [..., I], as torch's module."""
         w, b = self.weight, self.bias
-        if torch.compiler.is_compiling() or not (readable(input) and readable(w)):
+        if torch.compiler.is_compiling() or not readable(input):
             return super().forward(input)
-        fits = input.dtype == w.dtype and input.dim() > 0 and input.shape[-1] == w.shape[1]
+        fits = (
+            readable(w)
+            and w.dtype is input.dtype
+            and input.dim() > 0
+            and w.dim() == 2
+            and input.shape[-1] == w.shape[1]
+            and (b is None or (readable(b) and b.dtype is w.dtype and b.shape == w.shape[:1]))
+        )
+        if not fits:
+            return super().forward(input)
         small = input.numel() * w.shape[0] < SMALL_PRODUCT
-        if not fits or small or torch.is_autocast_enabled("cpu") or watched():
+        if small or torch.is_autocast_enabled("cpu") or watched():
             return super().forward(input)
         follow_threads()
         memory = self.__dict__.get("_memory")
@@ -73,13 +90,16 @@ def _product(memory: Memory, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, memory: Memory, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.memory = memory
         ctx.save_for_backward(x, w)
         return _product(memory, x, w, b)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
+        if dy is None:
+            return (None,) * 4
         _, wants_dx, wants_dw, wants_db = ctx.needs_input_grad
         if torch.is_grad_enabled() or watched() or mapped((dy,)) or not wants_dw:
             flat = dy.reshape(-1, w.shape[0])
@@ -93,7 +113,7 @@ class _Product(torch.autograd.Function):
         outputs, inputs = w.shape
         dx = memory.tensor(x.shape, x.dtype) if wants_dx else None
         dw = memory.tensor(w.shape, w.dtype)
-        db = torch.empty(outputs, dtype=w.dtype) if wants_db else None
+        db = w.new_empty(outputs) if wants_db else None
         _kernels.linear_backward(
             dx=None if dx is None else dx.numpy().reshape(-1, inputs),
             dw=dw.numpy(),

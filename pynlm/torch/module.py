@@ -10,27 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from pynlm import kernels
 from pynlm.layers import RecurrentOptions
 from pynlm.layers.variant import PROBABILITIES
 from pynlm.torch.autograd import Call
 from pynlm.torch.operators import context
 from pynlm.torch.stack import Stack, options_text, stack_of
-from pynlm.torch.tensors import NUMPY, Memory, kind_of
+from pynlm.torch.tensors import Memory, is_narrower, kind_of
 
 VARIANTS = tuple(f.name for f in fields(RecurrentOptions) if f.name != "projection")
 """Keyword arguments that torch's modules do not have; `proj_size` is torch's own."""
-
-_threads = torch.get_num_threads()
-
-
-def follow_threads() -> None:
-    """Let the kernels use as many threads as torch, whenever torch's number has changed."""
-    global _threads
-    n = torch.get_num_threads()
-    if n != _threads:
-        _threads = n
-        kernels.set_num_threads(n)
 
 
 class Variants(torch.nn.Module):
@@ -98,7 +86,7 @@ class Variants(torch.nn.Module):
         """From torch's generator, for what training draws."""
         if not (self.draws and self.training):
             return None
-        return torch.randint(0, 1 << 32, (1,))
+        return torch.randint(0, 1 << 32, (1,), device="cpu")
 
     def _as_torch(self) -> torch.nn.Module:
         """torch's own module with the same parameters, hooks and settings."""
@@ -130,15 +118,11 @@ class Variants(torch.nn.Module):
         dtype = getattr(self, self._weight_names()[0]).dtype
         data = input.data if isinstance(input, PackedSequence) else input
         given = (data, *(hx if isinstance(hx, (tuple, list)) else (hx,)))
-        if (
-            dtype in NUMPY
-            and torch.is_autocast_enabled("cpu")
-            and any(
-                isinstance(t, Tensor) and t.is_floating_point() and t.is_cpu and t.dtype != dtype
-                for t in given
-            )
-        ):
-            return self.forward(*(_map(lambda t: t.to(dtype), one) for one in (input, hx)))
+        if torch.is_autocast_enabled("cpu") and any(is_narrower(t, dtype) for t in given):
+            return self.forward(
+                *(_map(lambda t: t.to(dtype) if is_narrower(t, dtype) else t, one)
+                  for one in (input, hx))
+            )  # fmt: skip
         if self.options is None:
             return super().forward(input, hx)
         bare = _map(lambda t: t.to("meta"), input)
@@ -147,8 +131,9 @@ class Variants(torch.nn.Module):
         self._twin()(bare, _map(lambda t: t.to("meta"), hx))
         raise NotImplementedError(
             f"pynlm.torch.{type(self).__name__}: a cell with{self._options_repr()[1:]} needs "
-            f"tensors with elements, float32 or float64 on the CPU, outside of torch.func and "
-            f"tracing; got {kind_of(data)} {list(data.shape)}"
+            f"tensors with elements, float32 or float64 on the CPU as its weights are, packed as "
+            f"torch packs them, outside of torch.func and tracing; got {kind_of(data)} "
+            f"{list(data.shape)}"
         )
 
 

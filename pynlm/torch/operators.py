@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynlm.layers import Context
 from pynlm.torch.autograd import Call, dense
+from pynlm.torch.rows import is_sound
 from pynlm.torch.stack import Layout, stack_of
 from pynlm.torch.tensors import Memory
 
@@ -21,7 +22,7 @@ class _Fresh(Memory):
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Zeros of their own."""
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device="cpu")
 
 
 def context(train: bool, seed: Tensor | None) -> Context:
@@ -46,6 +47,11 @@ def recurrent(
     saves: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`Call.run`: y, h_n, c_n (empty but for an LSTM) and the buffer for the gradients."""
+    if batch_sizes is not None and not is_sound(batch_sizes, batch, len(x)):
+        raise RuntimeError(
+            "pynlm::recurrent: batch_sizes must be positive, never grow and have the input's rows "
+            f"as their sum; got {batch_sizes.tolist()} for {len(x)} rows"
+        )
     call = Call(stack_of(settings), context(train, seed), _Fresh(), batch_sizes, masked)
     rest = [t.detach() for t in rest]
     y, h_n, c_n, buffer = call.run(x.contiguous(), dense(hx), dense(cx), rest, saves)

@@ -14,14 +14,14 @@ from pynlm.torch.autograd import Call, RecurrentStack, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
-    follow_threads,
     reset_extras,
     states_as,
     wants_graph,
 )
 from pynlm.torch.operators import context, recurrent
+from pynlm.torch.rows import is_sound
 from pynlm.torch.stack import extra_weights
-from pynlm.torch.tensors import NUMPY, readable, watched
+from pynlm.torch.tensors import NUMPY, readable, uniform, watched
 
 
 class _Recurrent(Variants, torch.nn.RNNBase):
@@ -142,9 +142,11 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         elif self.batch_first and not packed and x.dim() == 3:
             x = x.transpose(0, 1)
         fits = x.dim() == (2 if packed else 3) and x.shape[-1] == self.input_size
-        if not fits or x.dtype != weights[0].dtype:
+        if not fits or not uniform(weights, x.dtype):
             return self._elsewhere(input, hx)
         batch = x.shape[1] if sizes is None else _batch(sizes, back)
+        if sizes is not None and not compiling and not is_sound(sizes, batch, len(x)):
+            return self._elsewhere(input, hx)
         states = states_as(hx, self._state_shapes(None if flat else batch), x)
         if states is None:
             return self._elsewhere(input, hx)
@@ -166,7 +168,6 @@ class _Recurrent(Variants, torch.nn.RNNBase):
             )  # fmt: skip
             out = (y, h_n, c_n) if self.mode == "LSTM" else (y, h_n)
         else:
-            follow_threads()
             call = calls[self.training]
             if masks or seed is not None or packed:
                 call = Call(stack, context(self.training, seed), call.memory, sizes, len(masks))
@@ -190,7 +191,7 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         if not (self.training and self.dropout > 0 and self.num_layers > 1):
             return []
         width = (self.proj_size or self.hidden_size) * (2 if self.bidirectional else 1)
-        ones = torch.ones((*x.shape[:-1], width), dtype=x.dtype)
+        ones = torch.ones((*x.shape[:-1], width), dtype=x.dtype, device="cpu")
         return [torch.dropout(ones, self.dropout, True) for _ in range(self.num_layers - 1)]
 
     def _results(self, out: tuple[Tensor, ...], input: Any, flat: bool) -> Any:

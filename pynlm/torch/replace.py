@@ -47,13 +47,20 @@ parameters, buffers, hooks and mode of training.
 """
 
 
+OURS = (
+    LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell, Linear, AdaptiveLogSoftmaxWithLoss,
+    LinearCrossEntropyLoss,
+)  # fmt: skip
+"""What is replaced already, and keeps its parts."""
+
+
 def replace(model: Model, *, verbose: bool = True) -> Model:
     """Let pynlm's modules take the place of torch's in `model`, which is changed.
 
     Parameters, buffers, hooks and modes of training are the very same objects as before, so
     optimisers go on, and a module that stands in several places still is one. Only modules whose
     class is torch's own are replaced, for a subclass may do something else; and of what is replaced
-    no parts are.
+    or pynlm's already no parts are.
 
     Parameters
     ----------
@@ -92,7 +99,7 @@ def replace(model: Model, *, verbose: bool = True) -> Model:
         raise TypeError(f"replace: model must be a torch.nn.Module, got {type(model).__name__}")
     done: dict[torch.nn.Module, torch.nn.Module] = {}
     names: dict[torch.nn.Module, str] = {}
-    found = [module for module in model.modules() if type(module) in CONVERTERS]
+    found = [m for m in model.modules() if type(m) in CONVERTERS or isinstance(m, OURS)]
     parts = {part for module in found for part in module.modules() if part is not module}
     for name, module in model.named_modules():
         convert = CONVERTERS.get(type(module))

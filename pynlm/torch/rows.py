@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from pynlm.torch.tensors import Array, Memory
 
@@ -74,6 +76,15 @@ class Rows:
         assert n is not None
         step = np.where(t < n, n - 1 - t, t)
         return (step * self.batch + np.arange(self.batch)).reshape(-1)
+
+
+def is_sound(sizes: Tensor, batch: int, total: int) -> bool:
+    """Whether `sizes` are those of a batch whose entries `Rows` can read, `total` in all."""
+    if sizes.dtype is not torch.int64 or len(sizes) == 0:
+        return False
+    a = sizes.numpy()
+    falls = bool((a[1:] <= a[:-1]).all())
+    return falls and a[-1] > 0 and a[0] == batch and int(a.sum()) == total
 
 
 def reversed_in_time(x: Array, rows: Rows | None, memory: Memory) -> Array:

@@ -374,16 +374,17 @@ class Stack:
     def parameter_gradients(self, dw: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of torch's parameters from those that `backward` gave for one direction.
 
-        Two biases share one tensor where they get the same gradient.
+        Two biases with the same gradient get a tensor each: hooks change them in place.
         """
         found = list(dw[:2])
         at = 3
         if self._apart:
             at = 4
         if self.bias:
-            second = dw[2]
             if self._apart:
                 second = torch.cat((dw[2][: 2 * self.hidden_size], dw[3]))
+            else:
+                second = dw[2].clone()
             found += [dw[2], second]
         return [*found, *dw[at:]]
 

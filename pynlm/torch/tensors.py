@@ -14,7 +14,10 @@ from torch.autograd import forward_ad
 
 from pynlm.layers.pool import Pool
 
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
+# Private names that torch itself does not need. Without them such tensors have no memory to give
+# (torch's error), and every backward pass copies what was saved.
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda t: False)
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 Array = npt.NDArray[Any]
 
@@ -24,6 +27,11 @@ NUMPY: dict[torch.dtype, np.dtype[Any]] = {
 }
 """Dtypes that the kernels compute in, as NumPy's."""
 
+
+_NARROWER = {
+    torch.float32: (torch.bfloat16, torch.float16),
+    torch.float64: (torch.bfloat16, torch.float16, torch.float32),
+}
 
 SMALL = 1 << 14
 """Elements below which memory comes from the system: a fraction of a page fault each."""
@@ -47,7 +55,7 @@ class Memory(Pool):
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """An uninitialised tensor."""
         if prod(shape) < SMALL:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return torch.from_numpy(self.lease(shape, NUMPY[dtype]))
 
 
@@ -86,7 +94,21 @@ def readable(t: Tensor) -> bool:
         and t.is_cpu
         and t.dtype in NUMPY
         and t.layout is torch.strided
+        and not t.is_nested
     )
+
+
+def uniform(weights: Iterable[Tensor | None], dtype: torch.dtype) -> bool:
+    """Whether all weights are there, on the CPU, in the dtype."""
+    for w in weights:  # noqa: SIM110 - a generator takes twice as long
+        if w is None or w.dtype is not dtype or not w.is_cpu:
+            return False
+    return True
+
+
+def is_narrower(t: Any, dtype: torch.dtype) -> bool:
+    """Whether `t` is what autocast may have made of numbers of the dtype of weights."""
+    return isinstance(t, Tensor) and t.is_cpu and t.dtype in _NARROWER.get(dtype, ())
 
 
 def watched() -> bool:
@@ -110,7 +132,7 @@ def mapped(gradients: Iterable[Tensor | None]) -> bool:
 
 def keeps_graph() -> bool:
     """In a backward pass: whether what was saved may be needed by another one."""
-    kept: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    kept: bool = _keeps_graph()
     return kept
 
 

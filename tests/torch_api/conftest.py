@@ -13,8 +13,16 @@ import pynlm
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Of torch's and of pynlm's."""
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), pynlm.get_num_threads()
     torch.set_num_threads(1)
     pynlm.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(before[0])
+    pynlm.set_num_threads(before[1])
+
+
+@pytest.fixture
+def two_threads(one_thread: None) -> None:
+    """For what is about threads."""
+    torch.set_num_threads(2)
+    pynlm.set_num_threads(2)

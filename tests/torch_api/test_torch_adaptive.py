@@ -299,6 +299,52 @@ def test_torch_does_what_the_kernels_do_not() -> None:
     assert torch.equal(a.output, b.output) and torch.equal(a.loss, b.loss)
 
 
+def hook_everything(head: Any, call: Callable[..., None]) -> None:
+    handle = nn.modules.module.register_module_forward_hook(call)
+    head.undo = handle.remove
+
+
+def patch_forward(head: Any, call: Callable[..., None]) -> None:
+    forward = head.head.forward
+    head.head.forward = lambda x: (call(), 2 * forward(x))[1]
+
+
+def give_a_bias(head: Any, call: Callable[..., None]) -> None:
+    head.tail[0][0].bias = nn.Parameter(torch.linspace(-1, 1, H // 2, dtype=torch.float64))
+    call()
+
+
+def add_a_layer(head: Any, call: Callable[..., None]) -> None:
+    torch.manual_seed(4)
+    head.tail[0].append(nn.Linear(5, 5, bias=False, dtype=torch.float64))
+    call()
+
+
+CHANGES: dict[str, Callable[[Any, Callable[..., None]], Any]] = {
+    "hook of a cluster": lambda head, call: head.tail[0].register_forward_hook(call),
+    "hook of all modules": hook_everything,
+    "forward of an instance": patch_forward,
+    "bias of a cluster": give_a_bias,
+    "third layer of a cluster": add_a_layer,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_layers_are_torchs(change: str) -> None:
+    found, calls = [], []
+    for head in twins():
+        seen: list[int] = []
+        head.undo = lambda: None  # type: ignore[assignment]
+        CHANGES[change](head, lambda *_, seen=seen: seen.append(1))
+        try:
+            found.append(results(head, *batch(), "both"))
+        finally:
+            head.undo()
+        calls.append(len(seen))
+    assert_same(*found, torch.float64)
+    assert calls[0] == calls[1] > 0
+
+
 def test_autocast_computes_in_the_dtype_of_the_weights() -> None:
     ours, _ = twins(torch.float32)
     input, target = batch(torch.float32)

@@ -97,6 +97,16 @@ def test_parts_of_what_is_replaced_stay() -> None:
     assert type(model[0].head) is torch.nn.Linear
 
 
+def test_a_second_time_nothing_is_left() -> None:
+    model = torch.nn.ModuleList(
+        [pynlm.torch.AdaptiveLogSoftmaxWithLoss(64, 20, [5, 10]), torch.nn.Linear(2, 3)]
+    )
+    pynlm.torch.replace(model, verbose=False)
+    with pytest.warns(UserWarning, match="the model has none of"):
+        pynlm.torch.replace(model, verbose=False)
+    assert type(model[0].head) is type(model[0].tail[0][1]) is torch.nn.Linear
+
+
 def test_state_dicts_go_both_ways() -> None:
     model, other = Model(), Model()
     pynlm.torch.replace(model, verbose=False)

@@ -13,7 +13,6 @@ import torch
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
-import pynlm
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, outcome, packed, pair, tensors
 from pynlm.torch import cells
@@ -61,7 +60,7 @@ def test_state_dict_through_a_file() -> None:
     theirs.load_state_dict(torch.load(buffer, weights_only=True))
 
 
-def test_several_python_threads() -> None:
+def test_several_python_threads(two_threads: None) -> None:
     """One module in four threads, forward and backward, with the numbers of one thread."""
     ours = pynlm.torch.LSTM(16, 32, 2)
     inputs = [torch.randn(20, 8, 16) for _ in range(4)]
@@ -101,29 +100,13 @@ class _Rows(torch.utils.data.Dataset[torch.Tensor]):
             return self.module(torch.full((20, 8, 16), float(i)))[0].sum()
 
 
-def test_workers_of_a_data_loader() -> None:
+def test_workers_of_a_data_loader(two_threads: None) -> None:
     """Forked after the parent's team of threads has started."""
     rows = _Rows(pynlm.torch.GRU(16, 64))
     want = torch.stack([rows[i] for i in range(4)])
     loader = torch.utils.data.DataLoader(rows, batch_size=4, num_workers=2, timeout=60)
     for got in loader:
         torch.testing.assert_close(got, want)
-
-
-def test_threads_follow_torch() -> None:
-    before = torch.get_num_threads()
-    module, x = pynlm.torch.LSTM(I, H), torch.randn(T, B, I)
-    module(x)
-    try:
-        torch.set_num_threads(before + 1)
-        module(x)
-        assert pynlm.get_num_threads() == before + 1
-        pynlm.set_num_threads(1)
-        module(x)
-        assert pynlm.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
-        module(x)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
