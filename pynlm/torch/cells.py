@@ -29,9 +29,6 @@ _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
     """What the three share; stands before torch's class among the bases."""
 
-    extra_names: tuple[str, ...] = ()
-    """A variant's own parameters."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = self._take_options(kwargs)
         super().__init__(*args, **kwargs)
@@ -58,10 +55,6 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
         super().reset_parameters()
         reset_extras(self, self.extra_names)
 
-    def extra_repr(self) -> str:
-        """torch's, and the variants."""
-        return super().extra_repr() + self._options_repr()
-
     def _mode(self) -> str:
         return self.cell
 
@@ -75,10 +68,6 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
         state = self.__dict__.copy()
         state.pop("_pynlm", None)
         return state
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in place of this module: torch's own."""
-        return self._as_torch()
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """As torch's module.

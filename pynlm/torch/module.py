@@ -31,8 +31,19 @@ class Variants(torch.nn.Module):
     draws: bool = False
     """Whether training draws random numbers, besides dropout between layers."""
 
+    extra_names: tuple[str, ...] = ()
+    """A variant's own parameters; in a module of layers by layer and direction."""
+
     cell: ClassVar[str]
     torch_class: ClassVar[type[torch.nn.Module]]
+
+    def extra_repr(self) -> str:
+        """torch's, and the variants."""
+        return super().extra_repr() + self._options_repr()
+
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        """What torch.jit.script compiles in place of this module: torch's own."""
+        return self._as_torch()
 
     def _settings(self) -> str:
         """What the module's `Stack` is made of."""

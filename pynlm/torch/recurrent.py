@@ -27,9 +27,6 @@ from pynlm.torch.tensors import NUMPY, readable, uniform, watched
 class _Recurrent(Variants, torch.nn.RNNBase):
     """What the three share; stands before torch's class among the bases."""
 
-    extra_names: tuple[str, ...] = ()
-    """A variant's own parameters, by layer and direction."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = self._take_options(kwargs)
         super().__init__(*args, **kwargs)
@@ -64,10 +61,6 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         super().reset_parameters()
         reset_extras(self, self.extra_names)
 
-    def extra_repr(self) -> str:
-        """torch's, and the variants."""
-        return super().extra_repr() + self._options_repr()
-
     def _weight_names(self) -> list[str]:
         """Names in the order in which a `Stack` takes weights."""
         own, extra = self._flat_weights_names, self.extra_names
@@ -91,10 +84,6 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         state = super().__getstate__()
         state.pop("_pynlm", None)
         return state
-
-    def __prepare_scriptable__(self) -> torch.nn.Module:
-        """What torch.jit.script compiles in place of this module: torch's own."""
-        return self._as_torch()
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """As torch's module.
