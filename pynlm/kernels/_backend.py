@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-_MODULES = {"cpu": "pynlm._kernels", "reference": "pynlm.reference"}
+_MODULES = {"cpu": "pynlm._kernels", "cuda": "pynlm.cuda", "reference": "pynlm.reference"}
 # Filled on first use: scoring and training never load the reference.
 _found: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -19,7 +19,7 @@ def function(name: str, backend: str) -> Callable[..., Any]:
     name
         Kernel function, for example "lstm_forward".
     backend
-        "cpu" (compiled) or "reference" (plain NumPy, the oracle of the tests).
+        "cpu" (compiled), "cuda" (a GPU's) or "reference" (plain NumPy, the oracle of the tests).
 
     Raises
     ------

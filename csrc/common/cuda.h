@@ -1,0 +1,106 @@
+// What every CUDA kernel (*.cu) starts from. The same source is compiled by NVRTC for a GPU and by
+// a C++ compiler against common/emulated.h, where threads are fibres: for that
+//
+//   - a kernel is defined by NLM_KERNEL(name, threads, parameters...) { ... }; `threads` is its
+//     block size, a literal: the host reads it and the parameters from this source;
+//   - its shared memory is nlm_shared<T>(), sized by the launch, and nothing else;
+//   - whoever waits in a loop calls nlm_pause() in it;
+//   - block barriers, warp shuffles and fragments are those below.
+//
+// REAL (float or double) is defined by whoever compiles. No atomics on floats: same input, same
+// bits. Compiled with -default-device, so functions need no __device__.
+#pragma once
+
+#if defined(NLM_EMULATED)
+#include "common/emulated.h"
+#else
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+typedef int int32_t;
+typedef long long int64_t;
+
+#define NLM_KERNEL(name, threads, ...) \
+    extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+
+extern __shared__ __align__(16) unsigned char nlm_shared_bytes[];
+template <class T>
+__device__ __forceinline__ T* nlm_shared() {
+    return reinterpret_cast<T*>(nlm_shared_bytes);
+}
+__device__ __forceinline__ void nlm_pause() { __nanosleep(20); }
+__device__ __forceinline__ uint32_t nlm_load_acquire(const uint32_t* p) {
+    uint32_t value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+    return value;
+}
+#endif
+
+#include "common/fn.h"
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+// This thread's number in the grid, and the number of the grid's threads: for loops over elements
+// `for (int64_t i = grid_thread(); i < n; i += grid_threads())`.
+NLM_FN int64_t grid_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
+NLM_FN int64_t grid_threads() { return int64_t(gridDim.x) * blockDim.x; }
+
+// The value of all lanes of a full warp, added up (or the largest), in one order for all.
+template <class T>
+NLM_FN T warp_sum(T value) {
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+        value += __shfl_xor_sync(kAllLanes, value, lanes);
+    return value;
+}
+template <class T>
+NLM_FN T warp_max(T value) {
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+        const T other = __shfl_xor_sync(kAllLanes, value, lanes);
+        value = other > value ? other : value;
+    }
+    return value;
+}
+
+// The sum over a block of whole warps, for all its threads; `warps` is shared memory for a value
+// of each warp. Ends with a barrier, so `warps` may be used again.
+template <class T>
+NLM_FN T block_sum(T value, T* warps) {
+    value = warp_sum(value);
+    const int warp = int(threadIdx.x) / kWarp, count = int(blockDim.x) / kWarp;
+    if (int(threadIdx.x) % kWarp == 0) warps[warp] = value;
+    __syncthreads();
+    T total = 0;
+    for (int w = 0; w < count; ++w) total += warps[w];
+    __syncthreads();
+    return total;
+}
+
+// A barrier of `blocks` blocks that are all on the card (a cooperative launch). `arrived` is a
+// word of global memory, 0 before the launch; `round` counts this barrier's uses from 1, in each
+// thread alike.
+NLM_FN void grid_barrier(uint32_t* arrived, uint32_t blocks, uint32_t round) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicAdd(arrived, 1u);
+        // signed: the count may wrap around
+        while (int32_t(nlm_load_acquire(arrived) - blocks * round) < 0) nlm_pause();
+    }
+    __syncthreads();
+}
+
+// Elementary functions for the equations of *_math.h.
+template <class T>
+struct CudaFn {
+    using Real = T;
+    using Scalar = T;
+    static NLM_FN T sigmoid(T a) { return T(1) / (T(1) + exp(-a)); }
+    static NLM_FN T tanh(T a) { return ::tanh(a); }
+    static NLM_FN T sqrt(T a) { return ::sqrt(a); }
+    // NaN stays NaN.
+    static NLM_FN T clamp(T a, T bound) { return a > bound ? bound : (a < -bound ? -bound : a); }
+    // `value` where |a| <= bound, else 0.
+    static NLM_FN T inside(T a, T bound, T value) {
+        return a > bound || a < -bound ? T(0) : value;
+    }
+};
