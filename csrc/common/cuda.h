@@ -100,7 +100,5 @@ struct CudaFn {
     // NaN stays NaN.
     static NLM_FN T clamp(T a, T bound) { return a > bound ? bound : (a < -bound ? -bound : a); }
     // `value` where |a| <= bound, else 0.
-    static NLM_FN T inside(T a, T bound, T value) {
-        return a > bound || a < -bound ? T(0) : value;
-    }
+    static NLM_FN T inside(T a, T bound, T value) { return a > bound || a < -bound ? T(0) : value; }
 };

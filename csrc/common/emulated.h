@@ -74,7 +74,7 @@ struct Fibre {
 };
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr std::size_t kStack = 512 << 10;
+constexpr std::size_t kStack = 256 << 10;
 #else
 constexpr std::size_t kStack = 128 << 10;
 #endif
@@ -106,7 +106,8 @@ struct Machine {
     std::vector<std::unique_ptr<Fibre>> fibres;  // kept for their stacks
     std::vector<Fibre*> runnable;
     std::size_t living = 0;
-    uint64_t idle = 0;  // pauses since anything else happened
+    uint64_t idle = 0;       // pauses since anything else happened
+    bool abandoned = false;  // fibres of a launch that failed
 
     // In a fibre: let another run.
     void leave(bool for_good = false) {
@@ -191,7 +192,9 @@ inline void Machine::start(Block& made, unsigned first_fibre) {
         fibre.ended = false;
         fibre.fake_stack = nullptr;
 #if defined(__SANITIZE_ADDRESS__)
-        __asan_unpoison_memory_region(fibre.stack.get(), kStack);
+        // Frames of a fibre that has returned are clean but for its first; abandoned ones are not.
+        const std::size_t dirty = abandoned ? kStack : 4096;
+        __asan_unpoison_memory_region(fibre.stack.get() + kStack - dirty, dirty);
 #endif
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = fibre.stack.get();
@@ -209,6 +212,7 @@ inline void Machine::run_blocks(std::vector<std::unique_ptr<Block>>& blocks) {
     idle = 0;
     for (std::size_t i = 0; i < blocks.size(); ++i) start(*blocks[i], unsigned(i) * block.x);
     const uint64_t patience = 100000 + 1000 * uint64_t(living);
+    abandoned = false;
     while (living > 0 && error.empty()) {
         if (runnable.empty()) {
             error = "threads wait at barriers that the others never reach";
@@ -230,6 +234,7 @@ inline void Machine::run_blocks(std::vector<std::unique_ptr<Block>>& blocks) {
         __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
 #endif
     }
+    abandoned = !error.empty();
 }
 
 inline void Machine::launch(bool cooperative, std::size_t shared) {
@@ -298,8 +303,8 @@ T shuffle(unsigned lanes, T value, int from, int line) {
 #define blockDim (emulated::machine.block)
 #define gridDim (emulated::machine.grid)
 
-#define NLM_KERNEL(name, threads, ...)                                             \
-    static void name(__VA_ARGS__);                                                 \
+#define NLM_KERNEL(name, threads, ...)                                            \
+    static void name(__VA_ARGS__);                                                \
     static const emulated::Registered registered_##name(#name, threads, &(name)); \
     static void name(__VA_ARGS__)
 

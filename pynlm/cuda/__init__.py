@@ -10,4 +10,8 @@ from __future__ import annotations
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 
-__all__ = ["clip_values", "dropout", "sum_squares"]
+__all__ = [
+    "clip_values",
+    "dropout",
+    "sum_squares",
+]

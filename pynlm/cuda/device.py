@@ -111,7 +111,9 @@ class Device(ABC):
         if cooperative and grid[0] * grid[1] > self.processors:
             raise ValueError(f"{kernel}: {grid} blocks cannot be on {self.processors} processors")
         if shared > self.shared_limit:
-            raise ValueError(f"{kernel}: {shared} bytes of shared memory, limit {self.shared_limit}")
+            raise ValueError(
+                f"{kernel}: {shared} bytes of shared memory, limit {self.shared_limit}"
+            )
         macros = (f"REAL={_REALS[real]}", *defines)
         self._start(found, entry, (*grid, 1), shared, cooperative, macros, arguments)
 
@@ -168,6 +170,7 @@ class CupyDevice(Device):
         self.processors = attributes["MultiProcessorCount"]
         self.shared_limit = attributes["MaxSharedMemoryPerBlockOptin"]
         self._kernels: dict[Any, Any] = {}
+        self._modules: dict[Any, Any] = {}
         self._one = {t: np.ones((), t) for t in _REALS}
         self._zero = {t: np.zeros((), t) for t in _REALS}
 
@@ -181,20 +184,32 @@ class CupyDevice(Device):
         macros: tuple[str, ...],
         arguments: list[Any],
     ) -> None:
-        key = (source.path, kernel.name, macros, cooperative)
+        key = (source.path, kernel.name, macros)
         entry = self._kernels.get(key)
         if entry is None:
-            module = self.xp.RawModule(
+            entry = self._kernels[key] = self._module(source, macros).get_function(kernel.name)
+        if shared > _SHARED_UNASKED and entry.max_dynamic_shared_size_bytes < shared:
+            entry.max_dynamic_shared_size_bytes = shared
+        given = tuple(_NULL if value is None else value for value in arguments)
+        # A module made with enable_cooperative_groups would be linked with libraries of a CUDA
+        # installation, which only cooperative_groups.h needs.
+        entry.kernel(
+            grid,
+            (kernel.threads, 1, 1),
+            given,
+            shared_mem=shared,
+            enable_cooperative_groups=cooperative,
+        )
+
+    def _module(self, source: Source, macros: tuple[str, ...]) -> Any:
+        key = (source.path, macros)
+        if key not in self._modules:
+            self._modules[key] = self.xp.RawModule(
                 code=source.text,
                 options=(*COMPILER_OPTIONS, *(f"-D{macro}" for macro in macros)),
                 backend="nvrtc",
-                enable_cooperative_groups=cooperative,
             )
-            entry = self._kernels[key] = module.get_function(kernel.name)
-        if shared > 48 * 1024 and entry.max_dynamic_shared_size_bytes < shared:
-            entry.max_dynamic_shared_size_bytes = shared
-        pointers = [np.uint64(0) if value is None else value for value in arguments]
-        entry(grid, (kernel.threads, 1, 1), tuple(pointers), shared_mem=shared)
+        return self._modules[key]
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         if not out.size:
@@ -223,6 +238,10 @@ class CupyDevice(Device):
             beta.ctypes.data, out.data.ptr, real, columns, _COMPUTE[self.math], _DEFAULT_ALGORITHM,
         )  # fmt: skip
 
+
+_NULL = np.uint64(0)
+# A block may have so much shared memory without asking for it.
+_SHARED_UNASKED = 48 << 10
 
 COMPILER_OPTIONS = ("-std=c++17", "-default-device")
 """What NVRTC is told besides the architecture and macros."""

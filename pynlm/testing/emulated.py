@@ -25,7 +25,18 @@ from pynlm.cuda.source import Kernel, Source, root
 
 # PYNLM_EMULATION_FLAGS adds to them: -fsanitize=address,undefined
 _FLAGS = [
-    *("-std=c++20", "-O1", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow", "-Werror"),
+    *(
+        "-std=c++20",
+        "-O1",
+        "-g1",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wshadow",
+        "-Werror",
+    ),
     # of setcontext, which is not longjmp; of macros that kernels are compiled with or without
     *("-Wno-clobbered", "-Wno-unknown-pragmas", "-Wno-unused-function"),
 ]
@@ -120,7 +131,9 @@ def _library(path: str, text: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     flags = [*_FLAGS, *os.environ.get("PYNLM_EMULATION_FLAGS", "").split()]
     emulator = (root() / "common/emulated.h").read_bytes()
     key = hashlib.sha256("\0".join([text, *macros, *flags]).encode() + emulator).hexdigest()[:20]
-    folder = Path(os.environ.get("PYNLM_EMULATION_CACHE", tempfile.gettempdir() + "/pynlm-emulated"))
+    folder = Path(
+        os.environ.get("PYNLM_EMULATION_CACHE", tempfile.gettempdir() + "/pynlm-emulated")
+    )
     library = folder / f"{Path(path).stem}-{key}.so"
     if not library.exists():
         folder.mkdir(parents=True, exist_ok=True)
