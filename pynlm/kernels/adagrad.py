@@ -18,7 +18,7 @@ def adagrad_update(
     lr: float,
     eps: float,
     weight_decay: float,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One step of Adagrad on flat parameters, in place.
 
@@ -40,12 +40,13 @@ def adagrad_update(
         Positive.
     weight_decay : float
         >= 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range.
 
@@ -67,7 +68,7 @@ def adagrad_update(
     check(g, "P", d, func=f, name="g")
     check(v, "P", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, eps, weight_decay)
-    function(f, backend)(w=w, g=g, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay)
+    function(f, backend, d)(w=w, g=g, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def adagrad_update_rows(
@@ -80,7 +81,7 @@ def adagrad_update_rows(
     lr: float,
     eps: float,
     weight_decay: float,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """`adagrad_update` of a table whose gradient is zero except in `rows`.
 
@@ -95,7 +96,8 @@ def adagrad_update_rows(
         Gradient of those rows.
     scale, lr, eps, weight_decay
         As `adagrad_update`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -125,7 +127,7 @@ def adagrad_update_rows(
     check_rows(rows, d["V"], func=f)
     check(v, "V D", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, eps, weight_decay)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w, rows=rows, drows=drows, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay
     )
 

@@ -23,7 +23,7 @@ def adam_update(
     weight_decay: float,
     decoupled: bool,
     t: int,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One step of Adam (decoupled False) or AdamW (True) on flat parameters, in place.
 
@@ -52,12 +52,13 @@ def adam_update(
     decoupled : bool
     t : int
         Number of this update, counted from 1.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range.
 
@@ -82,7 +83,7 @@ def adam_update(
     check(m, "P", d, func=f, name="m", out=True)
     check(v, "P", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, beta1, beta2, eps, weight_decay, t)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         g=g,
         m=m,
@@ -113,7 +114,7 @@ def adam_update_rows(
     weight_decay: float,
     decoupled: bool,
     t: int,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """`adam_update` of a table whose gradient is zero except in `rows`.
 
@@ -128,7 +129,8 @@ def adam_update_rows(
         Gradient of those rows.
     scale, lr, beta1, beta2, eps, weight_decay, decoupled, t
         As `adam_update`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -160,7 +162,7 @@ def adam_update_rows(
     check(m, "V D", d, func=f, name="m", out=True)
     check(v, "V D", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, beta1, beta2, eps, weight_decay, t)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         rows=rows,
         drows=drows,

@@ -19,7 +19,7 @@ def sgd_update(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One step of SGD on flat parameters, in place.
 
@@ -46,12 +46,13 @@ def sgd_update(
         >= 0.
     nesterov : bool
         Needs a buffer.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range; momentum without a buffer.
 
@@ -74,7 +75,7 @@ def sgd_update(
     if momentum_buffer is not None:
         check(momentum_buffer, "P", d, func=f, name="momentum_buffer", out=True)
     _check_rates(f, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         g=g,
         momentum_buffer=momentum_buffer,
@@ -97,7 +98,7 @@ def sgd_update_rows(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """`sgd_update` of a table whose gradient is zero except in `rows`.
 
@@ -113,7 +114,8 @@ def sgd_update_rows(
     momentum_buffer : [V, D] or None, changed in place
     scale, lr, momentum, weight_decay, nesterov
         As `sgd_update`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -143,7 +145,7 @@ def sgd_update_rows(
     if momentum_buffer is not None:
         check(momentum_buffer, "V D", d, func=f, name="momentum_buffer", out=True)
     _check_rates(f, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         rows=rows,
         drows=drows,
