@@ -64,7 +64,7 @@ class Device(ABC):
             raise self._out_of_memory(shape, dtype) from None
 
     def bring(self, x: np.ndarray) -> Array:
-        """A copy of a NumPy array, which may be changed afterwards; does not wait."""
+        """A copy of a NumPy array, not to be changed until the next wait; does not wait itself."""
         return self.xp.array(x)
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import check_ids
 from pynlm.kernels.embedding import embedding_backward, embedding_forward
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
@@ -68,9 +69,13 @@ class Embedding:
             An id outside [0, V).
         """
         numbers = as_ids(ids, func=self.name, name="ids")
-        w = self.weight.data
+        w, pool = self.weight.data, self.weight.pool
         flat = numbers.reshape(-1)
-        y = self.weight.pool.lease((*numbers.shape, w.shape[1]), w.dtype)
+        if pool.device is not None:
+            # Here, because kernels on a GPU do not look at ids.
+            check_ids(flat, len(w), func=self.name, name="ids")
+            flat = pool.bring(flat)
+        y = pool.lease((*numbers.shape, w.shape[1]), w.dtype)
         embedding_forward(y=y.reshape(flat.size, w.shape[1]), ids=flat, w=w, backend=ctx.backend)
         if not ctx.train:
             return y, None
