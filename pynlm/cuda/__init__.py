@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from .clip import clip_values, sum_squares
 from .dropout import dropout
+from .embedding import embedding_backward, embedding_forward
 
 __all__ = [
     "clip_values",
     "dropout",
+    "embedding_backward",
+    "embedding_forward",
     "sum_squares",
 ]
