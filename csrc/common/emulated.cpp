@@ -61,6 +61,12 @@ struct Fibre {
     void* fake_stack;
 };
 
+constexpr char kOfBlock[] = "a block's barrier", kOfWarp[] = "a warp operation";
+std::string unreached(const char* what, int line) {
+    return std::string(what) + " at line " + std::to_string(line) +
+           " that not all of its threads reach";
+}
+
 // One launch at a time, in the thread that asks for it.
 struct Machine {
     void (*kernel)(void**) = nullptr;
@@ -113,13 +119,12 @@ void Machine::fail(const std::string& what) {
 
 // In a fibre: wait until `count` fibres have come here.
 void Machine::wait(Barrier& barrier, int count, int ended, int line, const char* what) {
-    if (ended > 0)
-        fail(std::string(what) + " at line " + std::to_string(line) +
-             " after threads of it have returned");
+    if (ended > 0) fail(unreached(what, line));
     if (barrier.waiting.empty()) barrier.line = line;
     if (barrier.line != line)
-        fail(std::string(what) + " diverges: lines " + std::to_string(barrier.line) + " and " +
-             std::to_string(line));
+        fail(std::string(what) + " diverges: lines " +
+             std::to_string(std::min(line, barrier.line)) + " and " +
+             std::to_string(std::max(line, barrier.line)));
     barrier.waiting.push_back(running);
     idle = 0;
     if (int(barrier.waiting.size()) == count) {
@@ -140,11 +145,9 @@ void Machine::run_fibre() {
     --machine.living;
     machine.idle = 0;
     if (!mine->block->barrier.waiting.empty())
-        machine.error = "a thread returned while others of its block wait at line " +
-                        std::to_string(mine->block->barrier.line);
+        machine.error = unreached(kOfBlock, mine->block->barrier.line);
     if (!mine->warp->barrier.waiting.empty())
-        machine.error = "a thread returned while others of its warp wait at line " +
-                        std::to_string(mine->warp->barrier.line);
+        machine.error = unreached(kOfWarp, mine->warp->barrier.line);
     machine.leave(true);
 }
 
@@ -240,14 +243,14 @@ void pause() {
 
 void sync_block(int line) {
     Block& mine = *machine.running->block;
-    machine.wait(mine.barrier, mine.threads, mine.ended, line, "a block's barrier");
+    machine.wait(mine.barrier, mine.threads, mine.ended, line, kOfBlock);
 }
 
 void sync_warp(unsigned lanes, int line) {
     Warp& mine = *machine.running->warp;
     if (lanes != 0xFFFFFFFFu || mine.threads != kLanes)
         machine.fail("a warp operation at line " + std::to_string(line) + " lacks lanes");
-    machine.wait(mine.barrier, kLanes, mine.ended, line, "a warp operation");
+    machine.wait(mine.barrier, kLanes, mine.ended, line, kOfWarp);
 }
 
 void moved() { machine.idle = 0; }
