@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from .clip import clip_values, sum_squares
 from .dropout import dropout
+from .linear import linear_backward, linear_forward
 
 __all__ = [
     "clip_values",
     "dropout",
+    "linear_backward",
+    "linear_forward",
     "sum_squares",
 ]
