@@ -16,6 +16,7 @@ for the device. Kernels on a GPU leave out or mark with NaN what an id out of ra
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ UINT32_MAX = 0xFFFFFFFF
 # Only these may be zero: no time steps, no batch rows, no gathered rows, no parameters.
 _MAY_BE_EMPTY = frozenset({"T", "B", "N", "R", "P"})
 
-device_types: set[type] = set()
-"""Types of arrays on a GPU besides CuPy's: those that stand for them in tests."""
+device_types: dict[type, Any] = {}
+"""Types of arrays on a GPU besides CuPy's, and their modules: those that stand for them in tests."""
 
 
 def on_device(x: object) -> bool:
@@ -55,6 +56,13 @@ def on_device(x: object) -> bool:
 def to_host(x: Any) -> Array:
     """`x` itself, or (waiting for the device) a NumPy copy of an array on a GPU."""
     return x.get() if on_device(x) else x
+
+
+def xp_of(x: object) -> Any:
+    """The module of an array: numpy or cupy."""
+    if not on_device(x):
+        return np
+    return device_types.get(type(x)) or sys.modules["cupy"]
 
 
 _ndarray = np.ndarray  # one look-up less in each check
@@ -178,16 +186,15 @@ def check_any_shape(
 
 
 def check_lengths(lengths: object, dims: Dims, *, func: str) -> None:
-    """Raise unless `lengths` is None or a NumPy int32 [B], non-increasing, in [0, T].
+    """Raise unless `lengths` is None or int32 [B], non-increasing, in [0, T].
 
-    `dims` must hold B and T already. NumPy also where the other arrays are on a GPU: what is to be
-    launched depends on them.
+    `dims` must hold B and T already. On a GPU they are not looked at.
     """
     if lengths is None:
         return
-    if on_device(lengths):
-        raise TypeError(f"{func}: lengths must be a NumPy array, got {describe(lengths)}")
     check(lengths, "B", dims, func=func, name="lengths", dtype=INT32)
+    if on_device(lengths):
+        return
     values: list[int] = lengths.tolist()  # type: ignore[attr-defined]
     limit = dims["T"]
     previous = limit

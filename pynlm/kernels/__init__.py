@@ -9,9 +9,9 @@ Dimensions: T time, B batch, N rows, I input, H hidden, O output, D embedding, V
 are C-contiguous; floats are all float32 or all float64; ids, targets and lengths are int32.
 
 With CuPy arrays a call returns as soon as its work is queued on the current stream. All arrays are
-then on the GPU but `lengths` and `Variant.rows`, NumPy arrays in any case. What ids and rows hold
-is not checked there, because that would wait: nothing outside an array is read or written for one
-out of range, and results that depend on it are NaN or unspecified.
+then CuPy's; `lengths` and `Variant.rows` may be NumPy's, which are checked and copied. What ids,
+rows and lengths on a GPU hold is not checked, because that would wait: nothing outside an array is
+read or written for one out of range, and results that depend on it are NaN or unspecified.
 """
 
 from .adagrad import adagrad_update, adagrad_update_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -15,9 +16,6 @@ _MODULES = {"cpu": "pynlm._kernels", "cuda": "pynlm.cuda", "reference": "pynlm.r
 # Filled on first use: scoring and training never load the reference.
 _found: dict[tuple[str, str | None], Callable[..., Any]] = {}
 
-
-# NumPy arrays that kernels take beside arrays of a GPU: what is launched depends on them.
-_ON_HOST = ("lengths",)
 
 
 def function(name: str, backend: str | None, dims: Dims) -> Callable[..., Any]:
@@ -61,12 +59,28 @@ def _import(name: str, backend: str | None) -> Callable[..., Any]:
 
 
 def _call_on_device(name: str, backend: str | None, first: str, /, **given: Any) -> Any:
-    """Call a function of "cuda" unless some of its arrays are on a GPU and some are not."""
+    """Call a function of "cuda" unless some of its arrays are on a GPU and some are not.
+
+    Lengths, and the rows of a variant, are copied there.
+    """
     if backend not in (None, "cuda"):
         raise TypeError(f"{name}: backend {backend!r} takes NumPy arrays, got {first} on a GPU")
     for argument, value in given.items():
-        if isinstance(value, np.ndarray) and argument not in _ON_HOST:
+        if argument == "lengths":
+            given[argument] = _there(value)
+        elif argument == "variant" and value is not None and value.rows is not None:
+            given[argument] = replace(value, rows=_there(value.rows))
+        elif isinstance(value, np.ndarray):
             raise TypeError(
                 f"{name}: {argument} must be on the GPU as {first} is, got NumPy's {describe(value)}"
             )
     return function(name, "cuda", {})(**given)
+
+
+def _there(x: Any) -> Any:
+    """A NumPy array on the GPU, without waiting; anything else as it is."""
+    if not isinstance(x, np.ndarray):
+        return x
+    from pynlm.cuda.device import current
+
+    return current().bring(x)

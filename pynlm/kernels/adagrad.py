@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import INT32, Array, check, check_number, check_rows
 
 from ._backend import function
+from .queued import check_scale
 
 
 def adagrad_update(
@@ -33,7 +34,7 @@ def adagrad_update(
     g : [P]
         Gradient, not changed.
     scale : float
-        Multiplies the gradient first (clipping by norm).
+        Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
         Learning rate, >= 0.
     eps : float
@@ -133,7 +134,7 @@ def adagrad_update_rows(
 
 
 def _check_rates(func: str, scale: float, lr: float, eps: float, weight_decay: float) -> None:
-    check_number(scale, func=func, name="scale")
+    check_scale(scale, func=func)
     check_number(lr, func=func, name="lr", low=0.0)
     check_number(eps, func=func, name="eps", low=0.0, low_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)

@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import INT32, Array, check, check_integer, check_number, check_rows
 
 from ._backend import function
+from .queued import check_scale
 
 
 def adam_update(
@@ -40,7 +41,7 @@ def adam_update(
     g : [P]
         Gradient, not changed.
     scale : float
-        Multiplies the gradient first (clipping by norm).
+        Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
         Learning rate, >= 0.
     beta1, beta2 : float
@@ -189,7 +190,7 @@ def _check_rates(
     weight_decay: float,
     t: int,
 ) -> None:
-    check_number(scale, func=func, name="scale")
+    check_scale(scale, func=func)
     check_number(lr, func=func, name="lr", low=0.0)
     check_number(beta1, func=func, name="beta1", low=0.0, high=1.0, high_open=True)
     check_number(beta2, func=func, name="beta2", low=0.0, high=1.0, high_open=True)

@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import INT32, Array, check, check_number, check_rows
 
 from ._backend import function
+from .queued import check_scale
 
 
 def sgd_update(
@@ -37,7 +38,7 @@ def sgd_update(
     momentum_buffer : [P] or None, changed in place
         Zeros before the first step. None: no momentum, w -= lr * d.
     scale : float
-        Multiplies the gradient first (clipping by norm).
+        Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
         Learning rate, >= 0.
     momentum : float
@@ -167,7 +168,7 @@ def _check_rates(
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    check_number(scale, func=func, name="scale")
+    check_scale(scale, func=func)
     check_number(lr, func=func, name="lr", low=0.0)
     check_number(momentum, func=func, name="momentum", low=0.0, high=1.0, high_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)

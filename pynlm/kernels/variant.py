@@ -15,7 +15,6 @@ from pynlm.arrays import (
     check_integer,
     check_number,
     check_together,
-    describe,
     on_device,
 )
 
@@ -129,10 +128,8 @@ def check_variant(
     integer("time0", UINT32_MAX - d["T"])
     if variant.rows is not None:
         rows, batch = variant.rows, d["B"]
-        if on_device(rows):
-            raise TypeError(f"{func}: variant.rows must be a NumPy array, got {describe(rows)}")
         check(rows, "B", d, func=func, name="variant.rows", dtype=INT32)
-        if batch and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
+        if batch and not on_device(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
             raise ValueError(f"{func}: variant.rows must be in [0, B={batch}), got {rows.tolist()}")
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from pynlm.arrays import check_ids
 from pynlm.kernels.embedding import embedding_backward, embedding_forward
+from pynlm.kernels.queued import embedding_backward_dense
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import as_floats, as_ids
@@ -94,6 +95,10 @@ class EmbeddingBackprop(Once):
         if dy.shape != shape:
             raise ValueError(f"{self._name}: dy must be {list(shape)}, got {list(dy.shape)}")
         dy = dy.reshape(ids.size, shape[-1])
+        if weight.pool.device is not None:
+            with weight.target() as dw:
+                embedding_backward_dense(dw=dw, ids=ids, dy=dy)
+            return
         rows = weight.pool.lease(ids.shape, np.int32)
         drows = weight.pool.like(dy)
         n = embedding_backward(rows=rows, drows=drows, ids=ids, dy=dy, backend=ctx.backend)

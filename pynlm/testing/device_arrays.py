@@ -226,4 +226,4 @@ def _operators() -> None:
 
 
 _operators()
-device_types.add(DeviceArray)
+device_types[DeviceArray] = Cupy()
