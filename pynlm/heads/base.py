@@ -297,7 +297,7 @@ class BaseHead:
             given = _per_token(given, n, func, name)
             return given if on_device(given) else self.pool.bring(given)
         full = self.pool.lease((n,), self.dtype)
-        full.fill(given)
+        full.fill(given[()])
         return full
 
     @contextmanager
