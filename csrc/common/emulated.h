@@ -88,6 +88,7 @@ inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
 inline void nlm_pause() { emulated::pause(); }
+inline double nlm_infinity() { return HUGE_VAL; }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulated::sync_block(line); }
@@ -120,6 +121,18 @@ inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LI
     emulated::sync_warp(lanes, line);
     return votes;
 }
+inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __builtin_LINE()) {
+    unsigned same = 0;
+    emulated::Fibre& mine = *emulated::machine.current;
+    mine.warp->slot[mine.lane] = value;
+    emulated::sync_warp(lanes, line);
+    for (int i = 0; i < emulated::kLanes; ++i)
+        same |= unsigned(uint32_t(mine.warp->slot[i]) == value) << i;
+    emulated::sync_warp(lanes, line);
+    return same;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 // On integers only: sums of floats would depend on the order.
 inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
     emulated::moved();
