@@ -110,6 +110,16 @@ NLM_FN RowSums thread_sums(const Row& row) {
     return mine;
 }
 
+NLM_FN REAL thread_top(const Row& row) {
+    REAL top = kLowest;
+    REAL* const most = &top;
+    each_packet(row, [=](int, const Logits& x) {
+#pragma unroll
+        for (int j = 0; j < kPacket; ++j) *most = x.at[j] > *most ? x.at[j] : *most;
+    });
+    return top;
+}
+
 // A row's threads put theirs together, in one order; bytes of shared memory are kJoinBytes.
 constexpr int kJoinBytes = (3 * kRowThreads + 3) * 8;
 
@@ -158,15 +168,15 @@ NLM_FN RowSums row_sums(const Row& row) {
     return join(thread_sums<kTotal>(row));
 }
 
-// Gradients of logits in place of them, for `span` rows by 32 packets of words; block (words, span).
-// gradient(row of the span, first word, logits) gives a packet. sums[blockIdx.y, v], where not null,
-// are those over the span. Reads and writes each logit once; bound by memory.
+// Gradients of logits in place of them, for `span` rows by 32 packets of words; block (words,
+// span). gradient(row of the span, first word, logits) gives a packet. sums[blockIdx.y, v], where
+// not null, are those over the span. Reads and writes each logit once; bound by memory.
 constexpr int kTileWords = kWarp * kPacket, kTileWarps = 8;
 constexpr int kTileBytes = kTileWarps * kTileWords * int(sizeof(REAL));
 
 template <class Gradient>
-NLM_FN void tile_gradients(REAL* z, REAL* sums, const REAL* b, int count, int V, int64_t width,
-                           REAL* shared, const Gradient& gradient) {
+NLM_FN void tile_gradients(REAL* z, REAL* sums, int count, int V, int64_t width, REAL* shared,
+                           const Gradient& gradient) {
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int first = int(blockIdx.x) * kTileWords, v = first + lane * kPacket;
     Logits sum = {};
