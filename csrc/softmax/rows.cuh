@@ -70,12 +70,13 @@ struct RowSums {
 };
 
 // Packets that a thread has on their way at a time.
-constexpr int kAhead = 4;
+constexpr int kAhead = sizeof(REAL) == 4 ? 4 : 1;
 
 // Calls body(first word, logits) for a thread's share of a row, in packets.
 template <class Body>
 NLM_FN void each_packet(const Row& row, const Body& body) {
     constexpr int kStep = kRowThreads * kPacket;
+#pragma unroll kAhead
     for (int v = row_thread() * kPacket; v < row.V; v += kStep) body(v, row.packet(v));
 }
 
@@ -108,16 +109,6 @@ NLM_FN RowSums thread_sums(const Row& row) {
         }
     }
     return mine;
-}
-
-NLM_FN REAL thread_top(const Row& row) {
-    REAL top = kLowest;
-    REAL* const most = &top;
-    each_packet(row, [=](int, const Logits& x) {
-#pragma unroll
-        for (int j = 0; j < kPacket; ++j) *most = x.at[j] > *most ? x.at[j] : *most;
-    });
-    return top;
 }
 
 // A row's threads put theirs together, in one order; bytes of shared memory are kJoinBytes.
@@ -172,7 +163,8 @@ NLM_FN RowSums row_sums(const Row& row) {
 // span). gradient(row of the span, first word, logits) gives a packet. sums[blockIdx.y, v], where
 // not null, are those over the span. Reads and writes each logit once; bound by memory.
 constexpr int kTileWords = kWarp * kPacket, kTileWarps = 8;
-constexpr int kTileBytes = kTileWarps * kTileWords * int(sizeof(REAL));
+// Of double precision one more would not fit into the registers that full occupancy leaves.
+constexpr int kAheadRows = sizeof(REAL) == 4 ? 4 : 1;
 
 template <class Gradient>
 NLM_FN void tile_gradients(REAL* z, REAL* sums, int count, int V, int64_t width, REAL* shared,
@@ -181,7 +173,7 @@ NLM_FN void tile_gradients(REAL* z, REAL* sums, int count, int V, int64_t width,
     const int first = int(blockIdx.x) * kTileWords, v = first + lane * kPacket;
     Logits sum = {};
     if (v < V) {
-#pragma unroll 4
+#pragma unroll kAheadRows
         for (int r = warp; r < count; r += kTileWarps) {
             const Logits dz = gradient(r, v);
 #pragma unroll

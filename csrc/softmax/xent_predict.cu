@@ -115,6 +115,37 @@ NLM_KERNEL(xent_top_k, 256, REAL* log_prob, int32_t* ids, const REAL* z, const R
 
 constexpr uint32_t kPhiloxSample = 7;  // site
 
+// The largest logit of a row, found by its block.
+NLM_FN REAL row_top(const Row& row, double* tops, double* result) {
+    REAL top = kLowest;
+    REAL* const most = &top;
+    each_packet(row, [=](int, const Logits& x) {
+#pragma unroll
+        for (int j = 0; j < kPacket; ++j) *most = x.at[j] > *most ? x.at[j] : *most;
+    });
+    tops[row_thread()] = double(top);
+    __syncthreads();
+    if (row_thread() < kWarp) {
+        double all = tops[row_thread()];
+        for (int w = 1; w < kRowWarps; ++w) {
+            const double other = tops[w * kWarp + row_thread()];
+            all = other > all ? other : all;
+        }
+        all = warp_max(all);
+        if (row_thread() == 0) *result = all;
+    }
+    __syncthreads();
+    return REAL(*result);
+}
+
+// Infinity if there is no distribution.
+NLM_FN double sum_parts(const double* parts) {
+    double total = 0;
+#pragma unroll kAhead
+    for (int t = 0; t < kThreads; ++t) total += parts[t];
+    return total > 0 ? total : nlm_infinity();
+}
+
 // The first part that the running sum exceeds `rest` in, which is left relative to it; -1 if `rest`
 // is no number.
 NLM_FN int find_share(const double* parts, double* rest) {
@@ -138,30 +169,29 @@ NLM_FN int find_share(const double* parts, double* rest) {
 NLM_KERNEL(xent_sample, 256, int32_t* ids, const REAL* z, const REAL* b, const int32_t* rows,
            int64_t first, int64_t N, int V, int64_t width, uint32_t seed, uint32_t step,
            uint32_t time, uint32_t layer, REAL inverse) {
-    double* const parts = nlm_shared<double>() + kJoinBytes / 8;  // [kThreads]
-    double* const rest = parts + kThreads;                        // of the share
-    int32_t* const place = reinterpret_cast<int32_t*>(rest + 1);
+    double* const parts = nlm_shared<double>();  // [kThreads]
+    double* const rest = parts + kThreads;       // of the share
+    int32_t* const place = reinterpret_cast<int32_t*>(rest + 2);
     const int thread = row_thread();
     for (int64_t n = first_row(); n < N; n += row_step()) {
+        if (thread == 0) {
+            const uint32_t id = uint32_t(rows != nullptr ? rows[n] : first + n);
+            *rest = uniform_53(
+                philox(seed, step, {{0, id, time, philox_purpose(kPhiloxSample, layer)}}));
+        }
         const Row row{z + n * width, b, V, inverse, true};
-        const REAL top = join({thread_top(row), 0, 0}).top;
+        const REAL top = row_top(row, parts, rest + 1);
         int begin = 0, end = V;
         for (bool all = true; begin >= 0 && (all || end - begin > 1); all = false) {
             const int size = (end - begin + kThreads - 1) / kThreads;
             double sum = 0;
             const int from = begin + thread * size, to = from + size < end ? from + size : end;
+#pragma unroll kAhead
             for (int v = from; v < to; ++v) sum += double(exp(row.at(v) - top));
             parts[thread] = sum;
             __syncthreads();
             if (thread == 0) {
-                if (all) {
-                    double total = 0;
-                    for (int t = 0; t < kThreads; ++t) total += parts[t];
-                    const uint32_t id = uint32_t(rows != nullptr ? rows[n] : first + n);
-                    const PhiloxWords drawn =
-                        philox(seed, step, {{0, id, time, philox_purpose(kPhiloxSample, layer)}});
-                    *rest = total > 0 ? uniform_53(drawn) * total : nlm_infinity();
-                }
+                if (all) *rest *= sum_parts(parts);
                 *place = find_share(parts, rest);
             }
             __syncthreads();

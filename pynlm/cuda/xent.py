@@ -230,7 +230,7 @@ def xent_sample(
             "xent_sample",
             device.blocks_for(len(z), 1),
             real=h.dtype,
-            shared=_JOIN_BYTES + 8 * (_BLOCK + 2),
+            shared=8 * (_BLOCK + 3),
             ids=ids[some],
             z=z,
             b=b,
