@@ -28,6 +28,9 @@ __device__ __forceinline__ T* nlm_shared() {
     return reinterpret_cast<T*>(nlm_shared_bytes);
 }
 __device__ __forceinline__ void nlm_pause() { __nanosleep(20); }
+__device__ __forceinline__ double nlm_infinity() {
+    return __longlong_as_double(0x7FF0000000000000LL);
+}
 __device__ __forceinline__ uint32_t nlm_load_acquire(const uint32_t* p) {
     uint32_t value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");

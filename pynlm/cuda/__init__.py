@@ -14,6 +14,14 @@ from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
 from .linear import linear_backward, linear_forward
 from .sgd import sgd_update, sgd_update_rows
+from .xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 
 __all__ = [
     "adagrad_update",
@@ -29,4 +37,10 @@ __all__ = [
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",
+    "xent_entropy",
+    "xent_forward",
+    "xent_gradients",
+    "xent_log_prob",
+    "xent_sample",
+    "xent_top_k",
 ]

@@ -183,9 +183,10 @@ class Device(ABC):
 
         Parameters
         ----------
-        out : [M, N], contiguous
+        out : [M, N]
+            Its rows contiguous, at any distance from each other.
         a : [M, K], b : [K, N]
-            Contiguous, or the transpose of what is. One dtype for all three.
+            Likewise, or the transpose of such a matrix. One dtype for all three.
         """
 
 
@@ -268,6 +269,9 @@ class CupyDevice(Device):
         # cuBLAS counts columns first: it computes out.T = b.T @ a.T.
         left, left_stride = _columns_first(b)
         right, right_stride = _columns_first(a)
+        out_transposed, out_stride = _columns_first(out)
+        if out_transposed:
+            raise ValueError("matmul: out must have contiguous rows")
         handle = self.xp.cuda.device.get_cublas_handle()
         beta = (self._one if accumulate else self._zero)[out.dtype]
         (rows, columns), depth = out.shape, a.shape[1]
@@ -275,13 +279,13 @@ class CupyDevice(Device):
         if out.dtype == np.float64:
             cublas.dgemm(
                 *sizes, b.data.ptr, left_stride, a.data.ptr, right_stride, beta.ctypes.data,
-                out.data.ptr, columns,
+                out.data.ptr, out_stride,
             )  # fmt: skip
             return
         real = _CUDA_R_32F
         cublas.gemmEx(
             *sizes, b.data.ptr, real, left_stride, a.data.ptr, real, right_stride,
-            beta.ctypes.data, out.data.ptr, real, columns, _COMPUTE[self.math], _DEFAULT_ALGORITHM,
+            beta.ctypes.data, out.data.ptr, real, out_stride, _COMPUTE[self.math], _DEFAULT_ALGORITHM,
         )  # fmt: skip
 
 
@@ -300,13 +304,18 @@ _DEFAULT_ALGORITHM = -1
 
 def _columns_first(x: Array) -> tuple[int, int]:
     """Whether cuBLAS must transpose x.T, and the leading dimension."""
-    item = x.dtype.itemsize
-    if x.flags.c_contiguous:
+    if x.flags.c_contiguous:  # strides of dimensions of size 1 say nothing
         return 0, max(x.shape[1], 1)
     if x.flags.f_contiguous:
         return 1, max(x.shape[0], 1)
-    raise ValueError(f"matmul: an operand must be contiguous or transposed, got strides "
-                     f"{[stride // item for stride in x.strides]}")  # fmt: skip
+    rows, columns = (stride // x.dtype.itemsize for stride in x.strides)
+    if columns == 1 and rows >= x.shape[1]:
+        return 0, rows
+    if rows == 1 and columns >= x.shape[0]:
+        return 1, columns
+    raise ValueError(
+        f"matmul: rows or columns of an operand must be contiguous, got strides {[rows, columns]}"
+    )
 
 
 _emulated: Device | None = None
