@@ -120,6 +120,17 @@ inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LI
     emulated::sync_warp(lanes, line);
     return votes;
 }
+inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __builtin_LINE()) {
+    unsigned same = 0;
+    emulated::current->slots[emulated::current->lane] = value;
+    emulated::sync_warp(lanes, line);
+    for (int i = 0; i < emulated::kLanes; ++i)
+        same |= unsigned(uint32_t(emulated::current->slots[i]) == value) << i;
+    emulated::sync_warp(lanes, line);
+    return same;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 // On integers only: sums of floats would depend on the order.
 inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
     emulated::moved();
