@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,12 @@ def behind_the_wall(name: str) -> Callable[..., Any]:
     """A kernel of the CPU that takes arrays of the device only."""
 
     def call(**given: Any) -> Any:
-        count = getattr(_kernels, name)(**{key: unwrap(value) for key, value in given.items()})
+        values = {key: unwrap(value) for key, value in given.items()}
+        if isinstance(values.get("scale"), np.ndarray):  # of `clip_scale`, not waited for
+            values["scale"] = values["scale"][0]
+        if values.get("variant") is not None:
+            values["variant"] = replace(values["variant"], rows=unwrap(values["variant"].rows))
+        count = getattr(_kernels, name)(**values)
         if count is not None:
             DeviceArray.waits += 1
         return count
