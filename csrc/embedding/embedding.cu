@@ -26,8 +26,7 @@ NLM_FN Packet<REAL, kLanes> sum_places(const REAL* dy, int64_t D, const uint32_t
     for (; i + kAhead <= count; i += kAhead) {
         Packet<REAL, kLanes> row[kAhead];
 #pragma unroll
-        for (int k = 0; k < kAhead; ++k)
-            row[k] = load_packet<REAL, kLanes>(dy + places[i + k] * D);
+        for (int k = 0; k < kAhead; ++k) row[k] = load_packet<REAL, kLanes>(dy + places[i + k] * D);
 #pragma unroll
         for (int k = 0; k < kAhead; ++k)
             for (int l = 0; l < kLanes; ++l) sum.at[l] += row[k].at[l];
@@ -55,8 +54,7 @@ NLM_KERNEL(embedding_sums, 256, REAL* dw, int32_t* rows, const REAL* dy, const u
             const uint32_t id = keys[begin];
             REAL* const out = dw + (rows != nullptr ? s : int64_t(id)) * D;
             for (int64_t c = thread * kLanes; c < D; c += threads * kLanes)
-                store_packet(out + c,
-                             sum_places<kLanes>(dy + c, D, places + begin, end - begin));
+                store_packet(out + c, sum_places<kLanes>(dy + c, D, places + begin, end - begin));
             if (rows != nullptr && thread == 0) rows[s] = int32_t(id);
         }
     });
