@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import cuda, reference
+from pynlm import cuda
 from pynlm.cuda.clip import clip_scale, sum_squares_on_device
 from pynlm.cuda.embedding import embedding_backward_dense
 from pynlm.cuda.sort import sort_ids
@@ -134,7 +134,14 @@ class _Rows:
 
 @pytest.mark.parametrize(
     ("totals", "scale"),
-    [([9.0, 16.0], 0.4), ([1.0], 1.0), ([4.0], 1.0), ([0.0], 1.0), ([np.inf], 0.0), ([np.nan], 1.0)],
+    [
+        ([9.0, 16.0], 0.4),
+        ([1.0], 1.0),
+        ([4.0], 1.0),
+        ([0.0], 1.0),
+        ([np.inf], 0.0),
+        ([np.nan], 1.0),
+    ],
 )
 def test_clip_scale(totals: list[float], scale: float) -> None:
     assert clip_scale(np.array(totals), 2.0)[0] == scale

@@ -12,6 +12,7 @@ from .adam import adam_update, adam_update_rows
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
+from .linear import linear_backward, linear_forward
 from .sgd import sgd_update, sgd_update_rows
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "dropout",
     "embedding_backward",
     "embedding_forward",
+    "linear_backward",
+    "linear_forward",
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",

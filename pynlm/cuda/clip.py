@@ -63,9 +63,7 @@ def clip_scale(totals: Array, limit: float) -> Array:
     """
     device = current()
     scale = device.empty((1,), np.float64)
-    device.launch(
-        _SOURCE, "clip_scale", 1, scale=scale, totals=totals, n=totals.size, limit=limit
-    )
+    device.launch(_SOURCE, "clip_scale", 1, scale=scale, totals=totals, n=totals.size, limit=limit)
     return scale
 
 

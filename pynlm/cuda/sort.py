@@ -40,9 +40,7 @@ def sort_ids(ids: Array, bits: int = 31) -> Sorted:
     n = ids.size
     blocks = max(1, min(-(-n // (_DIGITS * _TILES_A_BLOCK)), device.processors))
     keys, places = device.empty((n,), np.uint32), device.empty((n,), np.uint32)
-    found = Sorted(
-        keys, places, device.empty((n + 1,), np.int32), device.empty((1,), np.int32)
-    )
+    found = Sorted(keys, places, device.empty((n + 1,), np.int32), device.empty((1,), np.int32))
     device.launch(
         "common/sort.cu",
         "sort_ids",

@@ -10,7 +10,9 @@ Scale = float | Array
 """What the gradient is multiplied by: a number, or float64 [1] on the device (`clip_scale`)."""
 
 
-def launch_flat(source: str, kernel: str, *, w: Array, g: Array, scale: Scale, **given: Any) -> None:
+def launch_flat(
+    source: str, kernel: str, *, w: Array, g: Array, scale: Scale, **given: Any
+) -> None:
     """Launch an update of flat parameters."""
     device = current()
     device.launch(
