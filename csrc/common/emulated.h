@@ -122,11 +122,10 @@ inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LI
 }
 inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __builtin_LINE()) {
     unsigned same = 0;
-    emulated::Fibre& mine = *emulated::machine.current;
-    mine.warp->slot[mine.lane] = value;
+    emulated::current->slots[emulated::current->lane] = value;
     emulated::sync_warp(lanes, line);
     for (int i = 0; i < emulated::kLanes; ++i)
-        same |= unsigned(uint32_t(mine.warp->slot[i]) == value) << i;
+        same |= unsigned(emulated::current->slots[i] == value) << i;
     emulated::sync_warp(lanes, line);
     return same;
 }
