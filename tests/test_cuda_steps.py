@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pynlm import cuda
+from pynlm.cuda._sorted import sort_ids
 from pynlm.cuda.clip import clip_scale, sum_squares_on_device
 from pynlm.cuda.embedding import embedding_backward_dense
-from pynlm.cuda.sort import sort_ids
 from pynlm.reference import philox
 from pynlm.testing import DTYPES, assert_close, assert_same_bits
 from pynlm.testing.emulated import EmulatedDevice, emulation
@@ -32,7 +32,7 @@ def device() -> Iterator[None]:
 def test_sort_is_stable(n: int, largest: int) -> None:
     """At sizes of one and of several blocks, of one to three digits."""
     ids = np.random.default_rng(n).integers(0, largest + 1, n).astype(np.int32)
-    found = sort_ids(ids, largest.bit_length())
+    found = sort_ids(ids, largest + 1)
     places = np.argsort(ids, kind="stable")
     distinct, begins = np.unique(ids[places], return_index=True)
     np.testing.assert_array_equal(found.places, places)
