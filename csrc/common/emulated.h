@@ -125,7 +125,7 @@ inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __bu
     emulated::current->slots[emulated::current->lane] = value;
     emulated::sync_warp(lanes, line);
     for (int i = 0; i < emulated::kLanes; ++i)
-        same |= unsigned(uint32_t(emulated::current->slots[i]) == value) << i;
+        same |= unsigned(emulated::current->slots[i] == value) << i;
     emulated::sync_warp(lanes, line);
     return same;
 }
