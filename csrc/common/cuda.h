@@ -19,8 +19,10 @@ typedef unsigned long long uint64_t;
 typedef int int32_t;
 typedef long long int64_t;
 
+// One block of a multiprocessor is enough: otherwise ptxas spills a few registers, or loads in
+// turn what could be on its way together, so that more may be there.
 #define NLM_KERNEL(name, threads, ...) \
-    extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 
 extern __shared__ __align__(16) unsigned char nlm_shared_bytes[];
 template <class T>

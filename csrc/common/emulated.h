@@ -88,7 +88,6 @@ inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
 inline void nlm_pause() { emulated::pause(); }
-inline double nlm_infinity() { return HUGE_VAL; }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulated::sync_block(line); }
@@ -121,13 +120,16 @@ inline unsigned __ballot_sync(unsigned lanes, bool vote, int line = __builtin_LI
     emulated::sync_warp(lanes, line);
     return votes;
 }
-// The lanes that give the same value.
 inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __builtin_LINE()) {
     unsigned same = 0;
     emulated::current->slots[emulated::current->lane] = value;
     emulated::sync_warp(lanes, line);
     for (int i = 0; i < emulated::kLanes; ++i)
+<<<<<<< HEAD
         same |= unsigned(uint32_t(emulated::current->slots[i]) == value) << i;
+=======
+        same |= unsigned(emulated::current->slots[i] == value) << i;
+>>>>>>> 6138729163a48f47201789ff2ec154abd30e91b5
     emulated::sync_warp(lanes, line);
     return same;
 }

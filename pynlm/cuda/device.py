@@ -285,7 +285,8 @@ class CupyDevice(Device):
         real = _CUDA_R_32F
         cublas.gemmEx(
             *sizes, b.data.ptr, real, left_stride, a.data.ptr, real, right_stride,
-            beta.ctypes.data, out.data.ptr, real, out_stride, _COMPUTE[self.math], _DEFAULT_ALGORITHM,
+            beta.ctypes.data, out.data.ptr, real, out_stride, _COMPUTE[self.math],
+            _DEFAULT_ALGORITHM,
         )  # fmt: skip
 
 

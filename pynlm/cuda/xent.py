@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,9 +21,9 @@ _JOIN_BYTES = (3 * _BLOCK + 3) * 8  # of shared memory, where a block shares a r
 _MOST_SEARCHED = 200  # more tokens than that are found by sorting
 _CANDIDATES = 1024
 
-# Logits exist for a chunk of tokens. A chunk reads w twice and dw, too, and writes dw: of fewer than
-# about H tokens that is more than what is done to the logits themselves. H tokens take the memory
-# of another dw.
+# Logits exist for a chunk of tokens. Each chunk reads w twice, and reads and writes dw: of fewer
+# than about H tokens that is more than what is done to the logits themselves. H tokens' logits take
+# as much memory as dw.
 _CHUNK_BYTES = 128 << 20
 
 
@@ -36,8 +35,8 @@ class Logits(NamedTuple):
     rows : slice
         The tokens.
     z : [n, width]
-        The logits are z[:, :V]. Rows begin at multiples of 128 bytes, which makes cuBLAS and packets
-        fast for any V.
+        The logits are z[:, :V]. Rows begin at multiples of 128 bytes, for cuBLAS and packets, whatever
+        V is.
     """
 
     rows: slice
