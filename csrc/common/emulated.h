@@ -125,11 +125,7 @@ inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __bu
     emulated::current->slots[emulated::current->lane] = value;
     emulated::sync_warp(lanes, line);
     for (int i = 0; i < emulated::kLanes; ++i)
-<<<<<<< HEAD
-        same |= unsigned(uint32_t(emulated::current->slots[i]) == value) << i;
-=======
         same |= unsigned(emulated::current->slots[i] == value) << i;
->>>>>>> 6138729163a48f47201789ff2ec154abd30e91b5
     emulated::sync_warp(lanes, line);
     return same;
 }
