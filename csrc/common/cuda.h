@@ -80,6 +80,22 @@ NLM_FN T block_sum(T value, T* warps) {
     return total;
 }
 
+// The sum of `value` over the block's earlier threads; `warps` as for block_sum.
+NLM_FN uint32_t block_sum_before(uint32_t value, uint32_t* warps) {
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    uint32_t sum = value;
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const uint32_t below = __shfl_up_sync(kAllLanes, sum, unsigned(lanes));
+        if (lane >= lanes) sum += below;
+    }
+    if (lane == kWarp - 1) warps[warp] = sum;
+    __syncthreads();
+    uint32_t before = 0;
+    for (int w = 0; w < warp; ++w) before += warps[w];
+    __syncthreads();
+    return before + sum - value;
+}
+
 // A barrier of `blocks` blocks that are all on the card (a cooperative launch). `arrived` is a
 // word of global memory, 0 before the launch; `round` counts this barrier's uses from 1, in each
 // thread alike.

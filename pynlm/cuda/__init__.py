@@ -12,6 +12,13 @@ from .adam import adam_update, adam_update_rows
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
+from .hsoftmax import (
+    hsoftmax_forward,
+    hsoftmax_gradients,
+    hsoftmax_log_prob,
+    hsoftmax_sample,
+    hsoftmax_top_k,
+)
 from .linear import linear_backward, linear_forward
 from .sgd import sgd_update, sgd_update_rows
 from .xent import (
@@ -32,6 +39,11 @@ __all__ = [
     "dropout",
     "embedding_backward",
     "embedding_forward",
+    "hsoftmax_forward",
+    "hsoftmax_gradients",
+    "hsoftmax_log_prob",
+    "hsoftmax_sample",
+    "hsoftmax_top_k",
     "linear_backward",
     "linear_forward",
     "sgd_update",
