@@ -62,6 +62,12 @@ struct Block {
     std::unique_ptr<unsigned char[]> shared;
 };
 
+// An asynchronous copy of 16 bytes, done when it is waited for.
+struct Copy {
+    void* to;
+    const void* from;
+};
+
 struct Fibre {
     ucontext_t context;
     Block* block;
@@ -71,6 +77,8 @@ struct Fibre {
     bool ended;
     std::unique_ptr<unsigned char[]> stack;
     void* fake_stack;
+    std::vector<Copy> copies;
+    std::vector<std::size_t> groups;  // ends of the committed ones in `copies`
 };
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -191,6 +199,8 @@ inline void Machine::start(Block& made, unsigned first_fibre) {
         fibre.lane = int(i % kLanes);
         fibre.ended = false;
         fibre.fake_stack = nullptr;
+        fibre.copies.clear();
+        fibre.groups.clear();
 #if defined(__SANITIZE_ADDRESS__)
         // Frames of a fibre that has returned are clean but for its first; abandoned ones are not.
         const std::size_t dirty = abandoned ? kStack : 4096;
@@ -314,6 +324,30 @@ inline T* nlm_shared() {
 }
 inline void nlm_pause() { emulated::machine.pause(); }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
+template <class T>
+inline T nlm_load_global(const T* p) {
+    return *p;
+}
+inline void nlm_copy16(void* to, const void* from) {
+    if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 ||
+        reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+        emulated::machine.fail("a copy of 16 bytes is not aligned");
+    emulated::machine.current->copies.push_back({to, from});
+}
+inline void nlm_copy_commit() {
+    emulated::Fibre& mine = *emulated::machine.current;
+    mine.groups.push_back(mine.copies.size());
+}
+template <int kLeft>
+inline void nlm_copy_wait() {
+    emulated::Fibre& mine = *emulated::machine.current;
+    if (mine.groups.size() <= kLeft) return;
+    const std::size_t done = mine.groups.size() - kLeft, end = mine.groups[done - 1];
+    for (std::size_t i = 0; i < end; ++i) std::memcpy(mine.copies[i].to, mine.copies[i].from, 16);
+    mine.copies.erase(mine.copies.begin(), mine.copies.begin() + long(end));
+    mine.groups.erase(mine.groups.begin(), mine.groups.begin() + long(done));
+    for (std::size_t& group : mine.groups) group -= end;
+}
 
 inline void __syncthreads(int line = __builtin_LINE()) {
     emulated::Block& block = *emulated::machine.current->block;

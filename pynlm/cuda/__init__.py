@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from .clip import clip_values, sum_squares
 from .dropout import dropout
+from .lstm import lstm_backward, lstm_forward
 
 __all__ = [
     "clip_values",
     "dropout",
+    "lstm_backward",
+    "lstm_forward",
     "sum_squares",
 ]
