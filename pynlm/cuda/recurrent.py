@@ -185,17 +185,23 @@ def _product(
     while tiles:
         pass_rows = tiles * tile_rows
         splits = min(_THREADS // (groups * tiles), depth)
-        sums = groups * 4 * pass_rows * (splits | 1)
         chunk = max(padded(-(-depth // _CHUNKS)), min(depth, _LEAST_CHUNK))
-        while chunk >= _DEPTH_GRAIN:
-            needs = max(2 * pass_rows * (chunk + stride), sums, space)
+        while True:
+            sums = groups * 4 * pass_rows * (splits | 1)
+            staged = 2 * pass_rows * (chunk + stride)
+            needs = max(staged, sums, space)
             needs += -needs % stride
             if needs * itemsize <= limit:
                 kept = (limit // itemsize - needs) // (groups * 4) // chunk * chunk
                 kept = min(kept, depth)
                 cycles = _cycles(groups, depth, kept, rows, pass_rows, tile_rows, splits, itemsize)
                 return Product(depth, pass_rows, splits, chunk, kept, groups, needs, cycles)
-            chunk = padded(chunk // 2) if chunk > _DEPTH_GRAIN else 0
+            if sums >= staged and splits > 1:
+                splits = -(-splits // 2)
+            elif chunk > _DEPTH_GRAIN:
+                chunk = padded(chunk // 2)
+            else:
+                break
         tiles //= 2
     return None
 
@@ -250,12 +256,13 @@ def layer_gradients(
     d and d_hh are zero beyond a row's length. `y`: states as they enter w_hh, which follow `h0`.
     """
     T, B, I = x.shape
-    d_rows, d_hh_rows = d.reshape(T * B, -1), d_hh.reshape(T * B, -1)
+    d_rows, d_hh_rows = (of.reshape(T * B, of.shape[2]) for of in (d, d_hh))
     if lengths is not None:  # x beyond may be NaN
         x = rows_taking_part(device, x, lengths)
     device.matmul(dw_ih, d_rows.T, x.reshape(T * B, I))
-    device.matmul(dw_hh, d_hh_rows[:B].T, h0)
-    device.matmul(dw_hh, d_hh_rows[B:].T, y.reshape(T * B, -1)[:-B or None], accumulate=True)
+    before = y.reshape(T * B, y.shape[2])[: max(T - 1, 0) * B]
+    device.matmul(dw_hh, d_hh_rows[:B].T, h0[: len(d_hh_rows[:B])])
+    device.matmul(dw_hh, d_hh_rows[B:].T, before, accumulate=True)
     if dx is not None:
         device.matmul(dx.reshape(T * B, I), d_rows, w_ih)
 
