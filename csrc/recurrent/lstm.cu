@@ -18,8 +18,10 @@ NLM_KERNEL(lstm_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL* gates, 
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
     const Exchange exchange{states, B, padded_depth(H)};
     RowGroup others = row_group(counters);
-    const Product product = product_of(G * own.size(), G * units, exchange.depth, pass_rows, splits,
-                                       chunk, kept, far, nlm_shared<REAL>());
+    REAL* shared = nlm_shared<REAL>();
+    Product product =
+        product_of(G * own.size(), G * units, H, pass_rows, splits, chunk, kept, far, shared);
+    product.space = shared;
     pack<true>(product, int(H), [&](int m, int k) {
         return w_hh[(int64_t(m % G) * H + own.begin + m / G) * H + k];
     });
@@ -64,8 +66,10 @@ NLM_KERNEL(lstm_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const REAL* c,
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
     const Exchange exchange{states, B, padded_depth(G * H)};
     RowGroup others = row_group(counters);
-    const Product product = product_of(own.size(), units, exchange.depth, pass_rows, splits, chunk,
-                                       kept, far, nlm_shared<REAL>());
+    REAL* shared = nlm_shared<REAL>();
+    Product product =
+        product_of(own.size(), units, G * H, pass_rows, splits, chunk, kept, far, shared);
+    product.space = shared;
     // a gradient of gate g and unit u stands at G u + g
     pack<false>(product, int(G * H), [&](int m, int k) {
         return w_hh[(int64_t(k % G) * H + k / G) * H + own.begin + m];

@@ -52,14 +52,17 @@ struct Product {
     NLM_FN REAL& at(int m, int r) const { return space[(m * pass_rows + r) * apart()]; }
 };
 
-// `columns` of at most `most` in a block; its memory begins at `shared` and, for what of the
-// weights is not kept there, in its part of `far`.
-NLM_FN Product product_of(int columns, int most, int depth, int pass_rows, int splits, int chunk,
-                          int kept, REAL* far, REAL* shared) {
-    const int64_t groups = (most + 3) / 4, block = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
-    REAL* const own = far + block * groups * (depth - kept) * 4;
-    return {columns, depth,  pass_rows, splits, chunk,
-            kept,    shared, own,       shared + groups * kept * 4};
+// `columns` of at most `most` in a block. Its weights begin at `near` in shared memory, which moves
+// past them; what of them is not kept there stands in the block's part of `far`. The caller gives
+// it its space.
+NLM_FN Product product_of(int columns, int most, int64_t depth, int pass_rows, int splits, int chunk,
+                          int kept, REAL* far, REAL*& near) {
+    const int groups = (most + 3) / 4, padded = padded_depth(depth);
+    const int64_t block = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
+    REAL* const own = far + block * groups * (padded - kept) * 4;
+    const Product product{columns, padded, pass_rows, splits, chunk, kept, near, own, nullptr};
+    near += groups * kept * 4;
+    return product;
 }
 
 // The block's weights, weight(m, k), m < columns, k < depth without its padding. kAlong: values
@@ -88,6 +91,10 @@ NLM_FN void stage(const Product& p, REAL* to, const REAL* a, int rows, int k) {
 // The block's threads have all arrived before it and wait for each other after it.
 template <class Deliver>
 NLM_FN void multiply(const Product& p, const REAL* a, int rows, const Deliver& deliver) {
+    if (p.columns == 0) {  // a block beyond the last unit
+        deliver(0, rows);
+        return;
+    }
     const int groups = p.groups(), tile = int(threadIdx.x) / p.splits;
     const int split = int(threadIdx.x) % p.splits;
     const int group = tile % groups, row = tile / groups * kTileRows;

@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pynlm.kernels.variant import Variant
+
 from .device import Array, Device
+from .source import read
 
 _THREADS = 256
 _TILE_ROWS = (4, 8, 10)
@@ -16,6 +19,9 @@ _DEPTH_GRAIN = 4
 _CHUNKS = 4  # at least, of a depth of some size: one is copied while another is computed
 _LEAST_CHUNK = 64
 _COUNTER_STRIDE = 32
+_TOTALS = 2
+# What a kernel takes of a product's division.
+_DIVISION = ("pass_rows", "splits", "chunk", "kept")
 _SUM_ROWS = 512  # of one run of a sum over rows
 # Bytes a cycle that a multiprocessor gets from the second-level cache when all ask (H200).
 _CACHE_RATE = 24
@@ -46,8 +52,7 @@ class Product:
     @property
     def arguments(self) -> dict[str, int]:
         """What the kernel takes."""
-        names = ("pass_rows", "splits", "chunk", "kept")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in _DIVISION}
 
     @property
     def weights(self) -> int:
@@ -70,6 +75,8 @@ class Division:
         Units of a block, for each part.
     rows
         Rows of a block.
+    totals
+        Numbers of shared memory for layer norm.
     """
 
     grid: tuple[int, int]
@@ -77,32 +84,54 @@ class Division:
     rows: int
     tile_rows: int
     products: tuple[Product, ...]
+    totals: int
     itemsize: int
-
-    @property
-    def defines(self) -> tuple[str, ...]:
-        """Macros that the kernels are compiled with."""
-        return (f"TILE_ROWS={self.tile_rows}",)
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block."""
-        return _shared(self.products, self.itemsize)
+        space = max(product.space for product in self.products)
+        weights = sum(product.weights for product in self.products)
+        return (self.totals + space + weights) * self.itemsize
 
-    def far(self, device: Device, which: int, dtype: Any) -> Array | None:
-        """Working memory for the weights that shared memory does not hold."""
+    def launch(
+        self, device: Device, source: str, kernel: str, dtype: Any, *defines: str, **given: Any
+    ) -> None:
+        """Start a kernel of one or (general kernels) up to two products, with working memory.
+
+        Kernels that have `units_2` take a second product's division and memory, and the blocks'
+        partial sums for layer norm.
+        """
         blocks = self.grid[0] * self.grid[1]
-        size = blocks * self.products[which].far
-        return device.empty((size,), dtype) if size else None
-
-    def counters(self, device: Device) -> Array:
-        """The row groups' barriers."""
-        return device.zeros((self.grid[1] * _COUNTER_STRIDE,), np.uint32)
-
-
-def exchange(device: Device, batch: int, depth: int, dtype: Any) -> Array:
-    """Two steps' states, whose padding is zero."""
-    return device.zeros((2, batch, padded(depth)), dtype)
+        batch = given["B"]
+        general = "units_2" in {p.name for p in read(source).kernels[kernel].parameters}
+        counters = device.zeros((self.grid[1] * _COUNTER_STRIDE,), np.uint32)
+        for suffix, states, product, units in zip(
+            ("", "_2"), ("states", "middle"), self.products, self.units, strict=False
+        ):
+            size = blocks * product.far
+            given["far" + suffix] = device.empty((size,), dtype) if size else None
+            given["units" + suffix] = units
+            # two steps' states, whose padding stays zero
+            given[states] = device.zeros((2, batch, product.depth), dtype)
+            given |= {name + suffix: value for name, value in product.arguments.items()}
+        if general:
+            for name in ("units_2", *(f"{name}_2" for name in _DIVISION), "middle", "far_2"):
+                given.setdefault(name, None if name in ("middle", "far_2") else 0)
+            size = 2 * batch * self.grid[0] * 2 if self.totals else 0
+            given["partials"] = device.empty((size,), dtype) if size else None
+        device.launch(
+            source,
+            kernel,
+            self.grid,
+            real=dtype,
+            shared=self.shared,
+            cooperative=True,
+            defines=(f"TILE_ROWS={self.tile_rows}", *defines),
+            counters=counters,
+            rows=self.rows,
+            **given,
+        )
 
 
 def padded(depth: int) -> int:
@@ -110,20 +139,22 @@ def padded(depth: int) -> int:
     return -(-depth // _DEPTH_GRAIN) * _DEPTH_GRAIN
 
 
-def divide(device: Device, batch: int, itemsize: int, *parts: Part) -> Division:
-    """The fastest division by a rough count of cycles.
+def divide(
+    device: Device, batch: int, itemsize: int, *parts: Part, norms: bool = False
+) -> Division:
+    """The fastest division by a rough count of cycles; `norms`: for a cell with layer norm.
 
     Raises
     ------
     ValueError
         The card has too few multiprocessors for so many units.
     """
-    return _divide(device.processors, device.shared_limit, batch, itemsize, parts)
+    return _divide(device.processors, device.shared_limit, batch, itemsize, parts, norms)
 
 
 @functools.lru_cache(1024)
 def _divide(
-    processors: int, limit: int, batch: int, itemsize: int, parts: tuple[Part, ...]
+    processors: int, limit: int, batch: int, itemsize: int, parts: tuple[Part, ...], norms: bool
 ) -> Division:
     best: tuple[float, Division] | None = None
     for row_groups in range(1, min(max(batch, 1), processors) + 1):
@@ -133,7 +164,8 @@ def _divide(
         for tile_rows in _TILE_ROWS:
             if tile_rows > 4 and rows <= _TILE_ROWS[_TILE_ROWS.index(tile_rows) - 1]:
                 continue
-            found = _grid(processors, limit, row_groups, rows, tile_rows, itemsize, parts)
+            totals = _TOTALS * padded(rows) if norms else 0
+            found = _grid(processors, limit, row_groups, rows, tile_rows, itemsize, parts, totals)
             if found is None:
                 continue
             cycles = sum(product.cycles for product in found.products)
@@ -153,25 +185,29 @@ def _grid(
     tile_rows: int,
     itemsize: int,
     parts: tuple[Part, ...],
+    totals: int,
 ) -> Division | None:
     wanted = min(processors // row_groups, max(part.count for part in parts))
     units = tuple(-(-part.count // wanted) for part in parts)
     unit_groups = max(-(-part.count // n) for part, n in zip(parts, units, strict=True))
     products: tuple[Product, ...] = ()
-    for part, own in zip(parts, units, strict=True):
-        # The largest space that is enough for a good product counts first; what is left holds
-        # weights, the first product's before the second's.
-        others = _weights(products, itemsize)
-        space = max((product.space for product in products), default=0)
-        product = _product(
-            part, own * part.per, rows, tile_rows, itemsize, limit - others, space
-        )
-        if product is None:
-            return None
-        products = (*products, product)
-    if _shared(products, itemsize) > limit:
-        return None
-    return Division((unit_groups, row_groups), units, rows, tile_rows, products, itemsize)
+    # Weights have what the spaces leave, the first product's before the second's. Space is shared,
+    # but the second's may be larger: then the first is planned anew beside it.
+    space = 0
+    for _ in parts:
+        products = ()
+        for part, own in zip(parts, units, strict=True):
+            left = limit // itemsize - totals - sum(product.weights for product in products)
+            product = _product(part, own * part.per, rows, tile_rows, itemsize, left, space)
+            if product is None:
+                return None
+            products = (*products, product)
+        space = max(product.space for product in products)
+        if all(product.space == space for product in products):
+            return Division(
+                (unit_groups, row_groups), units, rows, tile_rows, products, totals, itemsize
+            )
+    return None
 
 
 def _product(
@@ -191,9 +227,10 @@ def _product(
             staged = 2 * pass_rows * (chunk + stride)
             needs = max(staged, sums, space)
             needs += -needs % stride
-            if needs * itemsize <= limit:
-                kept = (limit // itemsize - needs) // (groups * 4) // chunk * chunk
-                kept = min(kept, depth)
+            if needs <= limit:
+                kept = min((limit - needs) // (groups * 4) // chunk * chunk, depth)
+                if (limit - needs) // (groups * 4) >= depth:
+                    kept = depth
                 cycles = _cycles(groups, depth, kept, rows, pass_rows, tile_rows, splits, itemsize)
                 return Product(depth, pass_rows, splits, chunk, kept, groups, needs, cycles)
             if sums >= staged and splits > 1:
@@ -222,15 +259,6 @@ def _cycles(
     sums = groups * 4 * pass_rows * splits * 2 / 32
     read = (rows * depth + passes * groups * 4 * (depth - kept)) * itemsize / _CACHE_RATE
     return passes * (product + sums) + read
-
-
-def _weights(products: tuple[Product, ...], itemsize: int) -> int:
-    return sum(product.weights for product in products) * itemsize
-
-
-def _shared(products: tuple[Product, ...], itemsize: int) -> int:
-    space = max(product.space for product in products)
-    return _weights(products, itemsize) + space * itemsize
 
 
 def start_gradient(gradient: Array, last: Array | None) -> None:
@@ -286,8 +314,15 @@ def rows_taking_part(device: Device, x: Array, lengths: Array) -> Array:
     return out
 
 
-def column_sums(device: Device, out: Array, m: Array, by: Array | None = None) -> None:
-    """out = sum of the rows of m, times those of `by`."""
+def column_sums(
+    device: Device,
+    out: Array,
+    m: Array,
+    by: Array | None = None,
+    lengths: Array | None = None,
+    batch: int = 1,
+) -> None:
+    """out = sum of the rows of m, times those of `by`, without those beyond their lengths."""
     columns = out.size
     rows = m.size // columns if columns else 0
     blocks = -(-columns // 32)
@@ -304,10 +339,95 @@ def column_sums(device: Device, out: Array, m: Array, by: Array | None = None) -
             out=to,
             m=m,
             by=by,
+            lengths=lengths,
+            B=batch,
             rows=rows,
             columns=columns,
             run=rows if last else _SUM_ROWS,
         )
         if last:
             return
-        m, by, rows = to, None, runs
+        m, by, lengths, rows = to, None, None, runs
+
+
+def normalise_inputs(
+    device: Device,
+    v: Array,
+    norm: Array | None,
+    rstd: Array | None,
+    gain: Array,
+    bias: Array,
+) -> None:
+    """v = gain N(v) + bias for each row of v [T, B, n]; N(v) goes to `norm`, 1/sqrt to `rstd`."""
+    device.launch(
+        "recurrent/rows.cu",
+        "normalise_rows",
+        device.blocks_for(v.size // len(gain) * 32),
+        real=v.dtype,
+        v=v,
+        norm=norm,
+        rstd=rstd,
+        gain=gain,
+        bias=bias,
+        rows=v.size // len(gain),
+        n=len(gain),
+    )
+
+
+def input_norm_gradients(
+    device: Device,
+    dgain: Array,
+    d: Array,
+    norm: Array,
+    rstd: Array,
+    gain: Array,
+    lengths: Array | None,
+) -> None:
+    """From d [T, B, n], the pre-activations' gradients: that of the gain, and N(v) becomes v's."""
+    T, B, n = d.shape
+    column_sums(device, dgain, d, norm, lengths, B)
+    if not T * B:
+        return
+    device.launch(
+        "recurrent/rows.cu",
+        "normalise_rows_backward",
+        device.blocks_for(T * B * 32),
+        real=d.dtype,
+        norm=norm,
+        d=d,
+        rstd=rstd,
+        gain=gain,
+        lengths=lengths,
+        B=B,
+        rows=T * B,
+        n=n,
+    )
+
+
+def variant_arguments(variant: Variant) -> dict[str, Any]:
+    """What general kernels take of a Variant."""
+    return {
+        "zoneout_h": variant.zoneout_h,
+        "threshold_h": _threshold(variant.zoneout_h),
+        "clip_h": variant.clip_h,
+        "sample": variant.sample,
+        "seed": variant.seed,
+        "draw": variant.step,
+        "layer": variant.layer,
+        "time0": variant.time0,
+        "row_ids": variant.rows,
+    }
+
+
+def cell_state_arguments(variant: Variant) -> dict[str, Any]:
+    """What of a Variant only kernels of the LSTM take."""
+    return {
+        "zoneout_c": variant.zoneout_c,
+        "threshold_c": _threshold(variant.zoneout_c),
+        "clip_c": variant.clip_c,
+        "norm_state": variant.norm_state,
+    }
+
+
+def _threshold(p: float) -> int:
+    return min(int(p * 4294967296.0 + 0.5), 0xFFFFFFFF)
