@@ -7,14 +7,29 @@ stream. Needs the extra `cuda` and a driver.
 
 from __future__ import annotations
 
+from .adagrad import adagrad_update, adagrad_update_rows
+from .adam import adam_update, adam_update_rows
 from .clip import clip_values, sum_squares
 from .dropout import dropout
+from .embedding import embedding_backward, embedding_forward
+from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
+from .sgd import sgd_update, sgd_update_rows
 
 __all__ = [
+    "adagrad_update",
+    "adagrad_update_rows",
+    "adam_update",
+    "adam_update_rows",
     "clip_values",
     "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "linear_backward",
+    "linear_forward",
     "lstm_backward",
     "lstm_forward",
+    "sgd_update",
+    "sgd_update_rows",
     "sum_squares",
 ]

@@ -81,9 +81,12 @@ class EmulatedDevice(Device):
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         error = ctypes.create_string_buffer(_ERROR_SIZE)
         self.seed += 1
-        failed = _library(source.path, source.text, macros).nlm_emulated_launch(
-            kernel.name.encode(), (ctypes.c_uint * 3)(*grid), kernel.threads,
-            ctypes.c_size_t(shared), int(cooperative), pointers, ctypes.c_uint64(self.seed), error,
+        function = getattr(
+            _library(source.path, source.text, macros), f"nlm_emulated_{kernel.name}"
+        )
+        failed = _machine().nlm_emulated_launch(
+            function, (ctypes.c_uint * 3)(*grid), kernel.threads, ctypes.c_size_t(shared),
+            int(cooperative), pointers, ctypes.c_uint64(self.seed), error,
             ctypes.c_size_t(_ERROR_SIZE),
         )  # fmt: skip
         if failed:
@@ -126,11 +129,24 @@ def _value(argument: Any) -> Any:
 
 
 @functools.cache
+def _machine() -> ctypes.CDLL:
+    """What runs the fibres; kernels' libraries find its symbols."""
+    made = _compile("common/emulated.cpp", (root() / "common/emulated.cpp").read_text(), ())
+    return ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
 def _library(path: str, text: str, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile a .cu file for the emulation, or load it if that was done before."""
+    """The library of a .cu file's kernels."""
+    _machine()
+    return ctypes.CDLL(str(_compile(path, text, macros)))
+
+
+def _compile(path: str, text: str, macros: tuple[str, ...]) -> Path:
+    """Compile a file for the emulation, unless that was done before; `text` is all of it."""
     flags = [*_FLAGS, *os.environ.get("PYNLM_EMULATION_FLAGS", "").split()]
-    emulator = (root() / "common/emulated.h").read_bytes()
-    key = hashlib.sha256("\0".join([text, *macros, *flags]).encode() + emulator).hexdigest()[:20]
+    header = (root() / "common/emulated.h").read_text()
+    key = hashlib.sha256("\0".join([text, header, *macros, *flags]).encode()).hexdigest()[:20]
     folder = Path(
         os.environ.get("PYNLM_EMULATION_CACHE", tempfile.gettempdir() + "/pynlm-emulated")
     )
@@ -147,4 +163,4 @@ def _library(path: str, text: str, macros: tuple[str, ...]) -> ctypes.CDLL:
         if ran.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{ran.stderr}")
         made.replace(library)
-    return ctypes.CDLL(str(library))
+    return library
