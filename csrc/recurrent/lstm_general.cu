@@ -23,7 +23,8 @@ struct Peephole {
 
 // gates: on entry what enters the gates besides w_hh h (with layer norm gain N(w_ih x) + b, and b
 // is null) [T,B,GH]; replaced. norm, norm_c, m: of all steps if `saves`, else of one (m null).
-// states, middle, far, far_2, partials: working memory; counters: zeros.
+// clip_h, clip_c: infinite for none. states, middle, far, far_2, partials: working memory;
+// counters: zeros.
 NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL* gates, REAL* c,
            REAL* h_in, REAL* m, REAL* norm, REAL* norm_c, REAL* rstd, const REAL* h0,
            const REAL* c0, const REAL* w_hh, const REAL* b, const REAL* peephole, const REAL* w_hr,
@@ -58,7 +59,6 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     const Zoneout zone_c{zoneout_c, threshold_c, kZoneoutC << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Peephole peep{peephole, H};
-    const REAL bound_c = bound_of(clip_c);
     REAL* const norm_h = norm != nullptr ? norm + (saves ? T * B * G * H : 0) : nullptr;
 
     const auto enter = [&](int64_t step, int64_t r, int64_t u, REAL h) {
@@ -69,7 +69,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     // h: the new state as computed
     const auto finish = [&](int64_t t, int64_t r, int64_t u, REAL h) {
         const int64_t state = r * P + u;
-        h = CudaFn<REAL>::clamp(h, bound_of(clip_h));
+        h = CudaFn<REAL>::clamp(h, clip_h);
         h = zone_h.mix(t, r, u, h_last[state], h);
         y[t * B * P + state] = h_last[state] = h;
         enter(t + 1, r, u, h);
@@ -93,7 +93,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     const auto state = [&](int64_t t, int64_t r, int64_t u, REAL* a) {
         REAL* const saved = gates + (t * B + r) * G * H + u;
         REAL cell = c_last[r * H + u], f = kCoupled ? REAL(0) : a[1];
-        lstm_state<CudaFn<REAL>, kCoupled>(a[0], f, a[kCell], cell, peep.i(u), peep.f(u), bound_c);
+        lstm_state<CudaFn<REAL>, kCoupled>(a[0], f, a[kCell], cell, peep.i(u), peep.f(u), clip_c);
         saved[0] = a[0];
         if (!kCoupled) saved[H] = f;
         saved[kCell * H] = a[kCell];
@@ -223,7 +223,6 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
     const Zoneout zone_c{zoneout_c, threshold_c, kZoneoutC << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Peephole peep{peephole, H};
-    const REAL bound_c = bound_of(clip_c);
     REAL* const norm_h = norm != nullptr ? norm + T * B * G * H : nullptr;
 
     // Gradient of h, of which `rec` comes from the product with w_hh, dh0 does not.
@@ -250,7 +249,7 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
         const REAL c_prev = c_before(t, r, u);
         REAL i = saved[0], f = kCoupled ? 1 - i : saved[H], g = saved[kCell * H];
         lstm_state_backward<CudaFn<REAL>, kCoupled>(i, f, g, d, c_prev, peep.i(u), peep.f(u),
-                                                    bound_c);
+                                                    clip_c);
         saved[0] = i;
         if (!kCoupled) saved[H] = f;
         saved[kCell * H] = g;
@@ -267,7 +266,7 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
         const REAL i = saved[0], f = kCoupled ? 1 - i : saved[H], g = saved[kCell * H];
         REAL o = saved[kOutput * H], d = dc0[at], dseen;
         const REAL direct = zone_c.past(t, r, u, d);
-        REAL cell = CudaFn<REAL>::clamp(f * c_before(t, r, u) + i * g, bound_c);
+        REAL cell = CudaFn<REAL>::clamp(f * c_before(t, r, u) + i * g, clip_c);
         if (ln_gates == nullptr) {
             lstm_output_backward<CudaFn<REAL>>(o, dseen, cell, dm);
             saved[kOutput * H] = o;

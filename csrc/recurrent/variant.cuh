@@ -40,11 +40,11 @@ struct Zoneout {
     }
 };
 
-// The gradient of the new state before clipping; y: the state, on the bound if it was clipped.
+// The gradient of the new state before clipping; y: the state, on the bound (infinite for none) if
+// it was clipped.
 NLM_FN REAL unclip(REAL bound, REAL y, REAL dh) {
-    return bound > 0 && (y >= bound || y <= -bound) ? REAL(0) : dh;
+    return y >= bound || y <= -bound ? REAL(0) : dh;
 }
-NLM_FN REAL bound_of(REAL clip) { return clip > 0 ? clip : REAL(HUGE_VAL); }
 
 // Layer norm. Values of a row stand with all blocks of its group: each reduces its own to two
 // numbers, and after a barrier all blocks add up those of all in the same order.

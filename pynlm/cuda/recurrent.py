@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -409,7 +410,7 @@ def variant_arguments(variant: Variant) -> dict[str, Any]:
     return {
         "zoneout_h": variant.zoneout_h,
         "threshold_h": _threshold(variant.zoneout_h),
-        "clip_h": variant.clip_h,
+        "clip_h": variant.clip_h or math.inf,
         "sample": variant.sample,
         "seed": variant.seed,
         "draw": variant.step,
@@ -424,7 +425,7 @@ def cell_state_arguments(variant: Variant) -> dict[str, Any]:
     return {
         "zoneout_c": variant.zoneout_c,
         "threshold_c": _threshold(variant.zoneout_c),
-        "clip_c": variant.clip_c,
+        "clip_c": variant.clip_c or math.inf,
         "norm_state": variant.norm_state,
     }
 
