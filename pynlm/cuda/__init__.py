@@ -20,6 +20,7 @@ from .hsoftmax import (
     hsoftmax_top_k,
 )
 from .linear import linear_backward, linear_forward
+from .lstm import lstm_backward, lstm_forward
 from .sgd import sgd_update, sgd_update_rows
 from .xent import (
     xent_entropy,
@@ -46,6 +47,8 @@ __all__ = [
     "hsoftmax_top_k",
     "linear_backward",
     "linear_forward",
+    "lstm_backward",
+    "lstm_forward",
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",
