@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.arrays import on_device, to_host, xp_of
 from pynlm.evaluate import (
     CHUNK,
     Detokeniser,
@@ -30,7 +31,6 @@ from pynlm.evaluate import (
 )
 from pynlm.evaluate.facts import ends_sentences
 from pynlm.evaluate.perplexity import Progress
-from pynlm.arrays import on_device, to_host, xp_of
 from pynlm.layers.context import Context
 
 if TYPE_CHECKING:
@@ -125,13 +125,11 @@ class LanguageModel:
     # ---- making one
 
     @classmethod
-    def load(
-        cls, directory: str | Path, which: str = "best", device: str = "cpu"
-    ) -> LanguageModel:
+    def load(cls, directory: str | Path, which: str = "best", device: str = "cpu") -> LanguageModel:
         """The model of a run folder: its ``best`` checkpoint, or its ``last``.
 
-        ``device`` is ``"cpu"`` or ``"cuda"``, wherever it was trained. Figures and log-probabilities
-        come as NumPy arrays in any case, states are where the model is.
+        ``device`` is ``"cpu"`` or ``"cuda"``, wherever it was trained. Figures and
+        log-probabilities come as NumPy arrays in any case, states are where the model is.
 
         Its weights are read-only and packed when first needed, because a model that is loaded
         scores; ``.model.parameters.unpack()`` lets them change.

@@ -141,7 +141,7 @@ class Hierarchical(FusedHead):
         """What a walk from the root down needs."""
         return {**self._tree("first", "children"), **self._map(h, ctx)}
 
-    def _tree(self, *names: str) -> dict[str, Array]:
+    def _tree(self, *names: str) -> dict[str, Any]:
         """Arrays of the tree where the weights are."""
         for name in names:
             if name not in self._links:

@@ -222,10 +222,10 @@ class Parameter:
             return
         self.densify()
         # Rows are unique, so gather, add, scatter is an exact sum; np.add.at is far slower.
-        rows = rows.astype(np.intp)
-        sums = take(self.grad, rows, self.pool)
+        places = rows.astype(np.intp)
+        sums = take(self.grad, places, self.pool)
         sums += drows
-        self.grad[rows] = sums
+        self.grad[places] = sums
 
     def densify(self) -> Array:
         """Make the gradient dense (zeros if unset) and return it: exactly what it counts as."""

@@ -83,29 +83,45 @@ MODELS: dict[str, dict[str, Any]] = {
     "reset-before": {"model.cell": "gru", "model.reset_before": True},
     "rnn": {"model.cell": "rnn_relu"},
     "variants": {
-        **{"model.layer_norm": True, "model.peephole": True, "model.zoneout": 0.1},
-        **{"model.zoneout_cell": 0.1, "model.weight_drop": 0.3, "model.recurrent_dropout": 0.2},
-        **{"model.projection": 5, "model.locked": True, "model.forget_bias": 1.0},
+        "model.layer_norm": True,
+        "model.peephole": True,
+        "model.zoneout": 0.1,
+        "model.zoneout_cell": 0.1,
+        "model.weight_drop": 0.3,
+        "model.recurrent_dropout": 0.2,
+        "model.projection": 5,
+        "model.locked": True,
+        "model.forget_bias": 1.0,
     },
     "residual": {"model.hidden_sizes": [7, 7], "model.residual": True, "model.init": "torch"},
     "tied": {"model.tied": True, "model.hidden_sizes": [6], "model.init": "orthogonal"},
     "sentences": {"data.batching": "sentences"},
     "sentences-gru": {
-        **{"data.batching": "sentences", "model.cell": "gru", "model.zoneout": 0.2},
-        **{"model.recurrent_dropout": 0.2},
+        "data.batching": "sentences",
+        "model.cell": "gru",
+        "model.zoneout": 0.2,
+        "model.recurrent_dropout": 0.2,
     },
     "smoothed": {"head.label_smoothing": 0.1, "head.z_loss": 0.01},
     "adaptive": {"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 1.5},
     "adaptive-input": {
-        **{"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 1.5},
-        **{"model.adaptive_input": True, "model.tied": True, "model.hidden_sizes": [9, 6]},
+        "head.kind": "adaptive",
+        "head.cutoffs": [3, 6],
+        "head.div_value": 1.5,
+        "model.adaptive_input": True,
+        "model.tied": True,
+        "model.hidden_sizes": [9, 6],
     },
     "mixture": {"head.kind": "mixture", "head.experts": 2},
     "hierarchical": {"head.kind": "hierarchical"},
     "sampled": {"head.kind": "sampled", "head.samples": 5},
     "sampled-tied": {
-        **{"head.kind": "sampled", "head.samples": 5, "head.unique": False},
-        **{"head.sampler": "unigram", "model.tied": True, "model.hidden_sizes": [6]},
+        "head.kind": "sampled",
+        "head.samples": 5,
+        "head.unique": False,
+        "head.sampler": "unigram",
+        "model.tied": True,
+        "model.hidden_sizes": [6],
     },
     "nce": {"head.kind": "nce", "head.samples": 5, "head.log_z": "learned"},
     "negative-sampling": {"head.kind": "negative-sampling", "head.samples": 5},
@@ -150,8 +166,12 @@ def test_every_model_trains_as_on_the_cpu(
 # ---- the GPU's own kernels
 
 SHORT = {
-    **{"model.embedding_size": 5, "model.hidden_sizes": [6, 5], "train.batch_size": 3},
-    **{"train.bptt": 4, "train.epochs": 1, "train.log_every": 2},
+    "model.embedding_size": 5,
+    "model.hidden_sizes": [6, 5],
+    "train.batch_size": 3,
+    "train.bptt": 4,
+    "train.epochs": 1,
+    "train.log_every": 2,
 }
 
 
@@ -182,6 +202,7 @@ def test_training_in_the_emulation(
 
 
 # ---- what waits
+
 
 @pytest.mark.parametrize("name", ["lstm", "variants", "sentences", "adaptive-input", "mixture"])
 def test_steps_wait_for_nothing_but_the_logged_loss(
@@ -266,7 +287,9 @@ def test_no_memory(make: Make, fast: StrictDevice, tmp_path: Path) -> None:
         fast.memory_limit = 200 if p.step == 5 else 1 << 30
 
     trainer._on_step = fill
-    message = r"out of memory on the GPU: 0\.0 MiB asked for \(float32 \[.*\]\), .* free of .*; saved"
+    message = (
+        r"out of memory on the GPU: 0\.0 MiB asked for \(float32 \[.*\]\), .* free of .*; saved"
+    )
     with pytest.raises(DeviceMemoryError, match=message + r" in .*last \(after step 5\); continue"):
         trainer.run()
     assert load_checkpoint(tmp_path / "run" / "last").state["position"]["step"] == 5
