@@ -16,7 +16,7 @@ compiled := -m 'not oracle'
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick bench-smoke recipes heads costs parity isa fuzz asan tsan neon cuda-check lint wheel clean
+.PHONY: help build demo test bench bench-quick bench-smoke recipes heads costs parity isa fuzz asan tsan neon cuda-check gpu lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -124,6 +124,12 @@ cuda-check: $(VENV)/.test-tools  ## compile every CUDA kernel for cards from sm_
 	$(pip) install --no-build-isolation -e '.[cuda-check]'
 	PYNLM_CUDA_ARCHITECTURES="sm_75 sm_80 sm_86 sm_89 sm_90 sm_100" \
 	  $(bin)/pytest -q $(side_by_side) tests/test_cuda_compiles.py $(ARGS)
+
+gpu: $(VENV)/.test-tools  ## on a machine with a GPU: the catalogue of cases on the card, then the bench beside cuDNN
+	$(bin)/pytest -q -m gpu tests $(ARGS)
+	if command -v compute-sanitizer >/dev/null; then \
+	  compute-sanitizer --tool memcheck --error-exitcode 9 $(bin)/python -m pytest -q -m gpu -k 'primes and float32' tests; fi
+	$(bin)/python -m bench.gpu
 
 lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/ruff check .

@@ -20,7 +20,16 @@ from .hsoftmax import (
     hsoftmax_top_k,
 )
 from .linear import linear_backward, linear_forward
+from .lstm import lstm_backward, lstm_forward
 from .sgd import sgd_update, sgd_update_rows
+from .xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 
 __all__ = [
     "adagrad_update",
@@ -38,7 +47,15 @@ __all__ = [
     "hsoftmax_top_k",
     "linear_backward",
     "linear_forward",
+    "lstm_backward",
+    "lstm_forward",
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",
+    "xent_entropy",
+    "xent_forward",
+    "xent_gradients",
+    "xent_log_prob",
+    "xent_sample",
+    "xent_top_k",
 ]
