@@ -46,6 +46,11 @@ struct Block {
     std::unique_ptr<unsigned char[]> shared;
 };
 
+struct Copy {
+    void* to;
+    const void* from;
+};
+
 #if defined(__SANITIZE_ADDRESS__)
 constexpr std::size_t kStack = 256 << 10;
 #else
@@ -59,6 +64,8 @@ struct Fibre {
     Warp* warp;
     std::unique_ptr<unsigned char[]> stack;
     void* fake_stack;
+    std::vector<Copy> copies;
+    std::vector<std::size_t> groups;  // ends of the committed ones in `copies`
 };
 
 constexpr char kOfBlock[] = "a block's barrier", kOfWarp[] = "a warp operation";
@@ -163,6 +170,8 @@ void Machine::start(Block& made, unsigned first_fibre) {
         fibre.thread = {{i, 0, 0},         made.index,        int(i % kLanes),
                         made.shared.get(), fibre.warp->slots, fibre.warp->fragments};
         fibre.fake_stack = nullptr;
+        fibre.copies.clear();
+        fibre.groups.clear();
 #if defined(__SANITIZE_ADDRESS__)
         // Frames of a fibre that has returned are clean but for its first; abandoned ones are not.
         const std::size_t dirty = abandoned ? kStack : 4096;
@@ -254,6 +263,26 @@ void sync_warp(unsigned lanes, int line) {
 }
 
 void moved() { machine.idle = 0; }
+
+void copy16(void* to, const void* from) {
+    if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 ||
+        reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+        machine.fail("a copy of 16 bytes is not aligned");
+    machine.running->copies.push_back({to, from});
+}
+
+void copy_commit() { machine.running->groups.push_back(machine.running->copies.size()); }
+
+void copy_wait(int left) {
+    std::vector<Copy>& copies = machine.running->copies;
+    std::vector<std::size_t>& groups = machine.running->groups;
+    if (int(groups.size()) <= left) return;
+    const std::size_t done = groups.size() - std::size_t(left), end = groups[done - 1];
+    for (std::size_t i = 0; i < end; ++i) memcpy(copies[i].to, copies[i].from, 16);
+    copies.erase(copies.begin(), copies.begin() + std::ptrdiff_t(end));
+    groups.erase(groups.begin(), groups.begin() + std::ptrdiff_t(done));
+    for (std::size_t& group : groups) group -= end;
+}
 
 }  // namespace emulated
 
