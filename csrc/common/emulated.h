@@ -88,6 +88,7 @@ inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
 inline void nlm_pause() { emulated::pause(); }
+inline double nlm_infinity() { return HUGE_VAL; }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulated::sync_block(line); }
