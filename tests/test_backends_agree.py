@@ -24,9 +24,7 @@ ABOUT_CPU = {"get_num_threads", "set_num_threads", "pack"}
 
 # Functions that the CUDA backend does not have yet.
 NOT_ON_A_GPU = {
-    *("gru_backward", "gru_forward", "rnn_backward", "rnn_forward", "lstm_forward"),
-    *("lstm_backward", "candidates_forward", "candidates_gradients", "hsoftmax_forward"),
-    *("hsoftmax_gradients", "hsoftmax_log_prob", "hsoftmax_sample", "hsoftmax_top_k"),
+    *("gru_backward", "gru_forward", "rnn_backward", "rnn_forward"),
 }
 
 

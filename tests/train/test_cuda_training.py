@@ -132,6 +132,9 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+OPTIMISERS = ("momentum", "adagrad", "sgd")
+
+
 def losses(
     make: Make, out: str, device: str, overrides: dict[str, Any], **texts: Any
 ) -> np.ndarray[Any, Any]:
@@ -204,7 +207,7 @@ def test_training_in_the_emulation(
 # ---- what waits
 
 
-@pytest.mark.parametrize("name", ["lstm", "variants", "sentences", "adaptive-input", "mixture"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in OPTIMISERS])
 def test_steps_wait_for_nothing_but_the_logged_loss(
     name: str, make: Make, fast: StrictDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +226,8 @@ def test_steps_wait_for_nothing_but_the_logged_loss(
     monkeypatch.setattr(Trainer, "_step", counted)
     trainer.run()
     assert len(waits) > 6
-    assert waits == [int(n % 3 == 0) for n in range(1, len(waits) + 1)]
+    # The hierarchical softmax looks at a tree when it first meets it.
+    assert waits[1:] == [int(n % 3 == 0) for n in range(2, len(waits) + 1)]
 
 
 def test_a_diverging_run_ends_with_its_last_good_checkpoint(
