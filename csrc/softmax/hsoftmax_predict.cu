@@ -136,8 +136,8 @@ NLM_FN uint32_t byte_at(const Place& a, int at) {
 NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, const REAL* all,
            int64_t N, int64_t V, int64_t K) {
     uint32_t* const counts = nlm_shared<uint32_t>();  // [256]
-    uint32_t* const warps = counts + 256;             // [8]
-    uint32_t* const found = warps + 8;                // byte, how many are left, how many have it
+    uint32_t* const found = counts + 256;             // byte, how many are left, how many have it
+    constexpr int kShare = 256 / kWarp;
     const int thread = int(threadIdx.x), threads = int(blockDim.x);
     for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
         const REAL* const row = all + n * V;
@@ -155,11 +155,19 @@ NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, 
                     atomicAdd(counts + byte_at(place, known), 1u);
             }
             __syncthreads();
-            const uint32_t count = counts[thread], earlier = block_sum_before(count, warps);
-            if (earlier < left && left <= earlier + count) {
-                found[0] = uint32_t(thread);
-                found[1] = left - earlier;
-                found[2] = count;
+            if (thread < kWarp) {  // a lane has kShare values of the byte
+                uint32_t share = 0;
+                for (int i = 0; i < kShare; ++i) share += counts[thread * kShare + i];
+                uint32_t earlier = warp_sum_before(share);
+                for (int i = 0; i < kShare; ++i) {
+                    const uint32_t count = counts[thread * kShare + i];
+                    if (earlier < left && left <= earlier + count) {
+                        found[0] = uint32_t(thread * kShare + i);
+                        found[1] = left - earlier;
+                        found[2] = count;
+                    }
+                    earlier += count;
+                }
             }
             __syncthreads();
             if (known < 8)
@@ -190,15 +198,16 @@ NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, 
     }
 }
 
-// The child of a node with logits z [rows] for u in [0, 1), by a warp; -1 where there is no
-// distribution.
-NLM_FN int draw_child(const REAL* z, int rows, double u) {
+// The child of a node with logits z [rows] plus b [rows], which may be null, for u in [0, 1), by a
+// warp; -1 where there is no distribution.
+NLM_FN int draw_child(const REAL* z, const REAL* b, int rows, double u) {
     const int lane = int(threadIdx.x) % kWarp;
+    const auto logit = [&](int r) { return b != nullptr ? z[r] + b[r] : z[r]; };
     REAL top = 0;
-    for (int r = lane; r < rows; r += kWarp) top = z[r] > top ? z[r] : top;
+    for (int r = lane; r < rows; r += kWarp) top = logit(r) > top ? logit(r) : top;
     top = warp_max(top);
     double sum = 0;
-    for (int r = lane; r < rows; r += kWarp) sum += exp(double(z[r]) - double(top));
+    for (int r = lane; r < rows; r += kWarp) sum += exp(double(logit(r)) - double(top));
     const double none = exp(-double(top));
     sum = warp_sum(sum) + none;
     if (!(sum <= 1e300)) return -1;
@@ -206,12 +215,8 @@ NLM_FN int draw_child(const REAL* z, int rows, double u) {
     if (rest < 0) return 0;
     int last = 0;  // if the sums rounded below `rest`
     for (int r = 0; r < rows; r += kWarp) {
-        const double own = r + lane < rows ? exp(double(z[r + lane]) - double(top)) : 0.0;
-        double until = own;
-        for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-            const double below = __shfl_up_sync(kAllLanes, until, unsigned(lanes));
-            if (lane >= lanes) until += below;
-        }
+        const double own = r + lane < rows ? exp(double(logit(r + lane)) - double(top)) : 0.0;
+        const double until = own + warp_sum_before(own);
         const unsigned beyond = __ballot_sync(kAllLanes, own > 0 && until > rest);
         if (beyond != 0) return r + __ffs(int(beyond));
         if (own > 0) last = r + lane + 1;
@@ -220,15 +225,15 @@ NLM_FN int draw_child(const REAL* z, int rows, double u) {
     return warp_max(last);
 }
 
-// A warp a row, down from the root; z [warps, V - 1] is working memory for nodes of more than 32
-// rows. Row n is row n0 + n of the caller's. Reads the rows of the nodes that it passes; their
-// latency bounds it.
-NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, REAL* z, const REAL* h, const REAL* w, const REAL* b,
-           const int32_t* first, const int32_t* children, int64_t N, int64_t H, int V, int M,
-           uint32_t seed, uint32_t step, uint32_t time) {
+// A warp a row, down from the root. z [N, V - 1] are all logits without bias; null in a binary
+// tree, whose nodes take a row each. Row n is the caller's row0 + n. The latency of a node's row,
+// one after another, bounds it.
+NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, const REAL* z, const REAL* h, const REAL* w,
+           const REAL* b, const int32_t* first, const int32_t* children, int64_t N, int64_t H,
+           int V, int M, uint32_t seed, uint32_t step, uint32_t time, uint32_t row0) {
     const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-    REAL* const batch = nlm_shared<REAL>() + warp * kWarp;
-    int32_t* const row = reinterpret_cast<int32_t*>(nlm_shared<REAL>() + blockDim.x) + warp * kWarp;
+    REAL* const one = nlm_shared<REAL>() + warp;  // a logit
+    int32_t* const row = reinterpret_cast<int32_t*>(nlm_shared<REAL>() + kWarp) + warp;
     const Tree t{w, b, first, H, V, M};
     with_packets<REAL>(uint64_t(w) | uint64_t(h), H, [&](auto lanes) {
         constexpr int kLanes = decltype(lanes)::count;
@@ -236,25 +241,23 @@ NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, REAL* z, const REAL* h, const REA
             int64_t entry = V == 1 ? 0 : V;
             for (uint32_t depth = 0; entry >= V; ++depth) {
                 Node node{};
-                if (!node_rows(t, int32_t(entry - V), node)) {
+                const REAL* logits = one;
+                if (!node_rows(t, int32_t(entry - V), node) || (z == nullptr && node.rows > 1)) {
                     entry = -1;
                     break;
                 }
-                REAL* const logits =
-                    node.rows > kWarp ? z + grid_thread() / kWarp * (V - 1) : batch;
-                for (int r = 0; r < node.rows; r += kWarp) {
-                    const int count = node.rows - r < kWarp ? node.rows - r : kWarp;
-                    if (lane < count) row[lane] = node.row + r + lane;
+                if (z != nullptr) {
+                    logits = z + n * (V - 1) + node.row;
+                } else {
+                    if (lane == 0) *row = node.row;
                     __syncwarp();
-                    dot_rows<kLanes>(t, h + n * H, row, count, batch);
-                    if (lane < count)
-                        logits[r + lane] = b != nullptr ? batch[lane] + b[row[lane]] : batch[lane];
-                    __syncwarp();
+                    dot_rows<kLanes>(t, h + n * H, row, 1, one);
                 }
-                const PhiloxWords drawn = philox(
-                    seed, step, {{depth, uint32_t(n), time, philox_purpose(kPhiloxSample, 0)}});
-                const int child = draw_child(logits, node.rows, uniform_53(drawn));
-                __syncwarp();
+                const PhiloxWords drawn =
+                    philox(seed, step,
+                           {{depth, row0 + uint32_t(n), time, philox_purpose(kPhiloxSample, 0)}});
+                const int child = draw_child(logits, b != nullptr ? b + node.row : nullptr,
+                                             node.rows, uniform_53(drawn));
                 const int64_t next = child < 0 ? -1 : t.first[node.number] + child;
                 const int64_t below = next < 0 ? -1 : children[next];
                 const bool good = below < V || (below > entry && below < V + M);

@@ -70,7 +70,7 @@ struct RowSums {
 };
 
 // Packets that a thread has on their way at a time.
-constexpr int kAhead = sizeof(REAL) == 4 ? 4 : 1;
+constexpr int kAhead = sizeof(REAL) == 4 ? 2 : 1;
 
 // Calls body(first word, logits) for a thread's share of a row, in packets.
 template <class Body>
@@ -159,34 +159,62 @@ NLM_FN RowSums row_sums(const Row& row) {
     return join(thread_sums<kTotal>(row));
 }
 
-// Gradients of logits in place of them, for `span` rows by 32 packets of words; block (words,
-// span). gradient(row of the span, first word, logits) gives a packet. sums[blockIdx.y, v], where
-// not null, are those over the span. Reads and writes each logit once; bound by memory.
-constexpr int kTileWords = kWarp * kPacket, kTileWarps = 8;
+// Gradients of logits are made in tiles: a span of rows, equal over the grid's second dimension, by
+// 32 packets of words over its first. What rows need of their losses (`kinds` numbers each) and an
+// id of each are in shared memory.
+constexpr int kTileWords = kWarp * kPacket, kTileWarps = 8, kMostSpan = 128;
 // Of double precision one more would not fit into the registers that full occupancy leaves.
 constexpr int kAheadRows = sizeof(REAL) == 4 ? 4 : 1;
 
+struct Span {
+    int64_t first;
+    int count;
+    const REAL* facts;   // [kinds, kMostSpan]
+    const int32_t* ids;  // [kMostSpan]
+    REAL* parts;         // [kTileWarps, kTileWords], for tile_gradients
+    void* rest;
+
+    NLM_FN REAL fact(int kind, int r) const { return facts[kind * kMostSpan + r]; }
+};
+
+// From facts [kinds, N] and ids [N].
+NLM_FN Span load_span(const REAL* facts, int kinds, const int32_t* ids, int64_t N, int span) {
+    REAL* const parts = nlm_shared<REAL>();
+    REAL* const own = parts + kTileWarps * kTileWords;
+    int32_t* const own_ids = reinterpret_cast<int32_t*>(own + kinds * kMostSpan);
+    const int64_t first = int64_t(blockIdx.y) * span;
+    const int count = int(first + span < N ? span : N - first);
+    for (int r = int(threadIdx.x); r < count; r += int(blockDim.x)) {
+        for (int k = 0; k < kinds; ++k) own[k * kMostSpan + r] = facts[k * N + first + r];
+        own_ids[r] = ids[first + r];
+    }
+    __syncthreads();
+    return {first, count, own, own_ids, parts, own_ids + kMostSpan};
+}
+
+// gradient(row of the span, first word) gives a packet, which goes to z; sums[blockIdx.y, v], where
+// not null, are those over the span. Reads and writes each logit once; bound by memory.
 template <class Gradient>
-NLM_FN void tile_gradients(REAL* z, REAL* sums, int count, int V, int64_t width, REAL* shared,
+NLM_FN void tile_gradients(const Span& span, REAL* z, REAL* sums, int V, int64_t width,
                            const Gradient& gradient) {
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int first = int(blockIdx.x) * kTileWords, v = first + lane * kPacket;
     Logits sum = {};
     if (v < V) {
 #pragma unroll kAheadRows
-        for (int r = warp; r < count; r += kTileWarps) {
+        for (int r = warp; r < span.count; r += kTileWarps) {
             const Logits dz = gradient(r, v);
 #pragma unroll
             for (int j = 0; j < kPacket; ++j) sum.at[j] += dz.at[j];
-            store_packet(z + r * width + v, dz);
+            store_packet(z + (span.first + r) * width + v, dz);
         }
     }
     if (sums == nullptr) return;
-    store_packet(shared + warp * kTileWords + lane * kPacket, sum);
+    store_packet(span.parts + warp * kTileWords + lane * kPacket, sum);
     __syncthreads();
     const int thread = int(threadIdx.x);
     if (thread >= kTileWords || first + thread >= V) return;
     REAL all = 0;
-    for (int w = 0; w < kTileWarps; ++w) all += shared[w * kTileWords + thread];
+    for (int w = 0; w < kTileWarps; ++w) all += span.parts[w * kTileWords + thread];
     sums[int64_t(blockIdx.y) * V + first + thread] = all;
 }

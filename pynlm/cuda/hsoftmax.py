@@ -155,8 +155,8 @@ def _paths(
     if rows is None and tree.M != tree.V - 1:
         z = device.empty((blocks * _WARPS, tree.cost), h.dtype)
     device.launch(
-        _SOURCE, "hsoftmax_paths", blocks, real=h.dtype, shared=_THREADS * (h.itemsize + 4), nll=nll,
-        dh=dh, rows=rows, z=z, h=h, w=w, b=b, first=first, parent=parent, targets=targets,
+        _SOURCE, "hsoftmax_paths", blocks, real=h.dtype, shared=_THREADS * (h.itemsize + 4),
+        nll=nll, dh=dh, rows=rows, z=z, h=h, w=w, b=b, first=first, parent=parent, targets=targets,
         weights=weights, root_loss=root_loss, N=N, H=H, cost=tree.cost, V=tree.V, M=tree.M,
     )  # fmt: skip
 
@@ -236,7 +236,7 @@ def hsoftmax_top_k(
         hsoftmax_log_prob(log_prob=everything, h=h[rows], w=w, b=b, first=first, children=children)
         device.launch(
             _PREDICT, "hsoftmax_select", device.blocks_for(some, 1), real=h.dtype,
-            shared=4 * (256 + 8 + 3), log_prob=log_prob[rows], ids=ids[rows],
+            shared=4 * (256 + 3), log_prob=log_prob[rows], ids=ids[rows],
             chosen=device.empty((some, K), np.int32), all=everything, N=some, V=V, K=K,
         )  # fmt: skip
 
@@ -247,14 +247,18 @@ def hsoftmax_sample(
 ) -> None:  # fmt: skip
     """One token of every row; see `pynlm.kernels.hsoftmax_sample`."""
     device = current()
-    (N, H), V, M = h.shape, len(w) + 1, len(first) - 1
-    blocks = max(1, min(device.blocks_for(32 * N, _THREADS), _BLOCK_NUMBERS // (_WARPS * V)))
-    z = None if M == V - 1 else device.empty((blocks * _WARPS, V - 1), h.dtype)
-    device.launch(
-        _PREDICT, "hsoftmax_sample", blocks, real=h.dtype, shared=_THREADS * (h.itemsize + 4), ids=ids,
-        z=z, h=h, w=w, b=b, first=first, children=children, N=N, H=H, V=V, M=M, seed=seed,
-        step=step, time=time,
-    )  # fmt: skip
+    V, M = len(w) + 1, len(first) - 1
+    for n, some in _blocks(len(h), V):
+        rows, z = slice(n, n + some), None
+        if M != V - 1:
+            z = device.empty((some, V - 1), h.dtype)
+            device.matmul(z, h[rows], w.T)
+        device.launch(
+            _PREDICT, "hsoftmax_sample", device.blocks_for(32 * some, _THREADS), real=h.dtype,
+            shared=32 * h.itemsize + 4 * _WARPS, ids=ids[rows], z=z, h=h[rows], w=w, b=b,
+            first=first, children=children, N=some, H=h.shape[1], V=V, M=M, seed=seed, step=step,
+            time=time, row0=n,
+        )  # fmt: skip
 
 
 def _blocks(N: int, V: int) -> list[tuple[int, int]]:
