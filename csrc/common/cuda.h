@@ -38,6 +38,33 @@ __device__ __forceinline__ uint32_t nlm_load_acquire(const uint32_t* p) {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
     return value;
 }
+// A load of what another block has written during this launch: past the first-level cache.
+template <class T>
+__device__ __forceinline__ T nlm_load_global(const T* p) {
+    return __ldcg(p);
+}
+// 16 bytes from global to shared memory, likewise past the first-level cache; they are there after
+// nlm_copy_wait<n>(), which leaves the n latest groups under way, for the thread that copied, and
+// after a block barrier for all.
+__device__ __forceinline__ void nlm_copy16(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+    const uint32_t at = uint32_t(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+#else
+    *static_cast<int4*>(to) = __ldcg(static_cast<const int4*>(from));
+#endif
+}
+__device__ __forceinline__ void nlm_copy_commit() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int kLeft>
+__device__ __forceinline__ void nlm_copy_wait() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+#endif
+}
 #endif
 
 #include "common/fn.h"
@@ -80,18 +107,41 @@ NLM_FN T block_sum(T value, T* warps) {
     return total;
 }
 
-// A barrier of `blocks` blocks that are all on the card (a cooperative launch). `arrived` is a
-// word of global memory, 0 before the launch; `round` counts this barrier's uses from 1, in each
-// thread alike.
-NLM_FN void grid_barrier(uint32_t* arrived, uint32_t blocks, uint32_t round) {
+// The sum of `value` over the block's earlier threads; `warps` as for block_sum.
+NLM_FN uint32_t block_sum_before(uint32_t value, uint32_t* warps) {
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    uint32_t sum = value;
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const uint32_t below = __shfl_up_sync(kAllLanes, sum, unsigned(lanes));
+        if (lane >= lanes) sum += below;
+    }
+    if (lane == kWarp - 1) warps[warp] = sum;
+    __syncthreads();
+    uint32_t before = 0;
+    for (int w = 0; w < warp; ++w) before += warps[w];
+    __syncthreads();
+    return before + sum - value;
+}
+
+// A barrier of `blocks` blocks that are all on the card (a cooperative launch), in two halves.
+// `arrived` is a word of global memory, 0 before the launch; `round` counts this barrier's uses
+// from 1, in each thread alike.
+NLM_FN void grid_arrive(uint32_t* arrived) {
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence();
         atomicAdd(arrived, 1u);
-        // signed: the count may wrap around
-        while (int32_t(nlm_load_acquire(arrived) - blocks * round) < 0) nlm_pause();
     }
+}
+NLM_FN void grid_wait(const uint32_t* arrived, uint32_t blocks, uint32_t round) {
+    // signed: the count may wrap around
+    if (threadIdx.x == 0)
+        while (int32_t(nlm_load_acquire(arrived) - blocks * round) < 0) nlm_pause();
     __syncthreads();
+}
+NLM_FN void grid_barrier(uint32_t* arrived, uint32_t blocks, uint32_t round) {
+    grid_arrive(arrived);
+    grid_wait(arrived, blocks, round);
 }
 
 // Elementary functions for the equations of *_math.h.

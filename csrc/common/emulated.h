@@ -46,6 +46,10 @@ NLM_SHOWN void sync_block(int line);
 NLM_SHOWN void sync_warp(unsigned lanes, int line);
 // Threads that wait have something new to look at.
 NLM_SHOWN void moved();
+// Asynchronous copies of 16 bytes, done when they are waited for.
+NLM_SHOWN void copy16(void* to, const void* from);
+NLM_SHOWN void copy_commit();
+NLM_SHOWN void copy_wait(int left);
 
 template <class... Parameters, std::size_t... I>
 void call(void (*kernel)(Parameters...), void** given, std::index_sequence<I...>) {
@@ -87,9 +91,20 @@ template <class T>
 inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
+inline double nlm_infinity() { return HUGE_VAL; }
 inline void nlm_pause() { emulated::pause(); }
 inline double nlm_infinity() { return HUGE_VAL; }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
+template <class T>
+inline T nlm_load_global(const T* p) {
+    return *p;
+}
+inline void nlm_copy16(void* to, const void* from) { emulated::copy16(to, from); }
+inline void nlm_copy_commit() { emulated::copy_commit(); }
+template <int kLeft>
+inline void nlm_copy_wait() {
+    emulated::copy_wait(kLeft);
+}
 
 inline void __syncthreads(int line = __builtin_LINE()) { emulated::sync_block(line); }
 inline void __syncwarp(unsigned lanes = 0xFFFFFFFFu, int line = __builtin_LINE()) {

@@ -13,7 +13,15 @@ from .candidates import candidates_forward, candidates_gradients
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
+from .hsoftmax import (
+    hsoftmax_forward,
+    hsoftmax_gradients,
+    hsoftmax_log_prob,
+    hsoftmax_sample,
+    hsoftmax_top_k,
+)
 from .linear import linear_backward, linear_forward
+from .lstm import lstm_backward, lstm_forward
 from .sgd import sgd_update, sgd_update_rows
 from .xent import (
     xent_entropy,
@@ -35,8 +43,15 @@ __all__ = [
     "dropout",
     "embedding_backward",
     "embedding_forward",
+    "hsoftmax_forward",
+    "hsoftmax_gradients",
+    "hsoftmax_log_prob",
+    "hsoftmax_sample",
+    "hsoftmax_top_k",
     "linear_backward",
     "linear_forward",
+    "lstm_backward",
+    "lstm_forward",
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",

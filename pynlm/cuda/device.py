@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -49,12 +50,38 @@ class Device(ABC):
     math: str = "float32"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Device memory as it lies."""
-        return self.xp.empty(shape, dtype)
+        """Device memory as it lies; DeviceMemoryError if there is not so much."""
+        try:
+            return self._allocate(shape, dtype, zero=False)
+        except MemoryError:
+            raise self._out_of_memory(shape, dtype) from None
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Device memory of zeros."""
-        return self.xp.zeros(shape, dtype)
+        """Device memory of zeros; DeviceMemoryError if there is not so much."""
+        try:
+            return self._allocate(shape, dtype, zero=True)
+        except MemoryError:
+            raise self._out_of_memory(shape, dtype) from None
+
+    def bring(self, x: np.ndarray) -> Array:
+        """A copy of a NumPy array, not to be changed until the next wait; does not wait itself."""
+        return self.xp.array(x)
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes in all."""
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
+
+    def _out_of_memory(self, shape: tuple[int, ...], dtype: Any) -> DeviceMemoryError:
+        free, total = self.memory()
+        asked = math.prod(shape) * np.dtype(dtype).itemsize
+        sizes = ", ".join(map(str, shape))
+        return DeviceMemoryError(
+            f"out of memory on the GPU: {_mebibytes(asked)} asked for ({np.dtype(dtype)} "
+            f"[{sizes}]), {_mebibytes(free)} free of {_mebibytes(total)}"
+        )
 
     def blocks_for(self, threads_wanted: int, threads: int = 256) -> int:
         """Blocks of a grid whose threads walk over so many items."""
@@ -129,6 +156,8 @@ class Device(ABC):
             return dtype.type(value)
         if value is None:
             return None
+        if isinstance(value, np.ndarray) and self.xp is not np:
+            raise TypeError(f"{kernel.name}: {name} must be on the GPU, got a NumPy array")
         if value.dtype != dtype or not value.flags.c_contiguous:
             raise TypeError(
                 f"{kernel.name}: {name} must be contiguous {dtype}, got {value.dtype}, "
@@ -159,6 +188,18 @@ class Device(ABC):
         a : [M, K], b : [K, N]
             Likewise, or the transpose of such a matrix. One dtype for all three.
         """
+
+
+class DeviceUnavailable(RuntimeError):
+    """There is no GPU that can be used, or no CuPy; the message says which."""
+
+
+class DeviceMemoryError(MemoryError):
+    """An array does not fit into the GPU's memory; the message says what was asked for."""
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"
 
 
 class CupyDevice(Device):
@@ -211,6 +252,11 @@ class CupyDevice(Device):
                 backend="nvrtc",
             )
         return self._modules[key]
+
+    def memory(self) -> tuple[int, int]:
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        # What CuPy keeps for the next array is free, too.
+        return free + self.xp.get_default_memory_pool().free_bytes(), total
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         if not out.size:
@@ -281,7 +327,7 @@ def current() -> Device:
 
     Raises
     ------
-    RuntimeError
+    DeviceUnavailable
         CuPy is not installed, or there is no driver or no GPU; the message says which.
     """
     if _emulated is not None:
@@ -303,22 +349,22 @@ def import_cupy() -> Any:
 
     Raises
     ------
-    RuntimeError
+    DeviceUnavailable
         Naming what is missing, and the extra to install.
     """
     try:
         import cupy
     except ImportError as error:
-        raise RuntimeError(
+        raise DeviceUnavailable(
             "a GPU needs CuPy, which is not installed: "
             "pip install 'pynlm[cuda]' (for CUDA 13; 'pynlm[cuda12]' for CUDA 12)"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        raise RuntimeError(
+        raise DeviceUnavailable(
             f"CuPy is installed, but finds no usable NVIDIA driver: {error}"
         ) from error
     if count == 0:
-        raise RuntimeError("CuPy is installed, but there is no NVIDIA GPU")
+        raise DeviceUnavailable("CuPy is installed, but there is no NVIDIA GPU")
     return cupy
