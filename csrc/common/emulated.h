@@ -93,7 +93,6 @@ inline T* nlm_shared() {
 }
 inline double nlm_infinity() { return HUGE_VAL; }
 inline void nlm_pause() { emulated::pause(); }
-inline double nlm_infinity() { return HUGE_VAL; }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 template <class T>
 inline T nlm_load_global(const T* p) {
