@@ -21,8 +21,6 @@ NLM_KERNEL(hsoftmax_parents, 256, int32_t* parent, const int32_t* first, const i
     }
 }
 
-constexpr int kWide = 32;  // rows of a node that a warp takes together
-
 // tops and log_sums [N, M] of all nodes, from logits z [N, V - 1] without bias, which is added to
 // them. Moves z twice; bound by memory, in float32 by exponentials in double precision.
 NLM_KERNEL(hsoftmax_norms, 256, REAL* tops, double* log_sums, REAL* z, const REAL* b,
@@ -201,28 +199,36 @@ NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, 
 // The child of a node with logits z [rows] plus b [rows], which may be null, for u in [0, 1), by a
 // warp; -1 where there is no distribution.
 NLM_FN int draw_child(const REAL* z, const REAL* b, int rows, double u) {
-    const int lane = int(threadIdx.x) % kWarp;
     const auto logit = [&](int r) { return b != nullptr ? z[r] + b[r] : z[r]; };
+    // few rows: each lane does the same
+    const bool few = rows < 4;
+    const int lane = int(threadIdx.x) % kWarp, first = few ? 0 : lane, step = few ? 1 : kWarp;
     REAL top = 0;
-    for (int r = lane; r < rows; r += kWarp) top = logit(r) > top ? logit(r) : top;
-    top = warp_max(top);
+    for (int r = first; r < rows; r += step) top = logit(r) > top ? logit(r) : top;
+    if (!few) top = warp_max(top);
     double sum = 0;
-    for (int r = lane; r < rows; r += kWarp) sum += exp(double(logit(r)) - double(top));
+    for (int r = first; r < rows; r += step) sum += exp(double(logit(r)) - double(top));
+    if (!few) sum = warp_sum(sum);
     const double none = exp(-double(top));
-    sum = warp_sum(sum) + none;
+    sum += none;
     if (!(sum <= 1e300)) return -1;
     double rest = u * sum - none;
     if (rest < 0) return 0;
     int last = 0;  // if the sums rounded below `rest`
-    for (int r = 0; r < rows; r += kWarp) {
-        const double own = r + lane < rows ? exp(double(logit(r + lane)) - double(top)) : 0.0;
-        const double until = own + warp_sum_before(own);
-        const unsigned beyond = __ballot_sync(kAllLanes, own > 0 && until > rest);
-        if (beyond != 0) return r + __ffs(int(beyond));
-        if (own > 0) last = r + lane + 1;
-        rest -= __shfl_sync(kAllLanes, until, kWarp - 1);
+    for (int r = 0; r < rows; r += step) {
+        const int at = few ? r : r + lane;
+        const double own = at < rows ? exp(double(logit(at)) - double(top)) : 0.0;
+        if (own > 0) last = at + 1;
+        const double until = few ? own : own + warp_sum_before(own);
+        const bool beyond = own > 0 && until > rest;
+        if (few && beyond) return last;
+        if (!few) {
+            const unsigned lanes = __ballot_sync(kAllLanes, beyond);
+            if (lanes != 0) return r + __ffs(int(lanes));
+        }
+        rest -= few ? until : __shfl_sync(kAllLanes, until, kWarp - 1);
     }
-    return warp_max(last);
+    return few ? last : warp_max(last);
 }
 
 // A warp a row, down from the root. z [N, V - 1] are all logits without bias; null in a binary
