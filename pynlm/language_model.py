@@ -125,9 +125,7 @@ class LanguageModel:
     # ---- making one
 
     @classmethod
-    def load(
-        cls, directory: str | Path, which: str = "best", device: str = "cpu"
-    ) -> LanguageModel:
+    def load(cls, directory: str | Path, which: str = "best", device: str = "cpu") -> LanguageModel:
         """The model of a run folder: its ``best`` checkpoint, or its ``last``.
 
         ``device`` is ``"cpu"`` or ``"cuda"``, wherever it was trained. Figures and log-probabilities

@@ -44,8 +44,8 @@ NLM_FN double path_loss(const Tree& t, const int32_t* parent, bool root_done, in
         Node node{};
         const Step step = step_up(t, parent, entry, node);
         more = step == kNode && !(root_done && node.number == 0);
-        const bool room = out.z != nullptr ? place + rows + node.rows <= out.cost
-                                           : node.rows < kWide;
+        const bool room =
+            out.z != nullptr ? place + rows + node.rows <= out.cost : node.rows < kWide;
         if (step == kFault || (more && !room)) {
             more = false;
             loss = nan_of_double();

@@ -17,7 +17,6 @@ _MODULES = {"cpu": "pynlm._kernels", "cuda": "pynlm.cuda", "reference": "pynlm.r
 _found: dict[tuple[str, str | None], Callable[..., Any]] = {}
 
 
-
 def function(name: str, backend: str | None, dims: Dims) -> Callable[..., Any]:
     """Return a backend's function `name`, importing the backend on first use.
 
