@@ -20,7 +20,7 @@ typedef int int32_t;
 typedef long long int64_t;
 
 #define NLM_KERNEL(name, threads, ...) \
-    extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 
 extern __shared__ __align__(16) unsigned char nlm_shared_bytes[];
 template <class T>
