@@ -8,10 +8,10 @@
 #include "recurrent/rnn.cuh"
 
 // y: on entry w_ih x; replaced. states, far: working memory; counters: zeros.
-NLM_KERNEL(rnn_forward, 256, REAL* y, REAL* h_last, const REAL* h0, const REAL* w_hh,
-           const REAL* b, const int32_t* lengths, int64_t T, int64_t B, int64_t H, int relu,
-           REAL* states, REAL* far, uint32_t* counters, int units, int rows, int pass_rows,
-           int splits, int chunk, int kept) {
+NLM_KERNEL(rnn_forward, 256, REAL* y, REAL* h_last, const REAL* h0, const REAL* w_hh, const REAL* b,
+           const int32_t* lengths, int64_t T, int64_t B, int64_t H, int relu, REAL* states,
+           REAL* far, uint32_t* counters, int units, int rows, int pass_rows, int splits, int chunk,
+           int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
     forward_loop<1>(s, y, h_last, h0, [&](int64_t t, int64_t r, int64_t u, const REAL* a) {

@@ -12,8 +12,10 @@ from .adam import adam_update, adam_update_rows
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
+from .gru import gru_backward, gru_forward
 from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
+from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
 
 __all__ = [
@@ -25,10 +27,14 @@ __all__ = [
     "dropout",
     "embedding_backward",
     "embedding_forward",
+    "gru_backward",
+    "gru_forward",
     "linear_backward",
     "linear_forward",
     "lstm_backward",
     "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",

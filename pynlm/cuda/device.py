@@ -156,7 +156,7 @@ class Device(ABC):
         ----------
         out : [M, N], contiguous
         a : [M, K], b : [K, N]
-            Contiguous, or the transpose of what is. One dtype for all three.
+            Contiguous, columns of what is, or the transpose of either. One dtype for all three.
         """
 
 
@@ -259,6 +259,10 @@ def _columns_first(x: Array) -> tuple[int, int]:
         return 0, max(x.shape[1], 1)
     if x.flags.f_contiguous:
         return 1, max(x.shape[0], 1)
+    if x.strides[1] == item <= x.strides[0]:
+        return 0, x.strides[0] // item
+    if x.strides[0] == item <= x.strides[1]:
+        return 1, x.strides[1] // item
     raise ValueError(f"matmul: an operand must be contiguous or transposed, got strides "
                      f"{[stride // item for stride in x.strides]}")  # fmt: skip
 
