@@ -16,7 +16,7 @@ NLM_KERNEL(lstm_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL* gates, 
            int64_t T, int64_t B, int64_t H, int saves, REAL* states, REAL* far, uint32_t* counters,
            int units, int rows, int pass_rows, int splits, int chunk, int kept) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
-    const Exchange exchange{states, B, padded_depth(H)};
+    const Exchange exchange = exchange_of(states, B, H);
     RowGroup others = row_group(counters);
     REAL* shared = nlm_shared<REAL>();
     Product product =
@@ -26,7 +26,7 @@ NLM_KERNEL(lstm_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL* gates, 
         return w_hh[(int64_t(m % G) * H + own.begin + m / G) * H + k];
     });
     each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) {
-        exchange.row(0, r)[u] = h_last[r * H + u] = h0[r * H + u];
+        exchange.put(0, r, u, h_last[r * H + u] = h0[r * H + u]);
         c_last[r * H + u] = c0[r * H + u];
     });
     others.barrier();
@@ -43,7 +43,7 @@ NLM_KERNEL(lstm_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL* gates, 
                     a[g] = product.at(m + g, column) + saved[g * H] + b[g * H + u];
                 REAL cell = c_last[r * H + u], h;
                 lstm_cell<CudaFn<REAL>>(a[0], a[1], a[2], a[3], cell, h);
-                exchange.row(t + 1, r)[u] = h;
+                exchange.put(t + 1, r, u, h);
                 y[at * H + u] = h_last[r * H + u] = h;
                 c_last[r * H + u] = cell;
                 if (c != nullptr) c[at * H + u] = cell;
@@ -64,7 +64,7 @@ NLM_KERNEL(lstm_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const REAL* c,
            int64_t H, REAL* states, REAL* far, uint32_t* counters, int units, int rows,
            int pass_rows, int splits, int chunk, int kept) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
-    const Exchange exchange{states, B, padded_depth(G * H)};
+    const Exchange exchange = exchange_of(states, B, G * H);
     RowGroup others = row_group(counters);
     REAL* shared = nlm_shared<REAL>();
     Product product =
@@ -86,7 +86,7 @@ NLM_KERNEL(lstm_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const REAL* c,
             lstm_cell_backward<CudaFn<REAL>>(a[0], a[1], a[2], a[3], c[at * H + u], c_prev,
                                              dy[at * H + u] + dh0[state], dc);
             dc0[state] = dc;
-            for (int g = 0; g < G; ++g) exchange.row(t, r)[u * G + g] = saved[g * H] = a[g];
+            for (int g = 0; g < G; ++g) exchange.put(t, r, u * G + g, saved[g * H] = a[g]);
         });
         each_element(end, group.end, own, [&](int64_t r, int64_t u) {
             for (int g = 0; g < G; ++g) gates[((t * B + r) * G + g) * H + u] = 0;

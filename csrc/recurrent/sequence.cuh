@@ -55,11 +55,18 @@ NLM_FN void each_element(int begin, int end, const Span& units, const F& f) {
 }
 
 // States [2][batch][depth] that blocks hand each other: written at one step, read at the next.
+// Their padding stays zero.
 struct Exchange {
-    REAL* states;
+    Operand* states;
     int64_t batch;
     int depth;
-    NLM_FN REAL* row(int64_t step, int64_t r) const {
+    NLM_FN Operand* row(int64_t step, int64_t r) const {
         return states + ((step & 1) * batch + r) * depth;
     }
+    NLM_FN void put(int64_t step, int64_t r, int64_t k, REAL value) const {
+        row(step, r)[k] = to_operand(value);
+    }
 };
+NLM_FN Exchange exchange_of(REAL* states, int64_t batch, int64_t depth) {
+    return {reinterpret_cast<Operand*>(states), batch, padded_depth(depth)};
+}

@@ -48,8 +48,8 @@ NLM_FN REAL unclip(REAL bound, REAL y, REAL dh) {
 
 // Layer norm. Values of a row stand with all blocks of its group: each reduces its own to two
 // numbers, and after a barrier all blocks add up those of all in the same order.
-// Numbers of each row that RowNorm keeps in shared memory.
-constexpr int kTotals = 2;
+// Numbers of shared memory for so many rows' totals; what follows stays aligned.
+NLM_FN int totals_of(int rows) { return (rows + 1) / 2 * 4; }
 
 struct RowNorm {
     REAL* partials;  // [B][blocks][2]: two such, because a block may be a phase ahead
