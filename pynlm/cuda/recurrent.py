@@ -15,8 +15,9 @@ from .device import Array, Device
 from .source import read
 
 _THREADS = 256
-_CHUNKS = 4  # at least, of a depth of some size: one is copied while another is computed
+_CHUNKS = (4, 8, 16, 32)  # of a depth: one is copied while another is computed
 _LEAST_CHUNK = 64
+_CHUNK_CYCLES = 100  # two barriers of the block
 _COPY = 16  # bytes
 _COUNTER_STRIDE = 32
 # Bytes a cycle that a multiprocessor gets from the second-level cache when all ask (H200).
@@ -252,13 +253,21 @@ def _product(
     for row_tiles in {most, -(-most // 2), 1}:
         best = max(form.workers // (groups * row_tiles), 1)
         for splits in {best, min(2 * best, form.workers // row_tiles), -(-best // 2), 1}:
-            found += _chunks(
-                form, depth, groups, rows, tile_rows, row_tiles, splits, limit, space
-            )
+            chunk = form.padded(depth)
+            for chunks in _CHUNKS:
+                chunk = min(chunk, max(form.padded(-(-depth // chunks)), _LEAST_CHUNK))
+                found += _workers(
+                    form, depth, groups, rows, tile_rows, row_tiles, splits, chunk, limit, space
+                )
+            while chunk > form.grain and not found:
+                chunk = form.padded(chunk // 2)
+                found += _workers(
+                    form, depth, groups, rows, tile_rows, row_tiles, splits, chunk, limit, space
+                )
     return min(found, key=lambda product: product.cycles, default=None)
 
 
-def _chunks(
+def _workers(
     form: Form,
     unpadded: int,
     groups: int,
@@ -266,23 +275,19 @@ def _chunks(
     tile_rows: int,
     row_tiles: int,
     splits: int,
+    chunk: int,
     limit: int,
     space: int,
 ) -> list[Product]:
-    """The division with the largest chunk of the depth that there is room for."""
+    """The division into so many tiles of rows, splits and chunks, if there is room for it."""
     depth = form.padded(unpadded)
     splits = min(splits, depth // form.step)
     pass_rows = row_tiles * tile_rows
     at_once = min(form.workers // splits // row_tiles, groups)
     sums = groups * form.group * pass_rows * (splits | 1) * form.itemsize
-    chunk = max(form.padded(-(-depth // _CHUNKS)), min(depth, _LEAST_CHUNK))
-    while True:
-        staged = 2 * pass_rows * (chunk * form.operand + _COPY)
-        needs = max(space, max(staged, sums) if at_once == groups else staged + sums)
-        needs += -needs % _COPY
-        if needs <= limit or chunk == form.grain:
-            break
-        chunk = form.padded(chunk // 2)
+    staged = 2 * pass_rows * (chunk * form.operand + _COPY)
+    needs = max(space, max(staged, sums) if at_once == groups else staged + sums)
+    needs += -needs % _COPY
     if needs > limit:
         return []
     row = groups * form.group * form.operand  # bytes of the weights of one number of the depth
@@ -290,8 +295,8 @@ def _chunks(
     kept = depth if fits >= depth else fits // chunk * chunk
     passes, column_passes = -(-rows // pass_rows), -(-groups // at_once)
     warps = -(-at_once * row_tiles * splits * (_THREADS // form.workers) // 32)
-    steps = -(-depth // form.step // splits)
-    computed = steps * max(warps * form.cycles(tile_rows), _LATENCY)
+    computed = -(-depth // form.step // splits) * max(warps * form.cycles(tile_rows), _LATENCY)
+    computed += -(-depth // chunk) * _CHUNK_CYCLES
     added = groups * form.group * pass_rows * splits * 2 * form.itemsize / 128
     read = column_passes * rows * depth * form.operand + passes * row * (depth - kept)
     cycles = passes * (column_passes * computed + added) + read / _CACHE_RATE
