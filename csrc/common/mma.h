@@ -1,10 +1,10 @@
 // Products on tensor cores, float32 sums: a warp's fragments of 16 x 8 results. One of the macros
 // TF32, BF16 and FP16 says what operands are rounded to; sm_80 and later.
 //
-// A word is 32 bits of a row: one tf32 number or two neighbouring ones of 16 bits. Lane l holds, with
-// g = l / 4 and i = l % 4, of the left matrix (16 rows) words (g, i), (g + 8, i), (g, i + 4) and
-// (g + 8, i + 4) of eight; of the right one (8 columns) words i and i + 4 of column g; of the sums
-// (g, 2 i), (g, 2 i + 1), (g + 8, 2 i) and (g + 8, 2 i + 1). PTX ISA, "Matrix fragments for
+// A word is 32 bits of a row: one tf32 number or two neighbouring ones of 16 bits. Lane l holds,
+// with g = l / 4 and i = l % 4, of the left matrix (16 rows) words (g, i), (g + 8, i), (g, i + 4)
+// and (g + 8, i + 4) of eight; of the right one (8 columns) words i and i + 4 of column g; of the
+// sums (g, 2 i), (g, 2 i + 1), (g + 8, 2 i) and (g + 8, 2 i + 1). PTX ISA, "Matrix fragments for
 // mma.m16n8k8" and "mma.m16n8k16".
 #pragma once
 

@@ -193,11 +193,11 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
            REAL* rec, REAL* dr, REAL* q, REAL* rest, REAL* dpeephole, REAL* dln_gates,
            REAL* dln_cell, int64_t T, int64_t B, int64_t H, int64_t P, REAL zoneout_h,
            REAL zoneout_c, uint32_t threshold_h, uint32_t threshold_c, REAL clip_h, REAL clip_c,
-           int norm_state, int sample, uint32_t seed, uint32_t draw, uint32_t layer,
-           uint32_t time0, const int32_t* row_ids, REAL* states, REAL* middle, REAL* far,
-           REAL* far_2, REAL* partials, uint32_t* counters, int rows, int units, int pass_rows,
-           int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2,
-           int chunk_2, int kept_2) {
+           int norm_state, int sample, uint32_t seed, uint32_t draw, uint32_t layer, uint32_t time0,
+           const int32_t* row_ids, REAL* states, REAL* middle, REAL* far, REAL* far_2,
+           REAL* partials, uint32_t* counters, int rows, int units, int pass_rows, int splits,
+           int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
+           int kept_2) {
     // the first product's columns are the state's, the second's the units
     const Span outs = span_of(units, int(blockIdx.x), P), group = span_of(rows, int(blockIdx.y), B);
     const int own_units = w_hr != nullptr ? units_2 : units;
@@ -323,8 +323,8 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
             stats.merge_sums(0, group.begin, end, H);
             each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
                 const int64_t at = r * H + u;
-                const REAL d = stats.backward(r, q[at], norm_c[t * B * H + at],
-                                              rstd[(2 * T + t) * B + r]);
+                const REAL d =
+                    stats.backward(r, q[at], norm_c[t * B * H + at], rstd[(2 * T + t) * B + r]);
                 finish(t, r, u, rest[at] + d, dc0[at]);
             });
             __syncthreads();

@@ -3,13 +3,14 @@
 //
 //   out[m][r] = sum_k w[m][k] a[r][k]
 //
-// Workers compute tiles of kGroup columns by TILE_ROWS rows over every splits-th step of k; the sums
-// of the `splits` workers of a tile are added up in their order. Without tensor cores a worker is a
-// thread and a step one k: a warp reads 16 bytes of weights and TILE_ROWS numbers a lane from shared
-// memory for 4 TILE_ROWS multiply-adds, which at 10 rows takes 1.4 times as long as these. With TF32,
-// BF16 or FP16 (mma.h) a worker is a warp and a step eight words; reading shared memory bounds it.
-// Rows come from the second-level cache, 16 bytes a copy, the next chunk of k while one is computed.
-// Weights beyond `kept` do not fit into shared memory and come from the second-level cache, too.
+// Workers compute tiles of kGroup columns by TILE_ROWS rows over every splits-th step of k; the
+// sums of the `splits` workers of a tile are added up in their order. Without tensor cores a worker
+// is a thread and a step one k: a warp reads 16 bytes of weights and TILE_ROWS numbers a lane from
+// shared memory for 4 TILE_ROWS multiply-adds, which at 10 rows takes 1.4 times as long as these.
+// With TF32, BF16 or FP16 (mma.h) a worker is a warp and a step eight words; reading shared memory
+// bounds it. Rows come from the second-level cache, 16 bytes a copy, the next chunk of k while one
+// is computed. Weights beyond `kept` do not fit into shared memory and come from the second-level
+// cache, too.
 #pragma once
 
 #include "common/cuda.h"
@@ -37,7 +38,7 @@ struct alignas(16) Four {
     REAL v[4];
 };
 #endif
-constexpr int kCopy = 16 / int(sizeof(Operand));              // numbers of a copy
+constexpr int kCopy = 16 / int(sizeof(Operand));                // numbers of a copy
 constexpr int kOperands = int(sizeof(REAL) / sizeof(Operand));  // in the place of one REAL
 
 // Depths are rounded up to whole copies and steps.
@@ -91,14 +92,15 @@ struct Product {
 // `columns` of at most `most` in a block. Its weights begin at `near` in shared memory, which moves
 // past them; what of them is not kept there stands in the block's part of `far`. The caller gives
 // it its space.
-NLM_FN Product product_of(int columns, int most, int64_t depth, int pass_rows, int splits, int chunk,
-                          int kept, REAL* far, REAL*& near) {
+NLM_FN Product product_of(int columns, int most, int64_t depth, int pass_rows, int splits,
+                          int chunk, int kept, REAL* far, REAL*& near) {
     const int groups = (most + kGroup - 1) / kGroup, padded = padded_depth(depth);
     const int64_t block = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
     Operand* const own =
         reinterpret_cast<Operand*>(far) + block * groups * kGroup * (padded - kept);
-    const Product product{columns, padded, pass_rows, splits, chunk, kept,
-                          reinterpret_cast<Operand*>(near), own, nullptr};
+    const Product product{
+        columns, padded, pass_rows, splits, chunk, kept, reinterpret_cast<Operand*>(near),
+        own,     nullptr};
     near += groups * kGroup * kept / kOperands;
     return product;
 }

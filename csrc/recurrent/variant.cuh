@@ -42,9 +42,7 @@ struct Zoneout {
 
 // The gradient of the new state before clipping; y: the state, on the bound (infinite for none) if
 // it was clipped.
-NLM_FN REAL unclip(REAL bound, REAL y, REAL dh) {
-    return y >= bound || y <= -bound ? REAL(0) : dh;
-}
+NLM_FN REAL unclip(REAL bound, REAL y, REAL dh) { return y >= bound || y <= -bound ? REAL(0) : dh; }
 
 // Layer norm. Values of a row stand with all blocks of its group: each reduces its own to two
 // numbers, and after a barrier all blocks add up those of all in the same order.
