@@ -20,7 +20,7 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
            int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
            int kept_2) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
-    const Exchange between{middle, B, padded_depth(H)};
+    const Exchange between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
     REAL* shared = nlm_shared<REAL>();
     Product product =
@@ -39,7 +39,7 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
         mask_h,
         clip_h,
         {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        {states, B, padded_depth(H)},
+        exchange_of(states, B, H),
         H};
 
     each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) { state.start(r, u, h0); });
@@ -53,10 +53,10 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
                 const int at = (int(u) - own.begin) * 2, column = int(r) - from;
                 REAL reset = product.at(at, column) + saved[0] + b[u], rest;
                 REAL z = product.at(at + 1, column) + saved[H] + b[H + u];
-                gru_reset<CudaFn<REAL>>(reset, z, rest, state.exchange.row(t, r)[u]);
+                gru_reset<CudaFn<REAL>>(reset, z, rest, state.entering(r, u));
                 saved[0] = reset;
                 saved[H] = z;
-                between.row(t, r)[u] = rest;
+                between.put(t, r, u, rest);
                 if (rh != nullptr) rh[(t * B + r) * H + u] = rest;
             });
         });
@@ -89,7 +89,7 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
            int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
            int kept_2) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
-    const Exchange exchange{states, B, padded_depth(2 * H)}, between{middle, B, padded_depth(H)};
+    const Exchange exchange = exchange_of(states, B, 2 * H), between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
     REAL* shared = nlm_shared<REAL>();
     Product product =
@@ -121,8 +121,8 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
             REAL dh = state.fresh(t, r, u), z = saved[H], n = saved[2 * H];
             gru_update_backward<CudaFn<REAL>>(z, n, dh, before[r * H + u]);
             state.direct[r * H + u] += dh;
-            exchange.row(t, r)[u * 2 + 1] = saved[H] = z;
-            between.row(t, r)[u] = saved[2 * H] = n;
+            exchange.put(t, r, u * 2 + 1, saved[H] = z);
+            between.put(t, r, u, saved[2 * H] = n);
         });
         each_element(end, group.end, own, [&](int64_t r, int64_t u) {
             for (int g = 0; g < G; ++g) gates[((t * B + r) * G + g) * H + u] = 0;
@@ -138,7 +138,7 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
                 REAL h = before[r * H + u];
                 if (mask_h != nullptr) h *= mask_h[r * H + u];
                 gru_reset_backward<CudaFn<REAL>>(reset, d, h);
-                exchange.row(t, r)[u * 2] = saved[0] = reset;
+                exchange.put(t, r, u * 2, saved[0] = reset);
                 rec[r * H + u] = d;
             });
         });

@@ -26,7 +26,7 @@ NLM_KERNEL(gru_general_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* h
         mask_h,
         clip_h,
         {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        {states, B, padded_depth(H)},
+        exchange_of(states, B, H),
         H};
     const GateNorm<Gru::G> gate_norm = norm_of<Gru::G>(s, ln_gates, norm, rstd, partials);
     general_forward_loop(s, state, gate_norm, h0,
@@ -64,6 +64,9 @@ NLM_KERNEL(gru_general_backward, 256, REAL* dh0, REAL* gates, REAL* hn, REAL* no
         [&](int64_t t, int64_t r, int64_t u, REAL& dh, REAL* a) {
             const REAL h_prev = t > 0 ? y[((t - 1) * B + r) * H + u] : h0[r * H + u];
             cell.backward(t, r, u, h_prev, dh, a);
+        },
+        [&](int64_t t, int64_t r, int g, int64_t u) {
+            return g == 2 ? hn[(t * B + r) * H + u] : gates[((t * B + r) * Gru::G + g) * H + u];
         },
         [&](int64_t t, int64_t r, int64_t u) { cell.clear(t, r, u); });
 }

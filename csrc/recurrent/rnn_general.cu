@@ -24,7 +24,7 @@ NLM_KERNEL(rnn_general_forward, 256, REAL* y, REAL* h_last, REAL* h_in, REAL* no
         mask_h,
         clip_h,
         {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        {states, B, padded_depth(H)},
+        exchange_of(states, B, H),
         H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);
     general_forward_loop(s, state, gate_norm, h0,
@@ -63,5 +63,6 @@ NLM_KERNEL(rnn_general_backward, 256, REAL* dh0, REAL* dpre, REAL* norm, REAL* r
             const int64_t at = (t * B + r) * H + u;
             dpre[at] = a[0] = activation_backward(relu, y[at], dh);
         },
+        [&](int64_t t, int64_t r, int, int64_t u) { return dpre[(t * B + r) * H + u]; },
         [&](int64_t t, int64_t r, int64_t u) { dpre[(t * B + r) * H + u] = 0; });
 }

@@ -42,14 +42,12 @@ struct Zoneout {
 
 // The gradient of the new state before clipping; y: the state, on the bound (infinite for none) if
 // it was clipped.
-NLM_FN REAL unclip(REAL bound, REAL y, REAL dh) {
-    return y >= bound || y <= -bound ? REAL(0) : dh;
-}
+NLM_FN REAL unclip(REAL bound, REAL y, REAL dh) { return y >= bound || y <= -bound ? REAL(0) : dh; }
 
 // Layer norm. Values of a row stand with all blocks of its group: each reduces its own to two
 // numbers, and after a barrier all blocks add up those of all in the same order.
-// Numbers of each row that RowNorm keeps in shared memory.
-constexpr int kTotals = 2;
+// Numbers of shared memory for so many rows' totals; what follows stays aligned.
+NLM_FN int totals_of(int rows) { return (rows + 1) / 2 * 4; }
 
 struct RowNorm {
     REAL* partials;  // [B][blocks][2]: two such, because a block may be a phase ahead
@@ -167,7 +165,7 @@ struct GateNorm {
 
     NLM_FN explicit operator bool() const { return gain != nullptr; }
     // Numbers of shared memory, from its beginning, that stats.totals are.
-    NLM_FN int shared() const { return gain != nullptr ? kTotals * padded_depth(rows) : 0; }
+    NLM_FN int shared() const { return gain != nullptr ? totals_of(rows) : 0; }
     NLM_FN REAL* row(int64_t t, int64_t r) const {
         return hat + (saves ? t * stats.batch + r : r) * G * H;
     }
@@ -225,29 +223,29 @@ NLM_FN void gates_of(const Product& product, const Exchange& exchange, const Gat
     });
 }
 
-// From the gradients of what gates_of gives, which the block has put into its part of `exchange`
-// (gate g of u at G u + g), to those of w_hh h, which take their place and that of N(w_hh h).
-// dgain [B,GH]: sums over time. The block's threads have all arrived.
-template <int G>
+// From d(r, g, u), the gradient of what gates_of gives, to that of w_hh h, which goes to the other
+// blocks and takes the place of N(w_hh h). dgain [B,GH]: sums over time. The block's threads have
+// all arrived.
+template <int G, class D>
 NLM_FN void gates_gradient(const Exchange& exchange, const GateNorm<G>& norm, REAL* dgain,
-                           const Span& own, int64_t t, int count, RowGroup& others) {
+                           const Span& own, int64_t t, int count, RowGroup& others, const D& d) {
     const int begin = norm.stats.group.begin;
     norm.stats.sums(1, begin, begin + count, G * own.size(),
-                    [&](int64_t r, int i, REAL& d, REAL& hat) {
-                        const int64_t column = i % G * norm.H + own.begin + i / G;
+                    [&](int64_t r, int i, REAL& product, REAL& hat) {
+                        const int64_t u = own.begin + i / G, column = i % G * norm.H + u;
                         hat = norm.row(t, r)[column];
-                        d = exchange.row(t, r)[own.begin * G + i];
-                        dgain[r * G * norm.H + column] += d * hat;
-                        d *= norm.gain[column];
+                        product = d(r, i % G, u);
+                        dgain[r * G * norm.H + column] += product * hat;
+                        product *= norm.gain[column];
                     });
     others.barrier();
     norm.stats.merge_sums(1, begin, begin + count, G * norm.H);
     each_element(begin, begin + count, own, [&](int64_t r, int64_t u) {
         for (int g = 0; g < G; ++g) {
             REAL& hat = norm.row(t, r)[g * norm.H + u];
-            REAL& d = exchange.row(t, r)[u * G + g];
-            d = hat = norm.stats.backward(r, d * norm.gain[g * norm.H + u], hat,
-                                          norm.rstd[t * norm.stats.batch + r]);
+            hat = norm.stats.backward(r, d(r, g, u) * norm.gain[g * norm.H + u], hat,
+                                      norm.rstd[t * norm.stats.batch + r]);
+            exchange.put(t, r, u * G + g, hat);
         }
     });
 }
@@ -261,22 +259,23 @@ struct State {
     Exchange exchange;
     int64_t P;
 
-    // h: after `step` steps.
-    NLM_FN void enter(int64_t step, int64_t r, int64_t u, REAL h) const {
-        const int64_t at = r * P + u;
-        if (mask_h != nullptr) h *= mask_h[at];
-        if (mask_h != nullptr && step > 0) h_in[(step - 1) * exchange.batch * P + at] = h;
-        exchange.row(step, r)[u] = h;
+    // What of the last state enters w_hh.
+    NLM_FN REAL entering(int64_t r, int64_t u) const {
+        const REAL h = h_last[r * P + u];
+        return mask_h != nullptr ? h * mask_h[r * P + u] : h;
     }
     NLM_FN void start(int64_t r, int64_t u, const REAL* h0) const {
-        enter(0, r, u, h_last[r * P + u] = h0[r * P + u]);
+        h_last[r * P + u] = h0[r * P + u];
+        exchange.put(0, r, u, entering(r, u));
     }
     // h: as step t has computed it.
     NLM_FN void finish(int64_t t, int64_t r, int64_t u, REAL h) const {
         const int64_t at = r * P + u;
         h = zoneout.mix(t, r, u, h_last[at], CudaFn<REAL>::clamp(h, clip));
         y[t * exchange.batch * P + at] = h_last[at] = h;
-        enter(t + 1, r, u, h);
+        h = entering(r, u);
+        if (h_in != nullptr) h_in[t * exchange.batch * P + at] = h;
+        exchange.put(t + 1, r, u, h);
     }
     NLM_FN void clear(int64_t t, int64_t r, int64_t u) const {
         const int64_t at = (t * exchange.batch + r) * P + u;
@@ -313,29 +312,27 @@ NLM_FN void general_forward_loop(const Sequence& s, const State& state, const Ga
     const Span own = s.own(), group = s.group();
     RowGroup others = row_group(s.counters);
     const Product product = s.gates<G>(norm.shared());
-    each_element(group.begin, group.end, own,
-                 [&](int64_t r, int64_t u) { state.start(r, u, h0); });
+    each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) { state.start(r, u, h0); });
     others.barrier();
     for (int64_t t = 0; t < s.T; ++t) {
         const int count = active_rows(s.lengths, group, t);
-        gates_of(product, state.exchange, norm, own, t, count, others,
-                 [&](int64_t r, int64_t u, const REAL* a) {
-                     state.finish(t, r, u, point(t, r, u, a));
-                 });
+        gates_of(
+            product, state.exchange, norm, own, t, count, others,
+            [&](int64_t r, int64_t u, const REAL* a) { state.finish(t, r, u, point(t, r, u, a)); });
         each_element(group.begin + count, group.end, own,
                      [&](int64_t r, int64_t u) { state.clear(t, r, u); });
         if (count > 0) others.barrier();
     }
 }
 
-// backward_loop of sequence.cuh with all variants.
-template <int G, bool kDirect, class Point, class Clear>
+// backward_loop of sequence.cuh with all variants. d(t, r, g, u): what point has given as a[g].
+template <int G, bool kDirect, class Point, class D, class Clear>
 NLM_FN void general_backward_loop(const Sequence& s, const StateGradient& state,
                                   const GateNorm<G>& norm, REAL* dgain, const Point& point,
-                                  const Clear& clear) {
+                                  const D& d, const Clear& clear) {
     const int64_t H = s.H;
     const Span own = s.own(), group = s.group();
-    const Exchange exchange{s.states, s.B, padded_depth(G * H)};
+    const Exchange exchange = exchange_of(s.states, s.B, G * H);
     RowGroup others = row_group(s.counters);
     const Product product = s.gradient<G>(norm.shared());
     for (int64_t t = s.T - 1; t >= 0; --t) {
@@ -344,7 +341,8 @@ NLM_FN void general_backward_loop(const Sequence& s, const StateGradient& state,
             REAL a[G], dh = state.fresh(t, r, u);
             point(t, r, u, dh, a);
             if (kDirect) state.direct[r * H + u] += dh;
-            for (int g = 0; g < G; ++g) exchange.row(t, r)[u * G + g] = a[g];
+            if (!norm)
+                for (int g = 0; g < G; ++g) exchange.put(t, r, u * G + g, a[g]);
         });
         each_element(end, group.end, own, [&](int64_t r, int64_t u) {
             clear(t, r, u);
@@ -354,7 +352,8 @@ NLM_FN void general_backward_loop(const Sequence& s, const StateGradient& state,
         if (count == 0) continue;
         if (norm) {
             __syncthreads();
-            gates_gradient(exchange, norm, dgain, own, t, count, others);
+            gates_gradient(exchange, norm, dgain, own, t, count, others,
+                           [&](int64_t r, int g, int64_t u) { return d(t, r, g, u); });
         }
         others.barrier();
         multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
