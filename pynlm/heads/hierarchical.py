@@ -18,6 +18,7 @@ from pynlm.kernels.hsoftmax import (
     hsoftmax_sample,
     hsoftmax_top_k,
 )
+from pynlm.kernels.queued import hsoftmax_gradients_dense
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter, Spec
@@ -85,6 +86,7 @@ class Hierarchical(FusedHead):
                 f"{self.vocab_size - 1} rows, got {tree.vocab_size}"
             )
         self.tree, self._prefix = tree, prefix
+        self._links: dict[str, Array] = {}
 
     @staticmethod
     def specs(
@@ -103,8 +105,9 @@ class Hierarchical(FusedHead):
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
     ) -> None:
-        first, parent = self.tree.first, self.tree.parent
-        hsoftmax_forward(nll=nll, targets=ids, first=first, parent=parent, **self._map(h, ctx))
+        hsoftmax_forward(
+            nll=nll, targets=self._there(ids), **self._tree("first", "parent"), **self._map(h, ctx)
+        )
 
     def _gradients(
         self,
@@ -115,6 +118,8 @@ class Hierarchical(FusedHead):
         ctx: Context,
         weights: Array | None,
     ) -> Gradients:
+        if self.pool.device is not None:
+            return self._gradients_dense(nll, h, ids, ctx, weights)
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         size = self.weight.data.shape[1]
         room = min(self.vocab_size - 1, int(self.tree.cost[ids].sum()))
@@ -123,13 +128,27 @@ class Hierarchical(FusedHead):
         db = None if self.bias is None else self.pool.lease((room,), self.dtype)
         dh = self.pool.like(h)
         count = hsoftmax_gradients(
-            nll=nll, dh=dh, rows=rows, drows=drows, db=db, targets=ids, weights=weights,
-            first=self.tree.first, parent=self.tree.parent, **self._map(h, ctx),
+            nll=nll, dh=dh, rows=rows, drows=drows, db=db, targets=self._there(ids),
+            weights=weights, **self._tree("first", "parent"), **self._map(h, ctx),
         )  # fmt: skip
         dw = RowsClaim(self.weight, rows[:count], drows[:count])
         if self.bias is None or db is None:
             return Gradients(dh, [dw])
         return Gradients(dh, [dw, claim_rows(self.bias, rows[:count], db[:count])])
+
+    def _gradients_dense(
+        self, nll: Array, h: Array, ids: IntArray, ctx: Context, weights: Array | None
+    ) -> Gradients:
+        """`_gradients` on a GPU, where nobody waits for the number of rows."""
+        given = {**self._tree("first", "parent"), **self._map(h, ctx)}
+        del given["backend"]
+        dh, dw = self.pool.like(h), self.weight.claim()
+        db = None if self.bias is None else self.bias.claim()
+        hsoftmax_gradients_dense(
+            nll=nll, dh=dh, dw=dw.array, db=None if db is None else db.array,
+            targets=self._there(ids), weights=weights, **given,
+        )  # fmt: skip
+        return Gradients(dh, [dw] if db is None else [dw, db])
 
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         b = None if self.bias is None else self.bias.data
@@ -137,7 +156,14 @@ class Hierarchical(FusedHead):
 
     def _down(self, h: Array, ctx: Context) -> dict[str, Any]:
         """What a walk from the root down needs."""
-        return {"first": self.tree.first, "children": self.tree.children, **self._map(h, ctx)}
+        return {**self._tree("first", "children"), **self._map(h, ctx)}
+
+    def _tree(self, *names: str) -> dict[str, Any]:
+        """Arrays of the tree where the weights are."""
+        for name in names:
+            if name not in self._links:
+                self._links[name] = self.pool.bring(getattr(self.tree, name))
+        return {name: self._links[name] for name in names}
 
     def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
         hsoftmax_log_prob(log_prob=log_prob, **self._down(h, ctx))

@@ -68,6 +68,14 @@ _KERNELS = {
     },
 }
 
+# Recurrent kernels whose products have narrow operands (float32 sums): tf32 and fp16 round to 11
+# bits, bf16 to 8, in each step anew.
+_NARROW = {
+    "tf32": Tolerance(3e-4, 3e-4),
+    "fp16": Tolerance(3e-4, 3e-4),
+    "bf16": Tolerance(2.4e-3, 2.4e-3),
+}
+
 # Chaotic or saturated cases, where the forward pass amplifies an input's last digit, by words in
 # their names: factor on the whole bound.
 _LOOSER = {"saturated": 100.0, "sharp": 30.0, "long": 10.0, "extreme": 10.0}
@@ -117,6 +125,11 @@ _ONNXRUNTIME = {"float32": Tolerance(2e-6, 1e-6, 1e-6), "float64": Tolerance(4e-
 _TRAJECTORY = {"float32": (1e-4, 1e-2, 1e-5, 1e-3), "float64": (1e-11, 1e-6, 1e-13, 1e-11)}
 
 
+# Losses of a short training run on a GPU against those on the CPU: sums are taken in another order,
+# and each step starts from what the steps before made of that.
+_DEVICE = {"float32": Tolerance(2e-5, 0.0, 1e-6), "float64": Tolerance(2e-14, 0.0, 1e-15)}
+
+
 @dataclass(frozen=True)
 class TrajectoryTolerance:
     """Bounds on the relative difference of training losses.
@@ -157,10 +170,20 @@ def trajectory_tolerance(dtype: Any) -> TrajectoryTolerance:
     return TrajectoryTolerance(*_TRAJECTORY[np.dtype(dtype).name])
 
 
+def device_tolerance(dtype: Any) -> Tolerance:
+    """Tolerance of the losses of a short training run on a GPU against those on the CPU."""
+    return _DEVICE[np.dtype(dtype).name]
+
+
 def kernel_tolerance(kernel: str, dtype: Any, case_name: str = "") -> Tolerance:
     """Tolerance of `kernel`'s results in `dtype` against the oracle."""
     base = _KERNELS[np.dtype(dtype).name][kernel]
     return _for_case(base, case_name, kernel in ("lstm", "gru", "rnn"))
+
+
+def narrow_tolerance(math_: str) -> Tolerance:
+    """Tolerance of recurrent kernels under `Device.math`, one of "tf32", "bf16", "fp16"."""
+    return _NARROW[math_]
 
 
 def finite_difference_tolerance(case_name: str) -> Tolerance:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pynlm
-from pynlm.evaluate import Evaluation, TrainingLoss, evaluate_sentences, evaluate_stream
-from pynlm.evaluate.facts import start_of
+from pynlm.evaluate import Evaluation
+from pynlm.layers.pool import pool_on
 from pynlm.models import RecurrentLM
 from pynlm.text import write_aside
-from pynlm.train.bptt import BPTT, TrainingDiverged, all_finite
+from pynlm.train.bptt import BPTT, Measured, TrainingDiverged, all_finite
 from pynlm.train.checkpoint import (
     CheckpointError,
     CheckpointMissing,
     RunLock,
     Snapshot,
     find_checkpoint,
+    last_good,
     load_checkpoint,
     make_model,
     restore_links,
@@ -29,8 +30,9 @@ from pynlm.train.checkpoint import (
 from pynlm.train.config import Recipe, to_mapping, to_toml
 from pynlm.train.curve import draw_curve
 from pynlm.train.data import IntArray, Source, make_batches, prepare, unigram_perplexity
+from pynlm.train.heldout import evaluate_heldout
 from pynlm.train.interrupt import Interruption
-from pynlm.train.log import Reporter, RunLog, perplexity_of, shown
+from pynlm.train.log import Reporter, RunLog, heading, perplexity_of, shown
 from pynlm.train.optimisers import make_optimiser
 from pynlm.train.position import Position, Progress
 from pynlm.train.result import TrainResult
@@ -65,9 +67,10 @@ class Trainer:
     seed : of weights, dropout masks and shuffles.
     overrides : `"train.epochs=3"` strings, pairs, or a mapping of dotted keys.
     resume : go on from the folder's last checkpoint, to the same bits as without the break.
-    device : "cpu".
+    device : "cpu" or "cuda", the current GPU. It is no part of the run: what was begun on one may
+        be resumed on the other (to other bits), and is loaded anywhere.
     quiet : print nothing.
-    backend : kernels' backend, "cpu" or "reference" (NumPy, for tests).
+    backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
     on_step : called after each step.
 
     Attributes
@@ -97,11 +100,11 @@ class Trainer:
         resume: bool = False,
         device: str = "cpu",
         quiet: bool = False,
-        backend: str = "cpu",
+        backend: str | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> None:
-        if device != "cpu":
-            raise ValueError(f"Trainer: device must be 'cpu', got {device!r}")
+        # Its errors now, not after minutes of reading text.
+        self.device, gpu = device, pool_on(device, "Trainer").device
         settings = decide(
             recipe,
             corpus=corpus,
@@ -114,6 +117,9 @@ class Trainer:
             resume=resume,
         )
         self.recipe, self.folder, self.backend = settings.recipe, settings.run, backend
+        math = self.recipe.train.math
+        if gpu is None and math != "float32":
+            raise ValueError(f"train: train.math = {math!r} is for device 'cuda', got {device!r}")
         self._arrays, self._resumes = settings.arrays, settings.resumes
         self._quiet, self._on_step = quiet, on_step
         self._interruption = Interruption()
@@ -128,18 +134,25 @@ class Trainer:
         TrainingDiverged : NaN or infinite loss; the last good checkpoint is kept.
         CheckpointError : a checkpoint cannot be written or read, or does not fit.
         OSError, ValueError, IndexError : text that cannot be used.
+        MemoryError : no more of it, on the GPU or at all; what there is is saved.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(self.folder)
         try:
             self._open()
             try:
-                with self._interruption.listening():
+                math = self.model.pool.computing_in(self.recipe.train.math)
+                with self._interruption.listening(), math:
                     stopped = self._train()
                     result = self._finish(stopped)
+            except MemoryError as error:
+                told = self.model.pool.explained(error)
+                raise MemoryError(f"{told}; {self._rescue()}") from None
             except (TrainingDiverged, FloatingPointError) as error:
                 self._log.write("diverged", step=self.position.step, reason=str(error))
-                raise TrainingDiverged(f"{error}: training stopped; {self._last_good()}") from None
+                raise TrainingDiverged(
+                    f"{error}: training stopped; {last_good(self.folder)}"
+                ) from None
             finally:
                 self._reporter.close()
                 self._log.close()
@@ -159,14 +172,14 @@ class Trainer:
         recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
         config = model_config(recipe, self.tokenizer.vocab_size)
-        counts = self.tokenizer.counts
+        counts, dtype = self.tokenizer.counts, recipe.train.dtype
         if snapshot is None:
             tree = given_tree(recipe, self.tokenizer)
-            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+            self.model = RecurrentLM(config, dtype, counts=counts, tree=tree, device=self.device)
         else:
             check_data(run, self.data, snapshot)
             place = run / "last" / "model.safetensors"
-            self.model = make_model(config, recipe.train.dtype, snapshot.model, place, counts)
+            self.model = make_model(config, dtype, snapshot.model, place, counts, self.device)
         self._head = self.model.head
         # Only now, so that what cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
@@ -183,6 +196,7 @@ class Trainer:
         else:
             self._restore(snapshot)
             kept = int(snapshot.state["log_bytes"])
+        self._measured = Measured(self._bptt, self.position)
         self._log = RunLog(run / "log.jsonl", kept)
         self._saved = time.monotonic()
         self._drawn = 0.0
@@ -233,13 +247,7 @@ class Trainer:
         )
         for note in (*data.notes, *head_notes(recipe, self.tokenizer.counts)):
             say(note)
-        sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
-        layers = "-".join(map(str, recipe.model.hidden_sizes))
-        say(
-            f"recipe {recipe.name}, seed {recipe.train.seed}: {recipe.model.cell} {layers}, "
-            f"{self.model.parameters.count:,} parameters; {sizes} tokens "
-            f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
-        )
+        say(heading(recipe, data, self.model.parameters.count, self.tokenizer.vocab_size))
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:
@@ -270,6 +278,7 @@ class Trainer:
                 return False
             if time.monotonic() - self._saved >= train.checkpoint_seconds:
                 self._save()
+        self._settle()
         # Validation may be long; a kill during it must not cost the epoch's last minute.
         if p.epoch_tokens:
             self._save()
@@ -294,14 +303,15 @@ class Trainer:
     def _step(self, batch: Any, lr: float) -> None:
         p, recipe = self.position, self.recipe
         began = time.perf_counter()
-        result = self._bptt.step(batch, lr=lr, step=p.step + 1)
+        self._measured.add(self._bptt.step(batch, lr=lr, step=p.step + 1))
         p.seconds += time.perf_counter() - began
-        p.step, p.batch, p.tokens = p.step + 1, p.batch + 1, p.tokens + result.tokens
-        p.epoch_nats, p.epoch_tokens = p.epoch_nats + result.nats, p.epoch_tokens + result.tokens
-        p.logged_nats += result.nats
-        p.logged_tokens += result.tokens
-        loss = p.logged_nats / p.logged_tokens
-        if p.step % recipe.train.log_every == 0:
+        p.step, p.batch, p.tokens = p.step + 1, p.batch + 1, p.tokens + batch.tokens
+        logs = p.step % recipe.train.log_every == 0
+        # On a GPU the host goes on while steps wait there, unless somebody wants to know.
+        if logs or self.model.pool.device is None or self._on_step is not None:
+            self._settle()
+        loss, result = self._measured.loss, self._measured.last
+        if logs:
             self._log.write(
                 "step",
                 step=p.step,
@@ -319,6 +329,12 @@ class Trainer:
         if self._on_step is not None:
             nats = result.nats / result.tokens
             self._on_step(Progress(p.step, p.epoch + 1, nats, lr, result.grad_norm, p.tokens))
+
+    def _settle(self) -> None:
+        """Know what the steps so far measured; on a GPU this waits for them."""
+        began = time.perf_counter()
+        self._measured.settle()
+        self.position.seconds += time.perf_counter() - began
 
     def _end_epoch(self, lr: float, loss: float, better: bool, seconds: float) -> None:
         p = self.position
@@ -356,27 +372,14 @@ class Trainer:
         return (self.position.tokens - self._first) / seconds if seconds > 0.0 else 0.0
 
     def _evaluate(self, ids: IntArray, stripes: int = 1) -> Evaluation:
-        start_id, start_token = start_of(self.tokenizer)
-        eos = self.tokenizer.eos_id
-        facts: dict[str, Any] = {
-            "unk_id": self.tokenizer.unk_id,
-            "start_token": start_token,
-            "backend": self.backend,
-            "progress": self._heed,
-        }
-        learns, seed = self._head.learns_likelihood, self.recipe.train.seed
-        model: Any = self.model if learns else TrainingLoss(self.model, seed)
-        if self.recipe.data.batching == "sentences" and eos is not None:
-            found = evaluate_sentences(model, ids, start_id, eos, **facts)
-        else:
-            stripes = min(stripes, len(ids))
-            found = evaluate_stream(model, ids, start_id, stripes=stripes, eos_id=eos, **facts)
-        return found if learns else replace(found, loss=self.recipe.head.kind)
+        how = {"stripes": stripes, "backend": self.backend, "progress": self._heed}
+        return evaluate_heldout(self.model, ids, self.tokenizer, self.recipe, **how)
 
     # ---- saving and ending
 
     def _save(self, *, best: bool = False) -> None:
         p = self.position
+        self._settle()
         if not all_finite(self.model):
             raise TrainingDiverged(f"a weight is not finite after step {p.step}")
         state = {
@@ -471,13 +474,14 @@ class Trainer:
                 say(line)
         return result
 
-    def _last_good(self) -> str:
+    def _rescue(self) -> str:
+        """Save a run whose step found no memory; weights are as the step before left them."""
         try:
-            directory = find_checkpoint(self.folder, "last")
-            step = load_checkpoint(directory).state["position"]["step"]
-        except CheckpointError:
-            return "no checkpoint had been saved yet"
-        return f"the last good checkpoint is {self.folder / 'last'} (after step {step})"
+            self._save()
+            found = f"saved in {self.folder / 'last'} (after step {self.position.step})"
+        except (MemoryError, TrainingDiverged, CheckpointError):
+            found = last_good(self.folder)
+        return f"{found}; continue with: pynlm train --resume --out {self.folder}"
 
     def _heed(self, _: int = 0) -> None:
         """After each step, and each piece of an evaluation: say once that Ctrl-C was heard."""

@@ -1,0 +1,2 @@
+#pragma once
+constexpr double kNormEpsilon = 1e-5;  // torch.nn.LayerNorm's default

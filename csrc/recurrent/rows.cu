@@ -1,0 +1,77 @@
+// What precedes and follows the loops over time on a GPU. Each moves its arrays once.
+#include "common/cuda.h"
+#include "recurrent/norm.cuh"
+
+// out = x [T,B,columns], 0 beyond the rows' lengths.
+NLM_KERNEL(rows_taking_part, 256, REAL* out, const REAL* x, const int32_t* lengths, int64_t T,
+           int64_t B, int64_t columns) {
+    for (int64_t i = grid_thread(); i < T * B * columns; i += grid_threads()) {
+        const int64_t row = i / columns;
+        out[i] = row / B < lengths[row % B] ? x[i] : REAL(0);
+    }
+}
+
+// out[y][column] = sum of rows [run y, run (y + 1)) of m, times those of `by` if not null, but not
+// of rows beyond their lengths [B]. A warp takes every 8th row of 32 columns.
+NLM_KERNEL(column_sums, 256, REAL* out, const REAL* m, const REAL* by, const int32_t* lengths,
+           int64_t B, int64_t rows, int64_t columns, int64_t run) {
+    REAL* const sums = nlm_shared<REAL>();
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    const int warps = int(blockDim.x) / kWarp;
+    const int64_t column = int64_t(blockIdx.x) * kWarp + lane, begin = blockIdx.y * run;
+    const int64_t end = begin + run < rows ? begin + run : rows;
+    REAL sum = 0;
+    if (column < columns) {
+#pragma unroll 8
+        for (int64_t r = begin + warp; r < end; r += warps) {
+            if (lengths != nullptr && r / B >= lengths[r % B]) continue;
+            const REAL value = m[r * columns + column];
+            sum += by != nullptr ? value * by[r * columns + column] : value;
+        }
+    }
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (warp > 0 || column >= columns) return;
+    for (int w = 1; w < warps; ++w) sum += sums[w * kWarp + lane];
+    out[blockIdx.y * columns + column] = sum;
+}
+
+// v = gain N(v) + bias for each row of n values; N(v) goes to `norm` and 1/sqrt to `rstd` if not
+// null. A warp has a row.
+NLM_KERNEL(normalise_rows, 256, REAL* v, REAL* norm, REAL* rstd, const REAL* gain, const REAL* bias,
+           int64_t rows, int64_t n) {
+    const int lane = int(threadIdx.x) % kWarp;
+    for (int64_t r = grid_thread() / kWarp; r < rows; r += grid_threads() / kWarp) {
+        REAL* const row = v + r * n;
+        REAL sum = 0, squares = 0;
+        for (int64_t u = lane; u < n; u += kWarp) sum += row[u];
+        const REAL mean = warp_sum(sum) / REAL(n);
+        for (int64_t u = lane; u < n; u += kWarp) squares += (row[u] - mean) * (row[u] - mean);
+        squares = warp_sum(squares);
+        const REAL scale = REAL(1 / sqrt(double(squares / REAL(n)) + kNormEpsilon));
+        for (int64_t u = lane; u < n; u += kWarp) {
+            const REAL hat = (row[u] - mean) * scale;
+            if (norm != nullptr) norm[r * n + u] = hat;
+            row[u] = gain[u] * hat + bias[u];
+        }
+        if (rstd != nullptr && lane == 0) rstd[r] = scale;
+    }
+}
+
+// From d, the gradient of gain N(v): N(v) in `norm` becomes that of v, 0 beyond the lengths.
+NLM_KERNEL(normalise_rows_backward, 256, REAL* norm, const REAL* d, const REAL* rstd,
+           const REAL* gain, const int32_t* lengths, int64_t B, int64_t rows, int64_t n) {
+    const int lane = int(threadIdx.x) % kWarp;
+    for (int64_t r = grid_thread() / kWarp; r < rows; r += grid_threads() / kWarp) {
+        REAL* const row = norm + r * n;
+        const bool ended = lengths != nullptr && r / B >= lengths[r % B];
+        REAL sum = 0, product = 0;
+        for (int64_t u = lane; u < n; u += kWarp) {
+            sum += d[r * n + u] * gain[u];
+            product += d[r * n + u] * gain[u] * row[u];
+        }
+        const REAL mean = warp_sum(sum) / REAL(n), mean_n = warp_sum(product) / REAL(n);
+        for (int64_t u = lane; u < n; u += kWarp)
+            row[u] = ended ? REAL(0) : (d[r * n + u] * gain[u] - mean - row[u] * mean_n) * rstd[r];
+    }
+}

@@ -1,0 +1,180 @@
+// What the persistent kernels of all recurrent cells share (planned by pynlm/cuda/recurrent.py).
+//
+// One cooperative launch runs a whole sequence. Block (x, y) of the grid owns units and rows: all
+// gates of its units, for its rows. Rows do not meet in a recurrence, so only blocks of one row
+// group wait for each other. Each step is a product of the block's weights with the state of its
+// rows, the pointwise equations, and one barrier, at which each block gives its units' state to the
+// others through `Exchange`: of 1.3-2 us a step at B = 20, H = 650 on an H200 the barrier is one.
+#pragma once
+
+#include "recurrent/product.cuh"
+
+struct Span {
+    int begin, end;
+    NLM_FN int size() const { return end - begin; }
+};
+NLM_FN Span span_of(int each, int which, int64_t all) {
+    const int begin = each * which;
+    const int limit = int(all);
+    return {begin < limit ? begin : limit, begin + each < limit ? begin + each : limit};
+}
+
+// A row group's barrier; the counter of each stands in a cache line of its own.
+constexpr int kCounterStride = 32;
+struct RowGroup {
+    uint32_t* arrived;
+    uint32_t round = 0;
+
+    NLM_FN void arrive() {
+        grid_arrive(arrived);
+        ++round;
+    }
+    NLM_FN void wait() const { grid_wait(arrived, gridDim.x, round); }
+    NLM_FN void barrier() {
+        arrive();
+        wait();
+    }
+};
+NLM_FN RowGroup row_group(uint32_t* counters) { return {counters + blockIdx.y * kCounterStride}; }
+
+// Rows of the span that take part in step t: a prefix, because lengths do not increase.
+NLM_FN int active_rows(const int32_t* lengths, const Span& rows, int64_t t) {
+    int count = rows.size();
+    if (lengths != nullptr)
+        while (count > 0 && lengths[rows.begin + count - 1] <= t) --count;
+    return count;
+}
+
+// f(row, unit) for rows [begin, end) and the block's units, neighbouring threads at neighbouring
+// units; a thread has the same elements for the same rows each time.
+template <class F>
+NLM_FN void each_element(int begin, int end, const Span& units, const F& f) {
+    const int width = units.size();
+    for (int i = int(threadIdx.x); i < (end - begin) * width; i += kThreads)
+        f(begin + i / width, units.begin + i % width);
+}
+
+// States [2][batch][depth] that blocks hand each other: written at one step, read at the next.
+// Their padding stays zero.
+struct Exchange {
+    Operand* states;
+    int64_t batch;
+    int depth;
+    NLM_FN Operand* row(int64_t step, int64_t r) const {
+        return states + ((step & 1) * batch + r) * depth;
+    }
+    NLM_FN void put(int64_t step, int64_t r, int64_t k, REAL value) const {
+        row(step, r)[k] = to_operand(value);
+    }
+};
+NLM_FN Exchange exchange_of(REAL* states, int64_t batch, int64_t depth) {
+    return {reinterpret_cast<Operand*>(states), batch, padded_depth(depth)};
+}
+
+// What kernels of plain cells are given alike.
+struct Sequence {
+    int64_t T, B, H;
+    const int32_t* lengths;
+    const REAL* w_hh;
+    REAL *states, *far;
+    uint32_t* counters;
+    int units, rows, pass_rows, splits, chunk, kept;
+
+    NLM_FN Span own() const { return span_of(units, int(blockIdx.x), H); }
+    NLM_FN Span group() const { return span_of(rows, int(blockIdx.y), B); }
+    // With `per` columns for each of the block's units; shared memory beyond its first `before`
+    // numbers is its.
+    NLM_FN Product product(int per, int64_t depth, int before = 0) const {
+        REAL* shared = nlm_shared<REAL>() + before;
+        Product made = product_of(per * own().size(), per * units, depth, pass_rows, splits, chunk,
+                                  kept, far, shared);
+        made.space = shared;
+        return made;
+    }
+    // The forward pass's product, with w_hh of G gates.
+    template <int G>
+    NLM_FN Product gates(int before = 0) const {
+        const Product made = product(G, H, before);
+        const int begin = own().begin;
+        pack<true>(made, int(H), [&](int m, int k) {
+            return w_hh[(int64_t(m % G) * H + begin + m / G) * H + k];
+        });
+        return made;
+    }
+    // The backward pass's; the gradient of gate g and unit u stands at G u + g.
+    template <int G>
+    NLM_FN Product gradient(int before = 0) const {
+        const Product made = product(1, G * H, before);
+        const int begin = own().begin;
+        pack<false>(made, int(G * H), [&](int m, int k) {
+            return w_hh[(int64_t(k % G) * H + k / G) * H + begin + m];
+        });
+        return made;
+    }
+};
+
+// Forward pass of a plain cell of G gates. point(t, r, u, a) returns the new state of unit u, from
+// a[g] = (w_hh h)[gate g of u]; h_last is the previous one.
+template <int G, class Point>
+NLM_FN void forward_loop(const Sequence& s, REAL* y, REAL* h_last, const REAL* h0,
+                         const Point& point) {
+    const int64_t B = s.B, H = s.H;
+    const Span own = s.own(), group = s.group();
+    const Exchange exchange = exchange_of(s.states, B, H);
+    RowGroup others = row_group(s.counters);
+    const Product product = s.gates<G>();
+    each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) {
+        exchange.put(0, r, u, h_last[r * H + u] = h0[r * H + u]);
+    });
+    others.barrier();
+    for (int64_t t = 0; t < s.T; ++t) {
+        const int count = active_rows(s.lengths, group, t);
+        multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
+            const int from = group.begin + first;
+            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+                REAL a[G];
+                for (int g = 0; g < G; ++g)
+                    a[g] = product.at((int(u) - own.begin) * G + g, int(r) - from);
+                const REAL h = point(t, r, u, a);
+                exchange.put(t + 1, r, u, h);
+                y[(t * B + r) * H + u] = h_last[r * H + u] = h;
+            });
+        });
+        each_element(group.begin + count, group.end, own,
+                     [&](int64_t r, int64_t u) { y[(t * B + r) * H + u] = 0; });
+        if (count > 0) others.barrier();
+    }
+}
+
+// Backward pass of a plain cell. point(t, r, u, dh, a) gives a[g], the gradient of (w_hh h)[gate g
+// of u], from dh, that of the new state, which becomes that of the previous one as far as it does
+// not pass by w_hh (kDirect: there is such a part); clear(t, r, u) is for rows that have ended.
+// dh0: on entry the gradient of the last state.
+template <int G, bool kDirect, class Point, class Clear>
+NLM_FN void backward_loop(const Sequence& s, REAL* dh0, const REAL* dy, const Point& point,
+                          const Clear& clear) {
+    const int64_t B = s.B, H = s.H;
+    const Span own = s.own(), group = s.group();
+    const Exchange exchange = exchange_of(s.states, B, G * H);
+    RowGroup others = row_group(s.counters);
+    const Product product = s.gradient<G>();
+    for (int64_t t = s.T - 1; t >= 0; --t) {
+        const int count = active_rows(s.lengths, group, t), end = group.begin + count;
+        each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
+            REAL a[G], dh = dy[(t * B + r) * H + u] + dh0[r * H + u];
+            point(t, r, u, dh, a);
+            if (kDirect) dh0[r * H + u] = dh;
+            for (int g = 0; g < G; ++g) exchange.put(t, r, u * G + g, a[g]);
+        });
+        each_element(end, group.end, own, [&](int64_t r, int64_t u) { clear(t, r, u); });
+        if (count == 0) continue;
+        others.barrier();
+        multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
+            const int from = group.begin + first;
+            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+                const REAL past = kDirect ? dh0[r * H + u] : REAL(0);
+                dh0[r * H + u] = past + product.at(int(u) - own.begin, int(r) - from);
+            });
+        });
+    }
+}

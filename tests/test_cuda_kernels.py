@@ -1,0 +1,29 @@
+"""CUDA kernels without a GPU: their source on the CPU, threads as fibres, against the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pynlm import cuda
+from pynlm.testing import DTYPES, FUNCTIONS, Case, check_against_reference
+from pynlm.testing.emulated import EmulatedDevice, emulation
+
+CASES = [
+    pytest.param(function, case, id=f"{function}-{case}")
+    for function in cuda.__all__
+    for case in FUNCTIONS[function].cases
+]
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[None]:
+    with emulation(EmulatedDevice()):
+        yield
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("function", "case"), CASES)
+def test_cuda_agrees_with_reference(function: str, case: Case, dtype: str) -> None:
+    check_against_reference(function, case, dtype, "cuda")
