@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._columns import sum_parts
-from ._sorted import sort_ids, sum_sorted
+from ._sorted import Sorted, sort_ids, sum_sorted
 from .device import Array, Device, current
 from .embedding import embedding_forward
 from .xent import Logits, chunks, inverse, launch_rows, launch_tiles, span_of
@@ -76,11 +76,52 @@ def candidates_gradients(
     temperature: float = 1.0,
 ) -> int:
     """Loss and gradients; see `pynlm.kernels.candidates_gradients`. Waits for the count."""
-    (N, H), K = h.shape, len(samples)
-    if not N:
+    if not len(h):
         return 0
+    found = _gradients(
+        loss, dh, rows, drows, db, h=h, w=w, b=b, targets=targets, weights=weights,
+        samples=samples, counts=counts, log_expected=log_expected,
+        target_log_expected=target_log_expected, logistic=objective == "logistic",
+        remove_hits=remove_hits, temperature=temperature,
+    )  # fmt: skip
+    return int(found.count[0])  # the only wait, with everything else under way
+
+
+def candidates_gradients_dense(
+    *, loss: Array, dh: Array, dw: Array, db: Array | None = None, h: Array, w: Array,
+    objective: str = "softmax", **given: Any,
+) -> None:  # fmt: skip
+    """`candidates_gradients` with the whole gradients dw [V, H] and db [V], without waiting."""
+    dw.fill(0)
+    if db is not None:
+        db.fill(0)
+    if len(h):
+        _gradients(loss, dh, None, dw, db, h=h, w=w, logistic=objective == "logistic", **given)
+
+
+def _gradients(
+    loss: Array,
+    dh: Array,
+    rows: Array | None,
+    dw: Array,
+    db: Array | None,
+    *,
+    h: Array,
+    w: Array,
+    b: Array | None = None,
+    targets: Array,
+    weights: Array | None = None,
+    samples: Array,
+    counts: Array | None = None,
+    log_expected: Array | None = None,
+    target_log_expected: Array | None = None,
+    logistic: bool,
+    remove_hits: bool = True,
+    temperature: float = 1.0,
+) -> Sorted:
+    """Into rows of dw and db, or those of w and b if `rows` is None; the ids, sorted."""
+    (N, H), K = h.shape, len(samples)
     device, real = current(), h.dtype
-    logistic = objective == "logistic"
     shared = _begin(
         device, w, b, targets, samples, counts, log_expected, logistic, remove_hits, temperature
     )
@@ -111,10 +152,10 @@ def candidates_gradients(
         _SOURCE, "candidates_targets", device.blocks_for(32 * N), real=real,
         dh=dh, y=parts[K:], dt=dt, h=h, w=w, targets=targets, N=N, H=H,
     )  # fmt: skip
-    sum_sorted(found, out=drows, x=parts, ids=rows)
+    sum_sorted(found, out=dw, x=parts, ids=rows)
     if db is not None:
         sum_sorted(found, out=db.reshape(-1, 1), x=bias_parts, ids=rows)
-    return int(found.count[0])  # the only wait, with everything else under way
+    return found
 
 
 def _begin(
