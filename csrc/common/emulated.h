@@ -91,6 +91,7 @@ template <class T>
 inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
+inline double nlm_infinity() { return HUGE_VAL; }
 inline void nlm_pause() { emulated::pause(); }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 template <class T>
