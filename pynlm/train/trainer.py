@@ -372,8 +372,9 @@ class Trainer:
         return (self.position.tokens - self._first) / seconds if seconds > 0.0 else 0.0
 
     def _evaluate(self, ids: IntArray, stripes: int = 1) -> Evaluation:
-        how = {"stripes": stripes, "backend": self.backend, "progress": self._heed}
-        return evaluate_heldout(self.model, ids, self.tokenizer, self.recipe, **how)
+        return evaluate_heldout(
+            self.model, ids, self.tokenizer, self.recipe, stripes, self.backend, self._heed
+        )
 
     # ---- saving and ending
 
