@@ -91,8 +91,8 @@ template <class T>
 inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
-inline void nlm_pause() { emulated::pause(); }
 inline double nlm_infinity() { return HUGE_VAL; }
+inline void nlm_pause() { emulated::pause(); }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 template <class T>
 inline T nlm_load_global(const T* p) {

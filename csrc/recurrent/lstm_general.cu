@@ -38,7 +38,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
            int kept_2) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
     const Span outs = span_of(w_hr != nullptr ? units_2 : units, int(blockIdx.x), P);
-    const Exchange exchange{states, B, padded_depth(P)}, between{middle, B, padded_depth(H)};
+    const Exchange exchange = exchange_of(states, B, P), between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
     REAL* shared = nlm_shared<REAL>();
     Product product =
@@ -53,7 +53,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
         pack<true>(second, int(H), [&](int i, int k) { return w_hr[(outs.begin + i) * H + k]; });
     }
     const RowNorm stats{partials, shared, group, B};
-    product.space = second.space = shared + (ln_gates != nullptr ? kTotals * padded_depth(rows) : 0);
+    product.space = second.space = shared + (ln_gates != nullptr ? totals_of(rows) : 0);
     const Zoneout zone_h{zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, kZoneoutC << 16 | layer, sample, seed, draw,
@@ -64,7 +64,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     const auto enter = [&](int64_t step, int64_t r, int64_t u, REAL h) {
         if (mask_h != nullptr) h *= mask_h[r * P + u];
         if (mask_h != nullptr && step > 0) h_in[((step - 1) * B + r) * P + u] = h;
-        exchange.row(step, r)[u] = h;
+        exchange.put(step, r, u, h);
     };
     // h: the new state as computed
     const auto finish = [&](int64_t t, int64_t r, int64_t u, REAL h) {
@@ -85,7 +85,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
         if (c != nullptr) c[at] = cell;
         if (m != nullptr) m[at] = h;
         if (w_hr != nullptr)
-            between.row(t, r)[u] = h;
+            between.put(t, r, u, h);
         else
             finish(t, r, u, h);
     };
@@ -193,16 +193,16 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
            REAL* rec, REAL* dr, REAL* q, REAL* rest, REAL* dpeephole, REAL* dln_gates,
            REAL* dln_cell, int64_t T, int64_t B, int64_t H, int64_t P, REAL zoneout_h,
            REAL zoneout_c, uint32_t threshold_h, uint32_t threshold_c, REAL clip_h, REAL clip_c,
-           int norm_state, int sample, uint32_t seed, uint32_t draw, uint32_t layer,
-           uint32_t time0, const int32_t* row_ids, REAL* states, REAL* middle, REAL* far,
-           REAL* far_2, REAL* partials, uint32_t* counters, int rows, int units, int pass_rows,
-           int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2,
-           int chunk_2, int kept_2) {
+           int norm_state, int sample, uint32_t seed, uint32_t draw, uint32_t layer, uint32_t time0,
+           const int32_t* row_ids, REAL* states, REAL* middle, REAL* far, REAL* far_2,
+           REAL* partials, uint32_t* counters, int rows, int units, int pass_rows, int splits,
+           int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
+           int kept_2) {
     // the first product's columns are the state's, the second's the units
     const Span outs = span_of(units, int(blockIdx.x), P), group = span_of(rows, int(blockIdx.y), B);
     const int own_units = w_hr != nullptr ? units_2 : units;
     const Span own = span_of(own_units, int(blockIdx.x), H);
-    const Exchange exchange{states, B, padded_depth(G * H)}, between{middle, B, padded_depth(P)};
+    const Exchange exchange = exchange_of(states, B, G * H), between = exchange_of(middle, B, P);
     RowGroup others = row_group(counters);
     REAL* shared = nlm_shared<REAL>();
     Product product =
@@ -217,7 +217,7 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
         pack<false>(second, int(P), [&](int i, int k) { return w_hr[k * H + own.begin + i]; });
     }
     const RowNorm stats{partials, shared, group, B};
-    product.space = second.space = shared + (ln_gates != nullptr ? kTotals * padded_depth(rows) : 0);
+    product.space = second.space = shared + (ln_gates != nullptr ? totals_of(rows) : 0);
     const Zoneout zone_h{zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, kZoneoutC << 16 | layer, sample, seed, draw,
@@ -257,7 +257,7 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
         add_peephole(r, 0, u, i * c_prev);
         if (!kCoupled) add_peephole(r, 1, u, f * c_prev);
         if (ln_gates == nullptr)
-            for (int k = 0; k < G; ++k) exchange.row(t, r)[u * G + k] = saved[k * H];
+            for (int k = 0; k < G; ++k) exchange.put(t, r, u * G + k, saved[k * H]);
     };
     // dm: gradient of o tanh(seen)
     const auto pointwise = [&](int64_t t, int64_t r, int64_t u, REAL dm) {
@@ -300,7 +300,7 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
         if (count == 0) continue;
         if (w_hr != nullptr) {
             each_element(group.begin, end, outs, [&](int64_t r, int64_t u) {
-                between.row(t, r)[u] = dr[(t * B + r) * P + u] = fresh(t, r, u);
+                between.put(t, r, u, dr[(t * B + r) * P + u] = fresh(t, r, u));
             });
             others.barrier();
             multiply(second, between.row(t, group.begin), count, [&](int first, int n) {
@@ -323,8 +323,8 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
             stats.merge_sums(0, group.begin, end, H);
             each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
                 const int64_t at = r * H + u;
-                const REAL d = stats.backward(r, q[at], norm_c[t * B * H + at],
-                                              rstd[(2 * T + t) * B + r]);
+                const REAL d =
+                    stats.backward(r, q[at], norm_c[t * B * H + at], rstd[(2 * T + t) * B + r]);
                 finish(t, r, u, rest[at] + d, dc0[at]);
             });
             __syncthreads();
@@ -342,8 +342,8 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
                 for (int g = 0; g < G; ++g) {
                     const int64_t at = ((t * B + r) * G + g) * H + u;
                     const REAL d = gates[at] * ln_gates[(G + g) * H + u];
-                    exchange.row(t, r)[u * G + g] = norm_h[at] =
-                        stats.backward(r, d, norm_h[at], rstd[(T + t) * B + r]);
+                    norm_h[at] = stats.backward(r, d, norm_h[at], rstd[(T + t) * B + r]);
+                    exchange.put(t, r, u * G + g, norm_h[at]);
                 }
             });
         }

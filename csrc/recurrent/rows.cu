@@ -38,8 +38,8 @@ NLM_KERNEL(column_sums, 256, REAL* out, const REAL* m, const REAL* by, const int
 
 // v = gain N(v) + bias for each row of n values; N(v) goes to `norm` and 1/sqrt to `rstd` if not
 // null. A warp has a row.
-NLM_KERNEL(normalise_rows, 256, REAL* v, REAL* norm, REAL* rstd, const REAL* gain,
-           const REAL* bias, int64_t rows, int64_t n) {
+NLM_KERNEL(normalise_rows, 256, REAL* v, REAL* norm, REAL* rstd, const REAL* gain, const REAL* bias,
+           int64_t rows, int64_t n) {
     const int lane = int(threadIdx.x) % kWarp;
     for (int64_t r = grid_thread() / kWarp; r < rows; r += grid_threads() / kWarp) {
         REAL* const row = v + r * n;
@@ -72,7 +72,6 @@ NLM_KERNEL(normalise_rows_backward, 256, REAL* norm, const REAL* d, const REAL* 
         }
         const REAL mean = warp_sum(sum) / REAL(n), mean_n = warp_sum(product) / REAL(n);
         for (int64_t u = lane; u < n; u += kWarp)
-            row[u] = ended ? REAL(0)
-                           : (d[r * n + u] * gain[u] - mean - row[u] * mean_n) * rstd[r];
+            row[u] = ended ? REAL(0) : (d[r * n + u] * gain[u] - mean - row[u] * mean_n) * rstd[r];
     }
 }

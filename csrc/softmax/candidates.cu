@@ -2,6 +2,7 @@
 // samples' rows, and what the targets add. Sums over equal ids are common/sums.cu's.
 #include "common/cuda.h"
 #include "common/packet.h"
+#define ROW_HIDES 1
 #include "softmax/rows.cuh"
 
 // What a sample's logits start from, before they are divided by the temperature: its bias and
@@ -102,22 +103,21 @@ NLM_KERNEL(candidates_dlogits, 256, REAL* z, REAL* sums, const REAL* start, cons
            const int32_t* hits, const REAL* counts, int64_t N, int V, int64_t width, int rows,
            REAL inverse, int logistic) {
     const Span span = load_span(facts, kFacts, hits, N, rows);
-    tile_gradients(span, z, sums, V, width, [=](int r, int v) {
-        REAL* const own = z + (span.first + r) * width;
-        Logits x = Row{own, start, V, inverse, true, span.ids[r]}.packet(v);
+    tile_gradients(span, z, sums, start, V, width, inverse, [=](int r, int v, const Logits& x) {
         const REAL top = span.fact(kTop, r), scale = span.fact(kScale, r);
+        Logits dx;
 #pragma unroll
         for (int j = 0; j < kPacket; ++j) {
-            const REAL y = x.at[j];
+            const REAL y = v + j == span.ids[r] ? REAL(-nlm_infinity()) : x.at[j];
             if (logistic) {
                 const REAL m = counts != nullptr && v + j < V ? counts[v + j] : REAL(1);
                 const REAL e = exp(y < 0 ? y : -y);
-                x.at[j] = m * (y < 0 ? e : REAL(1)) / (1 + e) * scale;
+                dx.at[j] = m * (y < 0 ? e : REAL(1)) / (1 + e) * scale;
             } else {
-                x.at[j] = exp(y - top) * scale;
+                dx.at[j] = exp(y - top) * scale;
             }
         }
-        return x;
+        return dx;
     });
 }
 

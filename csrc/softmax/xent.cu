@@ -48,38 +48,33 @@ NLM_KERNEL(xent_dlogits, 256, REAL* z, REAL* sums, const REAL* b, const REAL* fa
            const int32_t* targets, int64_t N, int V, int64_t width, int rows, REAL inverse,
            int filtered) {
     const Span span = load_span(facts, kFacts, targets, N, rows);
-    const auto logits = [=](int r, int v) {
-        return Row{z + (span.first + r) * width, b, V, inverse, true}.packet(v);
-    };
     unsigned kept = ~0u;
     if (filtered) {
-        const int thread = int(threadIdx.x), lane = thread % kWarp;
+        const int thread = int(threadIdx.x);
         uint32_t* const marks = static_cast<uint32_t*>(span.rest);  // [8, 32]
-        const int v = int(blockIdx.x) * kTileWords + lane * kPacket;
         uint32_t mine = 0;
-        for (int r = thread / kWarp; r < span.count; r += kTileWarps) {
-            const Logits x = logits(r, v);
+        each_tile_packet(span, z, b, V, width, inverse, [&](int r, int v, const Logits& x) {
             const REAL top = span.fact(kTop, r), bound = span.fact(kBound, r);
 #pragma unroll
             for (int j = 0; j < kPacket; ++j)
                 mine |= uint32_t(exp(x.at[j] - top) >= bound || v + j == span.ids[r]) << j;
-        }
+        });
         marks[thread] = mine;
         __syncthreads();
         kept = 0;
-        for (int w = 0; w < kTileWarps; ++w) kept |= marks[w * kWarp + lane];
+        for (int w = 0; w < kTileWarps; ++w) kept |= marks[w * kWarp + thread % kWarp];
     }
-    tile_gradients(span, z, sums, V, width, [=](int r, int v) {
-        Logits x = logits(r, v);
+    tile_gradients(span, z, sums, b, V, width, inverse, [=](int r, int v, const Logits& x) {
         const REAL top = span.fact(kTop, r), scale = span.fact(kScale, r);
         const REAL shift = span.fact(kShift, r), target = span.fact(kTarget, r);
+        Logits dz;
 #pragma unroll
         for (int j = 0; j < kPacket; ++j) {
-            REAL dz = exp(x.at[j] - top) * scale + shift;
-            if (v + j == span.ids[r]) dz -= target;
-            x.at[j] = (kept >> j & 1) != 0 ? dz : REAL(0);
+            dz.at[j] = exp(x.at[j] - top) * scale + shift;
+            if (v + j == span.ids[r]) dz.at[j] -= target;
+            if ((kept >> j & 1) == 0) dz.at[j] = 0;
         }
-        return x;
+        return dz;
     });
 }
 

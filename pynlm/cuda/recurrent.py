@@ -15,17 +15,66 @@ from .device import Array, Device
 from .source import read
 
 _THREADS = 256
-_TILE_ROWS = (4, 8, 10)
-_DEPTH_GRAIN = 4
-_CHUNKS = 4  # at least, of a depth of some size: one is copied while another is computed
+_CHUNKS = (4, 8, 16, 32)  # of a depth: one is copied while another is computed
 _LEAST_CHUNK = 64
+_CHUNK_CYCLES = 100  # two barriers of the block
+_COPY = 16  # bytes
 _COUNTER_STRIDE = 32
-_TOTALS = 2
-# What a kernel takes of a product's division.
-_DIVISION = ("pass_rows", "splits", "chunk", "kept")
-_SUM_ROWS = 512  # of one run of a sum over rows
 # Bytes a cycle that a multiprocessor gets from the second-level cache when all ask (H200).
 _CACHE_RATE = 24
+_LATENCY = 32  # cycles that a step takes at least, with several under way
+_SUM_ROWS = 512  # of one run of a sum over rows
+# What a kernel takes of a product's division.
+_DIVISION = ("pass_rows", "splits", "chunk", "kept")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What products are computed by (csrc/recurrent/product.cuh).
+
+    Attributes
+    ----------
+    defines
+        Macros.
+    itemsize, operand
+        Bytes of a number, and of one that is multiplied.
+    workers, group, step
+        Workers of a block (threads or warps), and of a worker's tile columns and depth at once.
+    grain
+        Depths are rounded up to it.
+    tile_rows
+        Rows of a tile, which can be chosen.
+    """
+
+    defines: tuple[str, ...]
+    itemsize: int
+    operand: int
+    workers: int
+    group: int
+    step: int
+    grain: int
+    tile_rows: tuple[int, ...]
+
+    def padded(self, depth: int) -> int:
+        """A depth in whole copies and steps."""
+        return -(-depth // self.grain) * self.grain
+
+    def cycles(self, tile_rows: int) -> float:
+        """Cycles of a warp's step, for which shared memory is read 128 bytes at a time."""
+        if self.defines:
+            return 4 + 2 * tile_rows / 8
+        return (4 + tile_rows) * self.itemsize / 4
+
+
+def form_of(math_: str, itemsize: int) -> Form:
+    """The form of products of a dtype with so many bytes under `Device.math`."""
+    if itemsize == 8:
+        return Form((), 8, 8, _THREADS, 4, 1, 4, (4, 8))
+    if math_ == "float32":
+        return Form((), 4, 4, _THREADS, 4, 1, 4, (4, 8, 10))
+    if math_ == "tf32":
+        return Form(("TF32=1",), 4, 4, _THREADS // 32, 16, 8, 8, (8, 16, 24, 32))
+    return Form((f"{math_.upper()}=1",), 4, 2, _THREADS // 32, 16, 16, 16, (8, 16, 24, 32))
 
 
 @dataclass(frozen=True)
@@ -39,31 +88,22 @@ class Part:
 
 @dataclass(frozen=True)
 class Product:
-    """A block's division of one `Part`, and what it needs."""
+    """A block's division of one `Part`; what it needs, in bytes, and about how many cycles."""
 
     depth: int
     pass_rows: int
     splits: int
     chunk: int
     kept: int
-    groups: int
     space: int
+    weights: int
+    far: int
     cycles: float
 
     @property
     def arguments(self) -> dict[str, int]:
         """What the kernel takes."""
         return {name: getattr(self, name) for name in _DIVISION}
-
-    @property
-    def weights(self) -> int:
-        """Numbers of a block's weights in shared memory."""
-        return self.groups * self.kept * 4
-
-    @property
-    def far(self) -> int:
-        """Numbers of a block's weights elsewhere."""
-        return self.groups * (self.depth - self.kept) * 4
 
 
 @dataclass(frozen=True)
@@ -77,50 +117,51 @@ class Division:
     rows
         Rows of a block.
     totals
-        Numbers of shared memory for layer norm.
+        Bytes of shared memory for layer norm.
     """
 
+    form: Form
     grid: tuple[int, int]
     units: tuple[int, ...]
     rows: int
     tile_rows: int
     products: tuple[Product, ...]
     totals: int
-    itemsize: int
 
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block."""
         space = max(product.space for product in self.products)
-        weights = sum(product.weights for product in self.products)
-        return (self.totals + space + weights) * self.itemsize
+        return self.totals + space + sum(product.weights for product in self.products)
 
     def launch(
         self, device: Device, source: str, kernel: str, dtype: Any, *defines: str, **given: Any
     ) -> None:
-        """Start a kernel of one or (general kernels) up to two products, with working memory.
+        """Start a kernel, with its working memory.
 
-        Kernels that have `units_2` take a second product's division and memory, and the blocks'
-        partial sums for layer norm.
+        One that has `units_2` takes a second product's division and memory, one that has
+        `partials` the blocks' partial sums for layer norm.
         """
         blocks = self.grid[0] * self.grid[1]
         batch = given["B"]
-        general = "units_2" in {p.name for p in read(source).kernels[kernel].parameters}
-        counters = device.zeros((self.grid[1] * _COUNTER_STRIDE,), np.uint32)
+        taken = {p.name for p in read(source).kernels[kernel].parameters}
         for suffix, states, product, units in zip(
             ("", "_2"), ("states", "middle"), self.products, self.units, strict=False
         ):
-            size = blocks * product.far
-            given["far" + suffix] = device.empty((size,), dtype) if size else None
+            far = blocks * product.far // dtype.itemsize
+            given["far" + suffix] = device.empty((far,), dtype) if far else None
             given["units" + suffix] = units
-            # two steps' states, whose padding stays zero
-            given[states] = device.zeros((2, batch, product.depth), dtype)
+            numbers = 2 * batch * product.depth * self.form.operand // dtype.itemsize
+            given[states] = device.zeros((numbers,), dtype)
             given |= {name + suffix: value for name, value in product.arguments.items()}
-        if general:
-            for name in ("units_2", *(f"{name}_2" for name in _DIVISION), "middle", "far_2"):
-                given.setdefault(name, None if name in ("middle", "far_2") else 0)
-            size = 2 * batch * self.grid[0] * 2 if self.totals else 0
-            given["partials"] = device.empty((size,), dtype) if size else None
+        if "units_2" in taken:
+            for name in ("units_2", *(f"{name}_2" for name in _DIVISION)):
+                given.setdefault(name, 0)
+            given.setdefault("middle", None)
+            given.setdefault("far_2", None)
+        if "partials" in taken:
+            partials = 2 * batch * self.grid[0] * 2
+            given["partials"] = device.empty((partials,), dtype) if self.totals else None
         device.launch(
             source,
             kernel,
@@ -128,16 +169,11 @@ class Division:
             real=dtype,
             shared=self.shared,
             cooperative=True,
-            defines=(f"TILE_ROWS={self.tile_rows}", *defines),
-            counters=counters,
+            defines=(f"TILE_ROWS={self.tile_rows}", *self.form.defines, *defines),
+            counters=device.zeros((self.grid[1] * _COUNTER_STRIDE,), np.uint32),
             rows=self.rows,
             **given,
         )
-
-
-def padded(depth: int) -> int:
-    """A depth in whole copies of 16 bytes."""
-    return -(-depth // _DEPTH_GRAIN) * _DEPTH_GRAIN
 
 
 def divide(
@@ -148,118 +184,128 @@ def divide(
     Raises
     ------
     ValueError
-        The card has too few multiprocessors for so many units.
+        The card has too little shared memory for so many units.
     """
-    return _divide(device.processors, device.shared_limit, batch, itemsize, parts, norms)
+    form = form_of(device.math, itemsize)
+    return _divide(device.processors, device.shared_limit, form, batch, parts, norms)
 
 
 @functools.lru_cache(1024)
 def _divide(
-    processors: int, limit: int, batch: int, itemsize: int, parts: tuple[Part, ...], norms: bool
+    processors: int, limit: int, form: Form, batch: int, parts: tuple[Part, ...], norms: bool
 ) -> Division:
-    best: tuple[float, Division] | None = None
-    for row_groups in range(1, min(max(batch, 1), processors) + 1):
+    found = []
+    for row_groups in range(1, min(batch, processors) + 1):
         rows = -(-batch // row_groups)
-        if -(-batch // max(rows, 1)) != row_groups and batch:
+        if -(-batch // rows) != row_groups:
             continue  # some would have none
-        for tile_rows in _TILE_ROWS:
-            if tile_rows > 4 and rows <= _TILE_ROWS[_TILE_ROWS.index(tile_rows) - 1]:
-                continue
-            totals = _TOTALS * padded(rows) if norms else 0
-            found = _grid(processors, limit, row_groups, rows, tile_rows, itemsize, parts, totals)
-            if found is None:
-                continue
-            cycles = sum(product.cycles for product in found.products)
-            if best is None or cycles < best[0]:
-                best = cycles, found
-    if best is None:
+        for smaller, tile_rows in zip((0, *form.tile_rows), form.tile_rows, strict=False):
+            if rows > smaller:
+                found += _grid(processors, limit, form, row_groups, rows, tile_rows, parts, norms)
+    if not found:
         most = max(part.count for part in parts)
-        raise ValueError(f"{most} units are too many for {processors} multiprocessors")
-    return best[1]
+        raise ValueError(
+            f"{most} units are too many for {processors} multiprocessors with {limit} bytes of "
+            "shared memory each"
+        )
+    return min(found, key=lambda division: sum(p.cycles for p in division.products))
 
 
 def _grid(
     processors: int,
     limit: int,
+    form: Form,
     row_groups: int,
     rows: int,
     tile_rows: int,
-    itemsize: int,
     parts: tuple[Part, ...],
-    totals: int,
-) -> Division | None:
+    norms: bool,
+) -> list[Division]:
+    """The division into so many row groups, if there is one."""
     wanted = min(processors // row_groups, max(part.count for part in parts))
     units = tuple(-(-part.count // wanted) for part in parts)
     unit_groups = max(-(-part.count // n) for part, n in zip(parts, units, strict=True))
-    products: tuple[Product, ...] = ()
-    # Weights have what the spaces leave, the first product's before the second's. Space is shared,
-    # but the second's may be larger: then the first is planned anew beside it.
+    totals = (rows + 1) // 2 * 4 * form.itemsize if norms else 0
+    # Weights have what the space for rows and sums leaves, the first product's before the
+    # second's. All have the same space: the first is planned anew where another needs more.
     space = 0
     for _ in parts:
-        products = ()
+        products: tuple[Product, ...] = ()
         for part, own in zip(parts, units, strict=True):
-            left = limit // itemsize - totals - sum(product.weights for product in products)
-            product = _product(part, own * part.per, rows, tile_rows, itemsize, left, space)
+            left = limit - totals - sum(product.weights for product in products)
+            product = _product(form, part.depth, own * part.per, rows, tile_rows, left, space)
             if product is None:
-                return None
+                return []
             products = (*products, product)
         space = max(product.space for product in products)
         if all(product.space == space for product in products):
-            return Division(
-                (unit_groups, row_groups), units, rows, tile_rows, products, totals, itemsize
-            )
-    return None
+            grid = (unit_groups, row_groups)
+            return [Division(form, grid, units, rows, tile_rows, products, totals)]
+    return []
 
 
 def _product(
-    part: Part, columns: int, rows: int, tile_rows: int, itemsize: int, limit: int, space: int
+    form: Form, depth: int, columns: int, rows: int, tile_rows: int, limit: int, space: int
 ) -> Product | None:
-    depth, groups = padded(part.depth), -(-columns // 4)
-    if groups > _THREADS:
-        return None
-    tiles = min(max(-(-rows // tile_rows), 1), _THREADS // groups)
-    stride = 16 // itemsize
-    while tiles:
-        pass_rows = tiles * tile_rows
-        splits = min(_THREADS // (groups * tiles), depth)
-        chunk = max(padded(-(-depth // _CHUNKS)), min(depth, _LEAST_CHUNK))
-        while True:
-            sums = groups * 4 * pass_rows * (splits | 1)
-            staged = 2 * pass_rows * (chunk + stride)
-            needs = max(staged, sums, space)
-            needs += -needs % stride
-            if needs <= limit:
-                kept = min((limit - needs) // (groups * 4) // chunk * chunk, depth)
-                if (limit - needs) // (groups * 4) >= depth:
-                    kept = depth
-                cycles = _cycles(groups, depth, kept, rows, pass_rows, tile_rows, splits, itemsize)
-                return Product(depth, pass_rows, splits, chunk, kept, groups, needs, cycles)
-            if sums >= staged and splits > 1:
-                splits = -(-splits // 2)
-            elif chunk > _DEPTH_GRAIN:
-                chunk = padded(chunk // 2)
-            else:
-                break
-        tiles //= 2
-    return None
+    """The fastest division of a block's product into workers, if it has room for any."""
+    found = []
+    groups = -(-columns // form.group)
+    most = min(-(-rows // tile_rows), form.workers)
+    for row_tiles in {most, -(-most // 2), 1}:
+        best = max(form.workers // (groups * row_tiles), 1)
+        for splits in {best, min(2 * best, form.workers // row_tiles), -(-best // 2), 1}:
+            chunk = form.padded(depth)
+            for chunks in _CHUNKS:
+                chunk = min(chunk, max(form.padded(-(-depth // chunks)), _LEAST_CHUNK))
+                found += _workers(
+                    form, depth, groups, rows, tile_rows, row_tiles, splits, chunk, limit, space
+                )
+            while chunk > form.grain and not found:
+                chunk = form.padded(chunk // 2)
+                found += _workers(
+                    form, depth, groups, rows, tile_rows, row_tiles, splits, chunk, limit, space
+                )
+    return min(found, key=lambda product: product.cycles, default=None)
 
 
-def _cycles(
+def _workers(
+    form: Form,
+    unpadded: int,
     groups: int,
-    depth: int,
-    kept: int,
     rows: int,
-    pass_rows: int,
     tile_rows: int,
+    row_tiles: int,
     splits: int,
-    itemsize: int,
-) -> float:
-    passes = -(-rows // pass_rows)
-    warps = -(-groups * pass_rows // tile_rows * splits // 32)
-    product = -(-depth // splits) * warps * (tile_rows + 4) * (itemsize // 4)
-    sums = groups * 4 * pass_rows * splits * 2 / 32
-    read = (rows * depth + passes * groups * 4 * (depth - kept)) * itemsize / _CACHE_RATE
-    return passes * (product + sums) + read
+    chunk: int,
+    limit: int,
+    space: int,
+) -> list[Product]:
+    """The division into so many tiles of rows, splits and chunks, if there is room for it."""
+    depth = form.padded(unpadded)
+    splits = min(splits, depth // form.step)
+    pass_rows = row_tiles * tile_rows
+    at_once = min(form.workers // splits // row_tiles, groups)
+    sums = groups * form.group * pass_rows * (splits | 1) * form.itemsize
+    staged = 2 * pass_rows * (chunk * form.operand + _COPY)
+    needs = max(space, max(staged, sums) if at_once == groups else staged + sums)
+    needs += -needs % _COPY
+    if needs > limit:
+        return []
+    row = groups * form.group * form.operand  # bytes of the weights of one number of the depth
+    fits = (limit - needs) // row
+    kept = depth if fits >= depth else fits // chunk * chunk
+    passes, column_passes = -(-rows // pass_rows), -(-groups // at_once)
+    warps = -(-at_once * row_tiles * splits * (_THREADS // form.workers) // 32)
+    computed = -(-depth // form.step // splits) * max(warps * form.cycles(tile_rows), _LATENCY)
+    computed += -(-depth // chunk) * _CHUNK_CYCLES
+    added = groups * form.group * pass_rows * splits * 2 * form.itemsize / 128
+    read = column_passes * rows * depth * form.operand + passes * row * (depth - kept)
+    cycles = passes * (column_passes * computed + added) + read / _CACHE_RATE
+    return [
+        Product(
+            depth, pass_rows, splits, chunk, kept, needs, row * kept, row * (depth - kept), cycles
+        )
+    ]
 
 
 def start_gradient(gradient: Array, last: Array | None) -> None:
@@ -267,33 +313,33 @@ def start_gradient(gradient: Array, last: Array | None) -> None:
     gradient[...] = 0 if last is None else last
 
 
-def layer_gradients(
+def input_gradients(
     device: Device,
     dx: Array | None,
     dw_ih: Array,
-    dw_hh: Array,
     d: Array,
-    d_hh: Array,
     x: Array,
     w_ih: Array,
-    h0: Array,
-    y: Array,
     lengths: Array | None,
 ) -> None:
-    """Gradients of input and weights from d of w_ih x and d_hh of w_hh h [T, B, columns].
-
-    d and d_hh are zero beyond a row's length. `y`: states as they enter w_hh, which follow `h0`.
-    """
+    """Gradients of input and weights from d of w_ih x [T, B, columns], 0 beyond the lengths."""
     T, B, I = x.shape
-    d_rows, d_hh_rows = (of.reshape(T * B, of.shape[2]) for of in (d, d_hh))
+    rows = d.reshape(T * B, len(w_ih))
     if lengths is not None:  # x beyond may be NaN
         x = rows_taking_part(device, x, lengths)
-    device.matmul(dw_ih, d_rows.T, x.reshape(T * B, I))
-    before = y.reshape(T * B, y.shape[2])[: max(T - 1, 0) * B]
-    device.matmul(dw_hh, d_hh_rows[:B].T, h0[: len(d_hh_rows[:B])])
-    device.matmul(dw_hh, d_hh_rows[B:].T, before, accumulate=True)
+    device.matmul(dw_ih, rows.T, x.reshape(T * B, I))
     if dx is not None:
-        device.matmul(dx.reshape(T * B, I), d_rows, w_ih)
+        device.matmul(dx.reshape(T * B, I), rows, w_ih)
+
+
+def state_gradient(device: Device, dw: Array, d: Array, h0: Array, y: Array) -> None:
+    """Gradient of weights w from d of w h [T B, columns], 0 beyond the lengths.
+
+    `y` [T, B, H]: states as they enter w, which follow `h0`.
+    """
+    B, H = h0.shape
+    device.matmul(dw, d[:B].T, h0[: len(d)])
+    device.matmul(dw, d[B:].T, y.reshape(-1, H)[: max(len(d) - B, 0)], accumulate=True)
 
 
 def rows_taking_part(device: Device, x: Array, lengths: Array) -> Array:
@@ -375,18 +421,23 @@ def normalise_inputs(
     )
 
 
-def input_norm_gradients(
+def norm_gradients(
     device: Device,
-    dgain: Array,
+    dln_gates: Array,
+    gate_sums: Array,
     d: Array,
     norm: Array,
     rstd: Array,
-    gain: Array,
+    ln_gates: Array,
     lengths: Array | None,
 ) -> None:
-    """From d [T, B, n], the pre-activations' gradients: that of the gain, and N(v) becomes v's."""
+    """Gains' gradients; those of w_ih x take the place of N(w_ih x) in norm[0].
+
+    `d` [T, B, n]: of the pre-activations; `gate_sums` [B, n]: of the second gain, by rows.
+    """
     T, B, n = d.shape
-    column_sums(device, dgain, d, norm, lengths, B)
+    column_sums(device, dln_gates[1], gate_sums)
+    column_sums(device, dln_gates[0], d, norm[0], lengths, B)
     if not T * B:
         return
     device.launch(
@@ -394,15 +445,23 @@ def input_norm_gradients(
         "normalise_rows_backward",
         device.blocks_for(T * B * 32),
         real=d.dtype,
-        norm=norm,
+        norm=norm[0],
         d=d,
-        rstd=rstd,
-        gain=gain,
+        rstd=rstd[0],
+        gain=ln_gates[0],
         lengths=lengths,
         B=B,
         rows=T * B,
         n=n,
     )
+
+
+def is_plain(variant: Variant | None, *options: Array | None) -> bool:
+    """Whether no variant is asked for."""
+    none = variant is None or not any(
+        (variant.zoneout_h, variant.zoneout_c, variant.clip_h, variant.clip_c, variant.coupled)
+    )
+    return none and all(option is None for option in options)
 
 
 def variant_arguments(variant: Variant) -> dict[str, Any]:

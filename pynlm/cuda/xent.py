@@ -118,8 +118,8 @@ def xent_gradients(
         )  # fmt: skip
         sums = launch_tiles(
             device, _SOURCE, "xent_dlogits", z, V, span, kinds=_FACTS, more=4 * _BLOCK,
-            summed=db is not None, b=b, facts=facts, targets=targets[rows], inverse=inverse(temperature, h.dtype),
-            filtered=gradient_filter > 0,
+            summed=db is not None, b=b, facts=facts, targets=targets[rows],
+            inverse=inverse(temperature, h.dtype), filtered=gradient_filter > 0,
         )  # fmt: skip
         dz = z[:, :V]
         device.matmul(dh[rows], dz, w)

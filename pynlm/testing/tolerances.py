@@ -68,6 +68,14 @@ _KERNELS = {
     },
 }
 
+# Recurrent kernels whose products have narrow operands (float32 sums): tf32 and fp16 round to 11
+# bits, bf16 to 8, in each step anew.
+_NARROW = {
+    "tf32": Tolerance(3e-4, 3e-4),
+    "fp16": Tolerance(3e-4, 3e-4),
+    "bf16": Tolerance(2.4e-3, 2.4e-3),
+}
+
 # Chaotic or saturated cases, where the forward pass amplifies an input's last digit, by words in
 # their names: factor on the whole bound.
 _LOOSER = {"saturated": 100.0, "sharp": 30.0, "long": 10.0, "extreme": 10.0}
@@ -171,6 +179,11 @@ def kernel_tolerance(kernel: str, dtype: Any, case_name: str = "") -> Tolerance:
     """Tolerance of `kernel`'s results in `dtype` against the oracle."""
     base = _KERNELS[np.dtype(dtype).name][kernel]
     return _for_case(base, case_name, kernel in ("lstm", "gru", "rnn"))
+
+
+def narrow_tolerance(math_: str) -> Tolerance:
+    """Tolerance of recurrent kernels under `Device.math`, one of "tf32", "bf16", "fp16"."""
+    return _NARROW[math_]
 
 
 def finite_difference_tolerance(case_name: str) -> Tolerance:
