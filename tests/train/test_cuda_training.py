@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import _kernels, cuda
+from pynlm import _kernels
 from pynlm.arrays import to_host
 from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
 from pynlm.kernels import _backend
@@ -52,9 +52,7 @@ def behind_the_wall(name: str) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictDevice]:
-    for name in set(FUNCTIONS) - set(cuda.__all__):  # not written yet
-        monkeypatch.setitem(_backend._found, (name, "cuda"), behind_the_wall(name))
+def device() -> Iterator[StrictDevice]:
     with emulation(StrictDevice()) as found:
         yield found
 
@@ -178,7 +176,10 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "sentences", "adaptive", "sampled"])
+EMULATED = ["lstm", "gru", "rnn", "sentences", "adaptive", "mixture", "hierarchical", "sampled"]
+
+
+@pytest.mark.parametrize("name", EMULATED)
 def test_training_in_the_emulation(
     name: str,
     make: Make,
@@ -202,6 +203,32 @@ def test_training_in_the_emulation(
     assert trainer.run().interrupted
     Trainer(out=tmp_path / "broken", resume=True, device="cuda", quiet=True).run()
     assert weights_of(tmp_path / "broken") == weights_of(tmp_path / "cuda")
+
+
+def has_card() -> bool:
+    """Whether CuPy and a card are there."""
+    try:
+        import_cupy()
+    except DeviceUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_card(), reason="no GPU")
+@pytest.mark.parametrize("name", MODELS)
+def test_training_on_a_card(
+    name: str, make: Make, weights_of: Callable[..., str], tmp_path: Path
+) -> None:
+    """As on the CPU, and the same bits again; what is trained scores and samples."""
+    want = losses(make, "cpu", "cpu", MODELS[name])
+    got = losses(make, "cuda", "cuda", MODELS[name])
+    assert_close(got, want, device_tolerance("float32"), what="losses", case=name)
+    losses(make, "again", "cuda", MODELS[name])
+    assert weights_of(tmp_path / "again") == weights_of(tmp_path / "cuda")
+    lm = LanguageModel.load(tmp_path / "cuda", device="cuda")
+    assert len(lm.generate("the cat", 5, seed=1)) > len("the cat")
+    assert [len(s.log2_probs) for s in lm.score("the cat sat\n")] == [4]
 
 
 # ---- what waits
