@@ -71,7 +71,7 @@ class Trainer:
         be resumed on the other (to other bits), and is loaded anywhere.
     quiet : print nothing.
     backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
-    on_step : called after each step.
+    on_step : called after each step, which on a GPU is waited for.
 
     Attributes
     ----------

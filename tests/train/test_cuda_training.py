@@ -20,9 +20,11 @@ import pytest
 from pynlm import _kernels
 from pynlm.arrays import to_host
 from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
+from pynlm.heads import HeadOptions
 from pynlm.kernels import _backend
 from pynlm.language_model import LanguageModel, LMState
 from pynlm.layers import Context
+from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.testing import FUNCTIONS, assert_close
 from pynlm.testing.device_arrays import DeviceArray, unwrap
 from pynlm.testing.emulated import StrictDevice, emulation
@@ -403,6 +405,45 @@ def test_a_model_moves(models: tuple[LanguageModel, LanguageModel]) -> None:
             np.testing.assert_array_equal(to_host(w), to_host(b.model.state_dict()[name]))
     with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'gpu'"):
         here.to("gpu")
+
+
+@pytest.mark.parametrize("init", ["uniform", "xavier", "he", "orthogonal", "torch"])
+def test_first_weights_are_those_of_the_cpu(init: str, device: StrictDevice) -> None:
+    config = RecurrentLMConfig(
+        11, 4, (6, 5), init=init, init_bias="uniform", forget_bias=1.0, layer_norm=True
+    )
+    here, there = (RecurrentLM(config, device=name) for name in ("cpu", "cuda"))
+    here.initialise(3)
+    there.initialise(3)
+    for name, w in there.state_dict().items():
+        assert isinstance(w, DeviceArray)
+        np.testing.assert_array_equal(to_host(w), here.state_dict()[name])
+
+
+def test_ids_are_looked_at_before_they_are_on_the_device(fast: StrictDevice) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {},
+        "adaptive": {"cutoffs": (5,)},
+        "hierarchical": {},
+        "mixture": {},
+        "sampled": {"samples": 4},
+    }
+    for kind, given in kinds.items():
+        config = RecurrentLMConfig(11, 4, (6,), head=HeadOptions(kind=kind, **given))
+        model = RecurrentLM(config, device="cuda", counts=np.arange(11, 0, -1))
+        for train in (True, False):
+            with pytest.raises(IndexError, match=r"ids\[1\] must be in \[0, V=11\), got 11"):
+                model(bad, good, None, Context(train=train))
+            with pytest.raises(IndexError, match=r"targets\[1\] must be in \[0, V=11\), got 11"):
+                model(good, bad, None, Context(train=train))
+
+
+def test_export_of_a_model_on_the_device(
+    models: tuple[LanguageModel, LanguageModel], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    here, there = (lm.export_onnx(tmp_path / f"{i}.onnx") for i, lm in enumerate(models))
+    assert here.read_bytes() == there.read_bytes()
 
 
 def test_without_cupy(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
