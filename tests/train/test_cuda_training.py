@@ -431,6 +431,7 @@ def test_ids_are_looked_at_before_they_are_on_the_device(fast: StrictDevice) -> 
     for kind, given in kinds.items():
         config = RecurrentLMConfig(11, 4, (6,), head=HeadOptions(kind=kind, **given))
         model = RecurrentLM(config, device="cuda", counts=np.arange(11, 0, -1))
+        good, bad = np.ones((2, 1), np.int32), np.array([[1], [11]], np.int32)
         for train in (True, False):
             with pytest.raises(IndexError, match=r"ids\[1\] must be in \[0, V=11\), got 11"):
                 model(bad, good, None, Context(train=train))
