@@ -21,6 +21,8 @@ MORE_REGISTERS = {
     "adam_update_rows": 96,
     # in float64
     "candidates_losses": 96,
+    "hsoftmax_paths": 168,
+    "sum_sorted": 112,
     "xent_entropy": 88,
     "xent_top_k": 128,
 }

@@ -61,6 +61,6 @@ def launch_rows(
 
 def _split(scale: Scale) -> dict[str, Any]:
     """The kernel's parameters for a number or an array."""
-    if hasattr(scale, "dtype") and scale.ndim:
+    if getattr(scale, "shape", ()):
         return {"scale": 1.0, "scale_at": scale}
     return {"scale": scale, "scale_at": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ._updates import Scale, launch_flat, launch_rows
 from .device import Array
@@ -55,7 +56,7 @@ def adam_update_rows(
 
 def _rates(
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, t: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The members of AdamRates but the scale (csrc/optim/adam_math.h), in double precision."""
     return {
         "keep": 1 - lr * weight_decay if decoupled else 1.0,
