@@ -129,7 +129,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "adam": {"optimiser.kind": "adam", "optimiser.lr": 0.02},
     "momentum": {"optimiser.kind": "momentum", "optimiser.nesterov": True, "optimiser.lr": 0.05},
     "adagrad": {"optimiser.kind": "adagrad", "optimiser.lr": 0.05},
-    "sgd": {"optimiser.kind": "sgd", "train.loss": "sum_time", "train.clip_norm": "none"},
+    "sgd": {
+        "optimiser.kind": "sgd",
+        "optimiser.lr": 0.02,
+        "train.loss": "sum_time",
+        "train.clip_norm": "none",
+    },
 }
 
 
