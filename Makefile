@@ -16,7 +16,7 @@ compiled := -m 'not oracle'
 sanitizer_lib = $(shell $(or $(CXX),c++) -print-file-name=lib$(1).so)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick bench-smoke recipes heads costs parity isa fuzz asan tsan neon lint wheel clean
+.PHONY: help build demo test bench bench-quick bench-smoke recipes heads costs parity isa fuzz asan tsan neon cuda-check gpu lint wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -102,7 +102,8 @@ asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behav
 	$(call sanitised_build,asan,address;undefined)
 	LD_PRELOAD="$(call sanitizer_lib,asan) $(call sanitizer_lib,stdc++)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side) $(compiled) tests/kernels $(ARGS)
+	  PYNLM_EMULATION_FLAGS=-fsanitize=address,undefined \
+	  build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side) $(compiled) tests/kernels tests/test_cuda_kernels.py $(ARGS)
 
 # One thread in torch and in NumPy's BLAS, whose teams the sanitiser cannot see into.
 tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser
@@ -119,10 +120,21 @@ neon: $(VENV)/.test-tools  ## all kernel cases on NEON, cross-built and run in a
 	cmake --build build/neon
 	$(bin)/python tests/neon/check.py qemu-aarch64 build/neon/server
 
+cuda-check: $(VENV)/.test-tools  ## compile every CUDA kernel for cards from sm_75 to sm_100 (needs none)
+	$(pip) install --no-build-isolation -e '.[cuda-check]'
+	PYNLM_CUDA_ARCHITECTURES="sm_75 sm_80 sm_86 sm_89 sm_90 sm_100" \
+	  $(bin)/pytest -q $(side_by_side) tests/test_cuda_compiles.py $(ARGS)
+
+gpu: $(VENV)/.test-tools  ## on a machine with a GPU: the catalogue of cases on the card, then the bench beside cuDNN
+	$(bin)/pytest -q -m gpu tests $(ARGS)
+	if command -v compute-sanitizer >/dev/null; then \
+	  compute-sanitizer --tool memcheck --error-exitcode 9 $(bin)/python -m pytest -q -m gpu -k 'primes and float32' tests; fi
+	$(bin)/python -m bench.gpu
+
 lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' | xargs $(bin)/clang-format --dry-run --Werror
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(bin)/clang-format --dry-run --Werror
 	$(bin)/cython-lint pynlm
 	$(bin)/mypy
 	$(bin)/stubtest pynlm._kernels

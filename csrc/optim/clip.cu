@@ -25,6 +25,16 @@ NLM_KERNEL(sum_squares_total, 256, double* total, const double* sums, int64_t n)
     if (threadIdx.x == 0) *total = sum;
 }
 
+// *scale = min(1, limit / norm), with the sum of totals[0:n] as the norm's square; NaN gives 1. For
+// the update kernels, which need no host between them and this one.
+NLM_KERNEL(clip_scale, 32, double* scale, const double* totals, int64_t n, double limit) {
+    if (threadIdx.x != 0) return;
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += totals[i];
+    const double norm = sqrt(sum);
+    *scale = norm > limit ? limit / norm : 1.0;
+}
+
 NLM_KERNEL(clip_values, 256, REAL* x, int64_t n, REAL limit) {
     for (int64_t i = grid_thread(); i < n; i += grid_threads())
         x[i] = CudaFn<REAL>::clamp(x[i], limit);

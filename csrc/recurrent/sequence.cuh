@@ -70,3 +70,97 @@ struct Exchange {
 NLM_FN Exchange exchange_of(REAL* states, int64_t batch, int64_t depth) {
     return {reinterpret_cast<Operand*>(states), batch, padded_depth(depth)};
 }
+
+// What kernels of plain cells are given alike.
+struct Sequence {
+    int64_t T, B, H;
+    const int32_t* lengths;
+    const REAL* w_hh;
+    REAL *states, *far;
+    uint32_t* counters;
+    int units, rows, pass_rows, splits, chunk, kept;
+
+    NLM_FN Span own() const { return span_of(units, int(blockIdx.x), H); }
+    NLM_FN Span group() const { return span_of(rows, int(blockIdx.y), B); }
+    // With `per` columns for each of the block's units; all of shared memory is its.
+    NLM_FN Product product(int per, int64_t depth) const {
+        REAL* shared = nlm_shared<REAL>();
+        Product made = product_of(per * own().size(), per * units, depth, pass_rows, splits, chunk,
+                                  kept, far, shared);
+        made.space = shared;
+        return made;
+    }
+};
+
+// Forward pass of a plain cell of G gates. point(t, r, u, a) returns the new state of unit u, from
+// a[g] = (w_hh h)[gate g of u]; h_last is the previous one.
+template <int G, class Point>
+NLM_FN void forward_loop(const Sequence& s, REAL* y, REAL* h_last, const REAL* h0,
+                         const Point& point) {
+    const int64_t B = s.B, H = s.H;
+    const Span own = s.own(), group = s.group();
+    const Exchange exchange = exchange_of(s.states, B, H);
+    RowGroup others = row_group(s.counters);
+    const Product product = s.product(G, H);
+    pack<true>(product, int(H), [&](int m, int k) {
+        return s.w_hh[(int64_t(m % G) * H + own.begin + m / G) * H + k];
+    });
+    each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) {
+        exchange.put(0, r, u, h_last[r * H + u] = h0[r * H + u]);
+    });
+    others.barrier();
+    for (int64_t t = 0; t < s.T; ++t) {
+        const int count = active_rows(s.lengths, group, t);
+        multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
+            const int from = group.begin + first;
+            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+                REAL a[G];
+                for (int g = 0; g < G; ++g)
+                    a[g] = product.at((int(u) - own.begin) * G + g, int(r) - from);
+                const REAL h = point(t, r, u, a);
+                exchange.put(t + 1, r, u, h);
+                y[(t * B + r) * H + u] = h_last[r * H + u] = h;
+            });
+        });
+        each_element(group.begin + count, group.end, own,
+                     [&](int64_t r, int64_t u) { y[(t * B + r) * H + u] = 0; });
+        if (count > 0) others.barrier();
+    }
+}
+
+// Backward pass of a plain cell. point(t, r, u, dh, a) gives a[g], the gradient of (w_hh h)[gate g
+// of u], from dh, that of the new state, which becomes that of the previous one as far as it does
+// not pass by w_hh (kDirect: there is such a part); clear(t, r, u) is for rows that have ended.
+// dh0: on entry the gradient of the last state.
+template <int G, bool kDirect, class Point, class Clear>
+NLM_FN void backward_loop(const Sequence& s, REAL* dh0, const REAL* dy, const Point& point,
+                          const Clear& clear) {
+    const int64_t B = s.B, H = s.H;
+    const Span own = s.own(), group = s.group();
+    const Exchange exchange = exchange_of(s.states, B, G * H);
+    RowGroup others = row_group(s.counters);
+    const Product product = s.product(1, G * H);
+    // the gradient of gate g and unit u stands at G u + g
+    pack<false>(product, int(G * H), [&](int m, int k) {
+        return s.w_hh[(int64_t(k % G) * H + k / G) * H + own.begin + m];
+    });
+    for (int64_t t = s.T - 1; t >= 0; --t) {
+        const int count = active_rows(s.lengths, group, t), end = group.begin + count;
+        each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
+            REAL a[G], dh = dy[(t * B + r) * H + u] + dh0[r * H + u];
+            point(t, r, u, dh, a);
+            if (kDirect) dh0[r * H + u] = dh;
+            for (int g = 0; g < G; ++g) exchange.put(t, r, u * G + g, a[g]);
+        });
+        each_element(end, group.end, own, [&](int64_t r, int64_t u) { clear(t, r, u); });
+        if (count == 0) continue;
+        others.barrier();
+        multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
+            const int from = group.begin + first;
+            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+                const REAL past = kDirect ? dh0[r * H + u] : REAL(0);
+                dh0[r * H + u] = past + product.at(int(u) - own.begin, int(r) - from);
+            });
+        });
+    }
+}

@@ -7,14 +7,55 @@ stream. Needs the extra `cuda` and a driver.
 
 from __future__ import annotations
 
+from .adagrad import adagrad_update, adagrad_update_rows
+from .adam import adam_update, adam_update_rows
 from .clip import clip_values, sum_squares
 from .dropout import dropout
+from .embedding import embedding_backward, embedding_forward
+from .hsoftmax import (
+    hsoftmax_forward,
+    hsoftmax_gradients,
+    hsoftmax_log_prob,
+    hsoftmax_sample,
+    hsoftmax_top_k,
+)
+from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
+from .sgd import sgd_update, sgd_update_rows
+from .xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 
 __all__ = [
+    "adagrad_update",
+    "adagrad_update_rows",
+    "adam_update",
+    "adam_update_rows",
     "clip_values",
     "dropout",
+    "embedding_backward",
+    "embedding_forward",
+    "hsoftmax_forward",
+    "hsoftmax_gradients",
+    "hsoftmax_log_prob",
+    "hsoftmax_sample",
+    "hsoftmax_top_k",
+    "linear_backward",
+    "linear_forward",
     "lstm_backward",
     "lstm_forward",
+    "sgd_update",
+    "sgd_update_rows",
     "sum_squares",
+    "xent_entropy",
+    "xent_forward",
+    "xent_gradients",
+    "xent_log_prob",
+    "xent_sample",
+    "xent_top_k",
 ]

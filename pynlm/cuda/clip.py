@@ -16,11 +16,12 @@ def sum_squares(*, x: Array) -> float:
     return float(sum_squares_on_device(x)[0])
 
 
-def sum_squares_on_device(x: Array) -> Array:
-    """The sum as a float64 array [1] on the device, without waiting."""
+def sum_squares_on_device(x: Array, total: Array | None = None) -> Array:
+    """The sum as a float64 array [1] on the device (`total`, if given), without waiting."""
     device = current()
     blocks = -(-x.size // _BLOCK)
-    sums, total = device.empty((max(blocks, 1),), np.float64), device.empty((1,), np.float64)
+    sums = device.empty((max(blocks, 1),), np.float64)
+    total = device.empty((1,), np.float64) if total is None else total
     device.launch(
         _SOURCE,
         "sum_squares_blocks",
@@ -42,6 +43,28 @@ def sum_squares_on_device(x: Array) -> Array:
         n=blocks,
     )
     return total
+
+
+def clip_scale(totals: Array, limit: float) -> Array:
+    """What a gradient is multiplied by to have a norm of at most `limit`, without waiting.
+
+    Parameters
+    ----------
+    totals
+        float64 [n] on the device: sums of squares of the gradient's parts.
+    limit
+        Positive.
+
+    Returns
+    -------
+    Array
+        float64 [1] on the device, min(1, limit / norm): the `scale` of the update functions here.
+        1 if the norm is NaN.
+    """
+    device = current()
+    scale = device.empty((1,), np.float64)
+    device.launch(_SOURCE, "clip_scale", 1, scale=scale, totals=totals, n=totals.size, limit=limit)
+    return scale
 
 
 def clip_values(*, x: Array, limit: float) -> None:

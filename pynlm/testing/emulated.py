@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ import numpy as np
 from pynlm.cuda import device as devices
 from pynlm.cuda.device import Array, Device
 from pynlm.cuda.source import Kernel, Source, root
+from pynlm.testing.device_arrays import Cupy, DeviceArray, unwrap
 
 # PYNLM_EMULATION_FLAGS adds to them: -fsanitize=address,undefined
 _FLAGS = [
@@ -62,10 +64,10 @@ class EmulatedDevice(Device):
         self.shared_limit = shared_limit
         self.seed = seed
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory filled with NaN or -1, which shows what is read before it was written."""
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        """Zeros, or NaN or -1, which shows what is read before it was written."""
         dtype = np.dtype(dtype)
-        return np.full(shape, np.nan if dtype.kind == "f" else -1).astype(dtype)
+        return np.full(shape, 0 if zero else np.nan if dtype.kind == "f" else -1).astype(dtype)
 
     def _start(
         self,
@@ -81,9 +83,12 @@ class EmulatedDevice(Device):
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         error = ctypes.create_string_buffer(_ERROR_SIZE)
         self.seed += 1
-        failed = _library(source.path, source.text, macros).nlm_emulated_launch(
-            kernel.name.encode(), (ctypes.c_uint * 3)(*grid), kernel.threads,
-            ctypes.c_size_t(shared), int(cooperative), pointers, ctypes.c_uint64(self.seed), error,
+        function = getattr(
+            _library(source.path, source.text, macros), f"nlm_emulated_{kernel.name}"
+        )
+        failed = _machine().nlm_emulated_launch(
+            function, (ctypes.c_uint * 3)(*grid), kernel.threads, ctypes.c_size_t(shared),
+            int(cooperative), pointers, ctypes.c_uint64(self.seed), error,
             ctypes.c_size_t(_ERROR_SIZE),
         )  # fmt: skip
         if failed:
@@ -92,6 +97,40 @@ class EmulatedDevice(Device):
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         product = a @ b
         out[...] = out + product if accumulate else product
+
+    def memory(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class StrictDevice(EmulatedDevice):
+    """An emulated card whose arrays are no NumPy arrays; see `pynlm.testing.device_arrays`.
+
+    Parameters
+    ----------
+    processors, shared_limit, seed
+        As of an `EmulatedDevice`.
+    memory_limit
+        Bytes that one array may have.
+    """
+
+    def __init__(
+        self,
+        processors: int = 3,
+        shared_limit: int = 227 << 10,
+        seed: int = 0,
+        *,
+        memory_limit: int = 1 << 40,
+    ) -> None:
+        super().__init__(processors, shared_limit, seed)
+        self.xp, self.memory_limit = Cupy(), memory_limit
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        if math.prod(shape) * np.dtype(dtype).itemsize > self.memory_limit:
+            raise MemoryError("out of memory")
+        return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
+
+    def memory(self) -> tuple[int, int]:
+        return self.memory_limit, 2 * self.memory_limit
 
 
 @contextlib.contextmanager
@@ -119,6 +158,8 @@ def _value(argument: Any) -> Any:
     """The bytes of a kernel's argument."""
     if argument is None:
         return ctypes.c_void_p(0)
+    if isinstance(argument, DeviceArray):
+        argument = unwrap(argument)
     if isinstance(argument, np.ndarray):
         return ctypes.c_void_p(argument.ctypes.data)
     raw = argument.tobytes()
@@ -126,11 +167,24 @@ def _value(argument: Any) -> Any:
 
 
 @functools.cache
+def _machine() -> ctypes.CDLL:
+    """What runs the fibres; kernels' libraries find its symbols."""
+    made = _compile("common/emulated.cpp", (root() / "common/emulated.cpp").read_text(), ())
+    return ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+
+
+@functools.cache
 def _library(path: str, text: str, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile a .cu file for the emulation, or load it if that was done before."""
+    """The library of a .cu file's kernels."""
+    _machine()
+    return ctypes.CDLL(str(_compile(path, text, macros)))
+
+
+def _compile(path: str, text: str, macros: tuple[str, ...]) -> Path:
+    """Compile a file for the emulation, unless that was done before; `text` is all of it."""
     flags = [*_FLAGS, *os.environ.get("PYNLM_EMULATION_FLAGS", "").split()]
-    emulator = (root() / "common/emulated.h").read_bytes()
-    key = hashlib.sha256("\0".join([text, *macros, *flags]).encode() + emulator).hexdigest()[:20]
+    header = (root() / "common/emulated.h").read_text()
+    key = hashlib.sha256("\0".join([text, header, *macros, *flags]).encode()).hexdigest()[:20]
     folder = Path(
         os.environ.get("PYNLM_EMULATION_CACHE", tempfile.gettempdir() + "/pynlm-emulated")
     )
@@ -147,4 +201,4 @@ def _library(path: str, text: str, macros: tuple[str, ...]) -> ctypes.CDLL:
         if ran.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{ran.stderr}")
         made.replace(library)
-    return ctypes.CDLL(str(library))
+    return library

@@ -1,0 +1,337 @@
+"""CUDA kernels beside cuDNN, through the torch found on a machine with a GPU.
+
+`python -m bench.gpu [--seconds S] [--out DIR]`. A forward and a backward pass of one layer on
+arrays that are on the card, at each precision; torch's results in double precision are what both
+are checked against first. The limits are measured in the same run: a large product through cuBLAS
+at each precision, a large copy. Writes DIR/gpu.json and DIR/gpu.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from bench import page
+from bench.cases import Softmax
+from bench.small_page import SmallPage, options
+from pynlm.testing import assert_close
+from pynlm.testing.tolerances import math_tolerance
+
+Row = dict[str, Any]
+Call = Callable[[], object]
+PRECISIONS = ("float32", "tf32", "bf16")
+CELLS = ("lstm", "gru")
+GATES = {"lstm": 4, "gru": 3}
+
+
+class Shape(NamedTuple):
+    """Steps, batch, input, hidden."""
+
+    T: int
+    B: int
+    I: int
+    H: int
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+SHAPES = [
+    Shape(35, 20, 200, 200),
+    Shape(35, 20, 650, 650),
+    Shape(35, 20, 1500, 1500),
+    Shape(70, 20, 400, 1150),
+    Shape(50, 64, 512, 512),
+    Shape(128, 32, 256, 256),
+    Shape(512, 16, 1024, 1024),
+    Shape(100, 128, 1024, 1024),
+]
+SOFTMAXES = [
+    Softmax(700, 650, 10_000),
+    Softmax(700, 650, 33_000),
+    Softmax(1024, 256, 81_000),
+    Softmax(1024, 512, 267_000),
+]
+
+
+class Contest:
+    """Calls that take turns on the device, timed by its events."""
+
+    def __init__(self, cupy: Any, seconds: float) -> None:
+        self.cupy, self.seconds = cupy, seconds
+
+    def run(self, calls: dict[str, Call]) -> dict[str, float]:
+        """Median seconds of each."""
+        once = {}
+        for name, call in calls.items():
+            call()
+            once[name] = self._clock(call)
+        rounds = min(max(int(self.seconds / sum(once.values())), 7), 200)
+        found: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                found[name].append(self._clock(call))
+        return {name: statistics.median(times) for name, times in found.items()}
+
+    def _clock(self, call: Call) -> float:
+        events = [self.cupy.cuda.Event() for _ in range(2)]
+        events[0].record()
+        call()
+        events[1].record()
+        events[1].synchronize()
+        return float(self.cupy.cuda.get_elapsed_time(*events)) / 1e3
+
+
+def limits(cupy: Any, contest: Contest) -> dict[str, float]:
+    """FLOP/s of a large product at each precision, bytes/s of a large copy (read and written)."""
+    from pynlm.cuda.device import current
+
+    n, device = 8192, current()
+    a, b = (cupy.random.standard_normal((n, n), dtype=cupy.float32) for _ in range(2))
+    out, found = cupy.empty((n, n), cupy.float32), {}
+    for precision in PRECISIONS:
+        device.math = precision
+        seconds = contest.run({"product": partial(device.matmul, out, a, b)})["product"]
+        found[precision] = 2.0 * n**3 / seconds
+    large = cupy.random.standard_normal(2**29, dtype=cupy.float32)
+    copy = cupy.empty_like(large)
+    seconds = contest.run({"copy": partial(cupy.copyto, copy, large)})["copy"]
+    return {**found, "copy": 2.0 * large.nbytes / seconds}
+
+
+def recurrent(cell: str, shape: Shape, precision: str, contest: Contest, cupy: Any) -> Row:
+    """Seconds of both passes, ours and cuDNN's."""
+    import torch
+
+    from pynlm import cuda
+    from pynlm.cuda.device import current
+
+    T, B, I, H = shape
+    G, lstm = GATES[cell], cell == "lstm"
+    current().math = precision
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.manual_seed(1)
+    exact = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](I, H).cuda().double()
+    x = torch.randn(T, B, I, device="cuda", dtype=torch.float64)
+    dy = torch.randn(T, B, H, device="cuda", dtype=torch.float64)
+
+    def in_torch(module: Any, dtype: Any) -> tuple[Call, Callable[[], dict[str, Any]]]:
+        inputs, upstream = x.to(dtype).requires_grad_(), dy.to(dtype)
+
+        def run() -> Any:
+            module.zero_grad(set_to_none=True)
+            inputs.grad = None
+            y, _ = module(inputs)
+            y.backward(upstream)
+            return y
+
+        def results() -> dict[str, Any]:
+            y = run()
+            of = {"dw_ih": module.weight_ih_l0.grad, "dw_hh": module.weight_hh_l0.grad}
+            found = {"y": y.detach(), "dx": inputs.grad, "db": module.bias_ih_l0.grad, **of}
+            return {name: value.double().cpu().numpy() for name, value in found.items()}
+
+        return run, results
+
+    narrow = torch.bfloat16 if precision == "bf16" else torch.float32
+    theirs = type(exact)(I, H).cuda()
+    theirs.load_state_dict({k: v.float() for k, v in exact.state_dict().items()})
+    theirs = theirs.to(narrow)
+    theirs.flatten_parameters()
+    run_torch, torch_results = in_torch(theirs, narrow)
+    want = in_torch(exact, torch.float64)[1]()
+
+    def ours(value: Any) -> Any:
+        return cupy.asarray(value.detach().float().contiguous())
+
+    def empty(*sizes: int) -> Any:
+        return cupy.full(sizes, cupy.nan, cupy.float32)
+
+    weights = {"w_ih": ours(exact.weight_ih_l0), "w_hh": ours(exact.weight_hh_l0)}
+    biases = exact.bias_ih_l0, exact.bias_hh_l0
+    given = {"x": ours(x), "h0": cupy.zeros((B, H), cupy.float32), **weights}
+    saved = {"gates": empty(T, B, G * H), "y": empty(T, B, H)}
+    out = {"h_last": empty(B, H)}
+    gradients = {"dx": empty(T, B, I), "dh0": empty(B, H), "db": empty(G * H)}
+    gradients |= {"dw_ih": empty(G * H, I), "dw_hh": empty(G * H, H)}
+    if lstm:
+        given |= {"c0": cupy.zeros((B, H), cupy.float32)}
+        saved |= {"c": empty(T, B, H)}
+        out |= {"c_last": empty(B, H)}
+        gradients |= {"dc0": empty(B, H)}
+        own = {"b": ours(biases[0] + biases[1])}
+    else:
+        saved |= {"hn": empty(T, B, H)}
+        gradients |= {"db_hn": empty(H)}
+        first = biases[0].clone()
+        first[: 2 * H] += biases[1][: 2 * H]
+        own = {"b": ours(first), "b_hn": ours(biases[1][2 * H :])}
+    forward = partial(getattr(cuda, f"{cell}_forward"), **saved, **out, **given, **own)
+    backward = partial(
+        getattr(cuda, f"{cell}_backward"), **gradients, **saved, **given, dy=ours(dy)
+    )
+
+    def run_ours() -> None:
+        forward()
+        backward()
+
+    run_ours()
+    found = {"y": saved["y"], **{k: gradients[k] for k in ("dx", "db", "dw_ih", "dw_hh")}}
+    errors = {"pynlm": {}, "torch": {}}
+    for name, value in torch_results().items():
+        errors["torch"][name] = relative_error(value, want[name])
+    for name, value in found.items():
+        got = cupy.asnumpy(value).astype("float64")
+        errors["pynlm"][name] = relative_error(got, want[name])
+        assert_close(got, want[name], math_tolerance(precision), what=name, terms=T * (I + H))
+    seconds = contest.run({"pynlm": run_ours, "forward": forward, "torch": run_torch})
+    flops = 6.0 * G * H * (I + H) * B * T
+    row = {"cell": cell, "case": str(shape), "precision": precision, "seconds": seconds}
+    return {**row, "flops": flops, "steps": T, "errors": errors}
+
+
+def softmax(case: Softmax, precision: str, contest: Contest, cupy: Any) -> Row:
+    """Seconds of losses and all gradients, ours and those of torch's linear and cross_entropy."""
+    import torch
+    from torch.nn import functional as F
+
+    from pynlm import cuda
+    from pynlm.cuda.device import current
+
+    N, H, V = case.N, case.H, case.V
+    current().math = precision
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.manual_seed(1)
+    h64 = torch.randn(N, H, device="cuda", dtype=torch.float64) * 0.5
+    w64 = torch.randn(V, H, device="cuda", dtype=torch.float64) * 0.05
+    b64, targets = torch.zeros(V, device="cuda").double(), torch.randint(V, (N,), device="cuda")
+
+    def in_torch(dtype: Any) -> tuple[Call, Callable[[], dict[str, Any]]]:
+        h, w, b = (t.to(dtype).requires_grad_() for t in (h64, w64, b64))
+
+        def run() -> Any:
+            h.grad = w.grad = b.grad = None
+            loss = F.cross_entropy(F.linear(h, w, b).float() if dtype != torch.float64
+                                   else F.linear(h, w, b), targets, reduction="sum")  # fmt: skip
+            loss.backward()
+            return loss
+
+        def results() -> dict[str, Any]:
+            run()
+            found = {"dh": h.grad, "dw": w.grad, "db": b.grad}
+            return {name: value.double().cpu().numpy() for name, value in found.items()}
+
+        return run, results
+
+    run_torch, _ = in_torch(torch.bfloat16 if precision == "bf16" else torch.float32)
+    want = in_torch(torch.float64)[1]()
+    h, w, b = (cupy.asarray(t.float()) for t in (h64, w64, b64))
+    out = {"nll": cupy.empty(N, cupy.float32), "dh": cupy.empty_like(h)}
+    out |= {"dw": cupy.empty_like(w), "db": cupy.empty_like(b)}
+    ids = cupy.asarray(targets.int())
+    run_ours = partial(cuda.xent_gradients, **out, h=h, w=w, b=b, targets=ids)
+    run_ours()
+    for name, value in want.items():
+        got = cupy.asnumpy(out[name]).astype("float64")
+        assert_close(got, value, math_tolerance(precision), what=name, terms=max(N, V) + H)
+    seconds = contest.run({"pynlm": run_ours, "torch": run_torch})
+    row = {"case": case.name, "precision": precision, "seconds": seconds}
+    return {**row, "flops": 6.0 * N * H * V}
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """||got - want|| / ||want||."""
+    return float((((got - want) ** 2).sum() / (want**2).sum()) ** 0.5)
+
+
+def render(
+    facts: dict[str, str], most: dict[str, float], cells: list[Row], heads: list[Row]
+) -> str:
+    """The page."""
+    rates = ", ".join(f"{most[p] / 1e12:.0f} TFLOP/s in {p}" for p in PRECISIONS)
+    parts = [
+        "Forward and backward pass on the card, beside cuDNN's through torch; a ratio is how many "
+        f"times as long torch takes. Measured limits: {rates} (products of 8192 x 8192 matrices), "
+        f"{most['copy'] / 1e12:.2f} TB/s (a copy, read and written)."
+    ]
+    for cell in CELLS:
+        table = [
+            [
+                row["case"],
+                row["precision"],
+                f"{1e3 * row['seconds']['pynlm']:.2f} ms",
+                f"{1e6 * row['seconds']['pynlm'] / row['steps']:.1f}",
+                f"{1e6 * row['seconds']['forward'] / row['steps']:.1f}",
+                f"{100 * row['flops'] / row['seconds']['pynlm'] / most[row['precision']]:.0f} %",
+                f"{row['errors']['pynlm']['dw_hh']:.1e}",
+                f"{row['errors']['torch']['dw_hh']:.1e}",
+                page.times(row["seconds"]["torch"] / row["seconds"]["pynlm"]),
+            ]
+            for row in cells
+            if row["cell"] == cell
+        ]
+        head = ["T,B,I,H", "precision", "pynlm", "us a step", "forward, us a step", "of the peak"]
+        head += ["error of dw_hh", "torch's", "over torch"]
+        ratios = [
+            row["seconds"]["torch"] / row["seconds"]["pynlm"]
+            for row in cells
+            if row["cell"] == cell
+        ]
+        mean = statistics.geometric_mean(ratios)
+        parts += [
+            f"## {cell.upper()}\n\nGeometric mean {page.times(mean)}, least "
+            f"{page.times(min(ratios))} (goal: 1.2x, none under 0.9x).",
+            page.table(head, table),
+        ]
+    table = [
+        [
+            row["case"],
+            row["precision"],
+            f"{1e3 * row['seconds']['pynlm']:.2f} ms",
+            f"{100 * row['flops'] / row['seconds']['pynlm'] / most[row['precision']]:.0f} %",
+            page.times(row["seconds"]["torch"] / row["seconds"]["pynlm"]),
+        ]
+        for row in heads
+    ]
+    head = ["N,H,V", "precision", "pynlm", "of the peak", "over torch"]
+    parts += ["## Exact softmax", page.table(head, table)]
+    return page.small("On a GPU", facts, parts, "gpu")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run from the command line."""
+    given = options("gpu", __doc__, 0.5, "case").parse_args(arguments)
+    import torch
+
+    from pynlm.cuda.device import import_cupy
+
+    cupy = import_cupy()
+    report = SmallPage("gpu")
+    number = cupy.cuda.runtime.getDevice()
+    report.facts |= {
+        "GPU": cupy.cuda.runtime.getDeviceProperties(number)["name"].decode(),
+        "CuPy": cupy.__version__,
+        "torch": f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
+    }
+    contest = Contest(cupy, given.seconds)
+    most = limits(cupy, contest)
+    cells = [
+        recurrent(cell, shape, precision, contest, cupy)
+        for cell in CELLS
+        for shape in SHAPES
+        for precision in PRECISIONS
+    ]
+    heads = [
+        softmax(case, precision, contest, cupy) for case in SOFTMAXES for precision in PRECISIONS
+    ]
+    report.write(
+        given.out,
+        {"limits": most, "recurrent": cells, "softmax": heads},
+        lambda facts, _: render(facts, most, cells, heads),
+    )
+
+
+if __name__ == "__main__":
+    main()
