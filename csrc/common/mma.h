@@ -26,19 +26,19 @@ struct alignas(16) LeftFragment {
 inline Operand to_operand(float value) {
 #if defined(TF32)
     uint32_t bits;
-    std::memcpy(&bits, &value, 4);
+    memcpy(&bits, &value, 4);
     if ((bits & 0x7F800000u) != 0x7F800000u) bits = (bits + 0x1000u) & ~0x1FFFu;
-    std::memcpy(&value, &bits, 4);
+    memcpy(&value, &bits, 4);
     return value;
 #elif defined(BF16)
     uint32_t bits;
-    std::memcpy(&bits, &value, 4);
+    memcpy(&bits, &value, 4);
     if (value != value) return 0x7FFF;
     return Operand((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16);
 #else
     const _Float16 half = _Float16(value);
     Operand bits;
-    std::memcpy(&bits, &half, 2);
+    memcpy(&bits, &half, 2);
     return bits;
 #endif
 }
@@ -48,33 +48,36 @@ inline float of_word(uint32_t word, [[maybe_unused]] int k) {
 #if defined(FP16)
     const Operand bits = Operand(word >> (16 * k));
     _Float16 half;
-    std::memcpy(&half, &bits, 2);
+    memcpy(&half, &bits, 2);
     return float(half);
 #else
 #if defined(BF16)
     word = k == 0 ? word << 16 : word & 0xFFFF0000u;
 #endif
     float value;
-    std::memcpy(&value, &word, 4);
+    memcpy(&value, &word, 4);
     return value;
 #endif
 }
 }  // namespace emulated
 inline void mma(float* sum, const LeftFragment& a, const uint32_t* b, int line = __builtin_LINE()) {
     using namespace emulated;
-    Fibre& mine = *machine.current;
-    std::memcpy(mine.warp->fragment[mine.lane], &a, 16);
-    std::memcpy(mine.warp->fragment[mine.lane] + 16, b, 8);
+    const int lane = current->lane;
+    unsigned char* const fragments = current->fragments;
+    memcpy(fragments + lane * kFragment, &a, 16);
+    memcpy(fragments + lane * kFragment + 16, b, 8);
     sync_warp(0xFFFFFFFFu, line);
-    for (int of = 0; of < 4; ++of) {
-        const int row = mine.lane / 4 + of / 2 * 8, column = mine.lane % 4 * 2 + of % 2;
-        for (int word = 0; word < kStepWords; ++word) {
-            uint32_t left, right;
-            std::memcpy(&left,
-                        mine.warp->fragment[row % 8 * 4 + word % 4] + (row / 8 + word / 4 * 2) * 4,
-                        4);
-            std::memcpy(&right, mine.warp->fragment[column * 4 + word % 4] + 16 + word / 4 * 4, 4);
-            for (int k = 0; k < kPerWord; ++k) sum[of] += of_word(left, k) * of_word(right, k);
+    const auto word_of = [&](int of, int at) {
+        uint32_t word;
+        memcpy(&word, fragments + of * kFragment + at * 4, 4);
+        return word;
+    };
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int w = 0; w < kStepWords; ++w) {
+            const uint32_t left = word_of(row % 8 * 4 + w % 4, row / 8 + w / 4 * 2);
+            const uint32_t right = word_of(column * 4 + w % 4, 4 + w / 4);
+            for (int k = 0; k < kPerWord; ++k) sum[i] += of_word(left, k) * of_word(right, k);
         }
     }
     sync_warp(0xFFFFFFFFu, line);
