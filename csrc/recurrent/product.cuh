@@ -34,6 +34,7 @@ constexpr int kWorkers = kThreads;
 constexpr int kGroup = 4;
 constexpr int kStep = 1;
 constexpr int kDepthGrain = 4;
+constexpr int kUnroll = sizeof(REAL) == 8 ? 2 : 4;  // as registers allow
 struct alignas(16) Four {
     REAL v[4];
 };
@@ -167,7 +168,7 @@ struct Tile {
     NLM_FN void add(const Operand* w, const Operand* x, int stride, int count, int split,
                     int splits) {
         const Four* const columns = reinterpret_cast<const Four*>(w);
-#pragma unroll 4
+#pragma unroll kUnroll
         for (int k = split; k < count; k += splits) {
             const Four at = columns[k];
 #pragma unroll
