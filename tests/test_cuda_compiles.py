@@ -38,7 +38,13 @@ REGISTERS = 65536
 # Registers of a thread, where a kernel may take more than these.
 USUAL_REGISTERS = 80
 ALL_REGISTERS = 255  # one block on a multiprocessor
-MORE_REGISTERS = {"adam_update_rows": 96}
+MORE_REGISTERS = {
+    "adam_update_rows": 96,
+    # in float64
+    "candidates_losses": 96,
+    "xent_entropy": 88,
+    "xent_top_k": 128,
+}
 
 needs_nvrtc = pytest.mark.skipif(not nvrtc.is_installed(), reason="NVRTC is not installed")
 

@@ -82,12 +82,33 @@ struct Sequence {
 
     NLM_FN Span own() const { return span_of(units, int(blockIdx.x), H); }
     NLM_FN Span group() const { return span_of(rows, int(blockIdx.y), B); }
-    // With `per` columns for each of the block's units; all of shared memory is its.
-    NLM_FN Product product(int per, int64_t depth) const {
-        REAL* shared = nlm_shared<REAL>();
+    // With `per` columns for each of the block's units; shared memory beyond its first `before`
+    // numbers is its.
+    NLM_FN Product product(int per, int64_t depth, int before = 0) const {
+        REAL* shared = nlm_shared<REAL>() + before;
         Product made = product_of(per * own().size(), per * units, depth, pass_rows, splits, chunk,
                                   kept, far, shared);
         made.space = shared;
+        return made;
+    }
+    // The forward pass's product, with w_hh of G gates.
+    template <int G>
+    NLM_FN Product gates(int before = 0) const {
+        const Product made = product(G, H, before);
+        const int begin = own().begin;
+        pack<true>(made, int(H), [&](int m, int k) {
+            return w_hh[(int64_t(m % G) * H + begin + m / G) * H + k];
+        });
+        return made;
+    }
+    // The backward pass's; the gradient of gate g and unit u stands at G u + g.
+    template <int G>
+    NLM_FN Product gradient(int before = 0) const {
+        const Product made = product(1, G * H, before);
+        const int begin = own().begin;
+        pack<false>(made, int(G * H), [&](int m, int k) {
+            return w_hh[(int64_t(k % G) * H + k / G) * H + begin + m];
+        });
         return made;
     }
 };
@@ -101,10 +122,7 @@ NLM_FN void forward_loop(const Sequence& s, REAL* y, REAL* h_last, const REAL* h
     const Span own = s.own(), group = s.group();
     const Exchange exchange = exchange_of(s.states, B, H);
     RowGroup others = row_group(s.counters);
-    const Product product = s.product(G, H);
-    pack<true>(product, int(H), [&](int m, int k) {
-        return s.w_hh[(int64_t(m % G) * H + own.begin + m / G) * H + k];
-    });
+    const Product product = s.gates<G>();
     each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) {
         exchange.put(0, r, u, h_last[r * H + u] = h0[r * H + u]);
     });
@@ -139,11 +157,7 @@ NLM_FN void backward_loop(const Sequence& s, REAL* dh0, const REAL* dy, const Po
     const Span own = s.own(), group = s.group();
     const Exchange exchange = exchange_of(s.states, B, G * H);
     RowGroup others = row_group(s.counters);
-    const Product product = s.product(1, G * H);
-    // the gradient of gate g and unit u stands at G u + g
-    pack<false>(product, int(G * H), [&](int m, int k) {
-        return s.w_hh[(int64_t(k % G) * H + k / G) * H + own.begin + m];
-    });
+    const Product product = s.gradient<G>();
     for (int64_t t = s.T - 1; t >= 0; --t) {
         const int count = active_rows(s.lengths, group, t), end = group.begin + count;
         each_element(group.begin, end, own, [&](int64_t r, int64_t u) {

@@ -152,3 +152,218 @@ struct RowNorm {
         return (d - total(row, 0) - hat * total(row, 1)) * rstd;
     }
 };
+
+// Layer norm of what w_hh h gives to G gates of each unit, in a pass's steps; without gain none.
+template <int G>
+struct GateNorm {
+    const REAL* gain;  // [GH]
+    REAL* hat;         // N(w_hh h), [T,B,GH] or, of one step at a time (saves: 0), [B,GH]
+    REAL* rstd;        // [T,B]; forward: null if not saved
+    int saves, units, rows;
+    int64_t H;
+    RowNorm stats;
+
+    NLM_FN explicit operator bool() const { return gain != nullptr; }
+    // Numbers of shared memory, from its beginning, that stats.totals are.
+    NLM_FN int shared() const { return gain != nullptr ? totals_of(rows) : 0; }
+    NLM_FN REAL* row(int64_t t, int64_t r) const {
+        return hat + (saves ? t * stats.batch + r : r) * G * H;
+    }
+};
+
+// Of norm [2,T,B,GH] and rstd [2,T,B]; without rstd norm is one step's memory [B,GH].
+template <int G>
+NLM_FN GateNorm<G> norm_of(const Sequence& s, const REAL* ln_gates, REAL* norm, REAL* rstd,
+                           REAL* partials) {
+    const int saves = rstd != nullptr;
+    const RowNorm stats{partials, nlm_shared<REAL>(), s.group(), s.B};
+    return {ln_gates != nullptr ? ln_gates + G * s.H : nullptr,
+            saves ? norm + s.T * s.B * G * s.H : norm,
+            saves ? rstd + s.T * s.B : nullptr,
+            saves,
+            s.units,
+            s.rows,
+            s.H,
+            stats};
+}
+
+// A step's products with the state: point(r, u, a) from a[g] = (w_hh h)[gate g of u] of `count`
+// rows, normalised if asked for, at the price of a barrier.
+template <int G, class Point>
+NLM_FN void gates_of(const Product& product, const Exchange& exchange, const GateNorm<G>& norm,
+                     const Span& own, int64_t t, int count, RowGroup& others, const Point& point) {
+    const int begin = norm.stats.group.begin;
+    multiply(product, exchange.row(t, begin), count, [&](int first, int n) {
+        const int from = begin + first;
+        if (norm)
+            norm.stats.moments(0, from, from + n, product.columns,
+                               [&](int r, int i) { return product.at(i, r - from); });
+        each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+            REAL a[G];
+            for (int g = 0; g < G; ++g) {
+                a[g] = product.at((int(u) - own.begin) * G + g, int(r) - from);
+                if (norm) norm.row(t, r)[g * norm.H + u] = a[g];
+            }
+            if (!norm) point(r, u, a);
+        });
+    });
+    if (!norm || count == 0) return;
+    others.barrier();
+    norm.stats.merge_moments(0, begin, begin + count,
+                             norm.rstd != nullptr ? norm.rstd + t * norm.stats.batch : nullptr,
+                             [&](int x) { return G * span_of(norm.units, x, norm.H).size(); });
+    each_element(begin, begin + count, own, [&](int64_t r, int64_t u) {
+        REAL a[G];
+        for (int g = 0; g < G; ++g) {
+            REAL& hat = norm.row(t, r)[g * norm.H + u];
+            hat = (hat - norm.stats.total(r, 0)) * norm.stats.total(r, 1);
+            a[g] = norm.gain[g * norm.H + u] * hat;
+        }
+        point(r, u, a);
+    });
+}
+
+// From d(r, g, u), the gradient of what gates_of gives, to that of w_hh h, which goes to the other
+// blocks and takes the place of N(w_hh h). dgain [B,GH]: sums over time. The block's threads have
+// all arrived.
+template <int G, class D>
+NLM_FN void gates_gradient(const Exchange& exchange, const GateNorm<G>& norm, REAL* dgain,
+                           const Span& own, int64_t t, int count, RowGroup& others, const D& d) {
+    const int begin = norm.stats.group.begin;
+    norm.stats.sums(1, begin, begin + count, G * own.size(),
+                    [&](int64_t r, int i, REAL& product, REAL& hat) {
+                        const int64_t u = own.begin + i / G, column = i % G * norm.H + u;
+                        hat = norm.row(t, r)[column];
+                        product = d(r, i % G, u);
+                        dgain[r * G * norm.H + column] += product * hat;
+                        product *= norm.gain[column];
+                    });
+    others.barrier();
+    norm.stats.merge_sums(1, begin, begin + count, G * norm.H);
+    each_element(begin, begin + count, own, [&](int64_t r, int64_t u) {
+        for (int g = 0; g < G; ++g) {
+            REAL& hat = norm.row(t, r)[g * norm.H + u];
+            hat = norm.stats.backward(r, d(r, g, u) * norm.gain[g * norm.H + u], hat,
+                                      norm.rstd[t * norm.stats.batch + r]);
+            exchange.put(t, r, u * G + g, hat);
+        }
+    });
+}
+
+// The hidden state [B,P] on its way from one step to the next.
+struct State {
+    REAL *y, *h_last, *h_in;
+    const REAL* mask_h;
+    REAL clip;  // infinite: none
+    Zoneout zoneout;
+    Exchange exchange;
+    int64_t P;
+
+    // What of the last state enters w_hh.
+    NLM_FN REAL entering(int64_t r, int64_t u) const {
+        const REAL h = h_last[r * P + u];
+        return mask_h != nullptr ? h * mask_h[r * P + u] : h;
+    }
+    NLM_FN void start(int64_t r, int64_t u, const REAL* h0) const {
+        h_last[r * P + u] = h0[r * P + u];
+        exchange.put(0, r, u, entering(r, u));
+    }
+    // h: as step t has computed it.
+    NLM_FN void finish(int64_t t, int64_t r, int64_t u, REAL h) const {
+        const int64_t at = r * P + u;
+        h = zoneout.mix(t, r, u, h_last[at], CudaFn<REAL>::clamp(h, clip));
+        y[t * exchange.batch * P + at] = h_last[at] = h;
+        h = entering(r, u);
+        if (h_in != nullptr) h_in[t * exchange.batch * P + at] = h;
+        exchange.put(t + 1, r, u, h);
+    }
+    NLM_FN void clear(int64_t t, int64_t r, int64_t u) const {
+        const int64_t at = (t * exchange.batch + r) * P + u;
+        y[at] = 0;
+        if (h_in != nullptr) h_in[at] = 0;
+    }
+};
+
+// Its gradient [B,P]: what comes through the product with w_hh, and what does not.
+struct StateGradient {
+    REAL *direct, *rec;
+    const REAL *mask_h, *y, *dy;
+    REAL clip;
+    Zoneout zoneout;
+    int64_t B, P;
+
+    NLM_FN REAL at(int64_t r, int64_t u) const {
+        const REAL d = rec[r * P + u];
+        return (mask_h != nullptr ? d * mask_h[r * P + u] : d) + direct[r * P + u];
+    }
+    // That of the state as step t computed it; `direct` keeps what flows past the step.
+    NLM_FN REAL fresh(int64_t t, int64_t r, int64_t u) const {
+        const int64_t place = (t * B + r) * P + u;
+        REAL dh = dy[place] + at(r, u);
+        direct[r * P + u] = zoneout.past(t, r, u, dh);
+        return unclip(clip, y[place], dh);
+    }
+};
+
+// forward_loop of sequence.cuh with all variants.
+template <int G, class Point>
+NLM_FN void general_forward_loop(const Sequence& s, const State& state, const GateNorm<G>& norm,
+                                 const REAL* h0, const Point& point) {
+    const Span own = s.own(), group = s.group();
+    RowGroup others = row_group(s.counters);
+    const Product product = s.gates<G>(norm.shared());
+    each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) { state.start(r, u, h0); });
+    others.barrier();
+    for (int64_t t = 0; t < s.T; ++t) {
+        const int count = active_rows(s.lengths, group, t);
+        gates_of(
+            product, state.exchange, norm, own, t, count, others,
+            [&](int64_t r, int64_t u, const REAL* a) { state.finish(t, r, u, point(t, r, u, a)); });
+        each_element(group.begin + count, group.end, own,
+                     [&](int64_t r, int64_t u) { state.clear(t, r, u); });
+        if (count > 0) others.barrier();
+    }
+}
+
+// backward_loop of sequence.cuh with all variants. d(t, r, g, u): what point has given as a[g].
+template <int G, bool kDirect, class Point, class D, class Clear>
+NLM_FN void general_backward_loop(const Sequence& s, const StateGradient& state,
+                                  const GateNorm<G>& norm, REAL* dgain, const Point& point,
+                                  const D& d, const Clear& clear) {
+    const int64_t H = s.H;
+    const Span own = s.own(), group = s.group();
+    const Exchange exchange = exchange_of(s.states, s.B, G * H);
+    RowGroup others = row_group(s.counters);
+    const Product product = s.gradient<G>(norm.shared());
+    for (int64_t t = s.T - 1; t >= 0; --t) {
+        const int count = active_rows(s.lengths, group, t), end = group.begin + count;
+        each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
+            REAL a[G], dh = state.fresh(t, r, u);
+            point(t, r, u, dh, a);
+            if (kDirect) state.direct[r * H + u] += dh;
+            if (!norm)
+                for (int g = 0; g < G; ++g) exchange.put(t, r, u * G + g, a[g]);
+        });
+        each_element(end, group.end, own, [&](int64_t r, int64_t u) {
+            clear(t, r, u);
+            if (norm)
+                for (int g = 0; g < G; ++g) norm.row(t, r)[g * H + u] = 0;
+        });
+        if (count == 0) continue;
+        if (norm) {
+            __syncthreads();
+            gates_gradient(exchange, norm, dgain, own, t, count, others,
+                           [&](int64_t r, int g, int64_t u) { return d(t, r, g, u); });
+        }
+        others.barrier();
+        multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
+            const int from = group.begin + first;
+            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+                state.rec[r * H + u] = product.at(int(u) - own.begin, int(r) - from);
+            });
+        });
+    }
+    __syncthreads();
+    each_element(group.begin, group.end, own,
+                 [&](int64_t r, int64_t u) { state.direct[r * H + u] = state.at(r, u); });
+}

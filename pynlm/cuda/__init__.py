@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from .adagrad import adagrad_update, adagrad_update_rows
 from .adam import adam_update, adam_update_rows
+from .candidates import candidates_forward, candidates_gradients
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
+from .gru import gru_backward, gru_forward
 from .hsoftmax import (
     hsoftmax_forward,
     hsoftmax_gradients,
@@ -21,6 +23,7 @@ from .hsoftmax import (
 )
 from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
+from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
 from .xent import (
     xent_entropy,
@@ -36,10 +39,14 @@ __all__ = [
     "adagrad_update_rows",
     "adam_update",
     "adam_update_rows",
+    "candidates_forward",
+    "candidates_gradients",
     "clip_values",
     "dropout",
     "embedding_backward",
     "embedding_forward",
+    "gru_backward",
+    "gru_forward",
     "hsoftmax_forward",
     "hsoftmax_gradients",
     "hsoftmax_log_prob",
@@ -49,6 +56,8 @@ __all__ = [
     "linear_forward",
     "lstm_backward",
     "lstm_forward",
+    "rnn_backward",
+    "rnn_forward",
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",

@@ -74,6 +74,13 @@ class Device(ABC):
     def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
         return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
 
+    def explained(self, error: MemoryError) -> MemoryError:
+        """An error of CuPy's own, with what is free."""
+        if isinstance(error, DeviceMemoryError):
+            return error
+        free, total = map(_mebibytes, self.memory())
+        return DeviceMemoryError(f"out of memory on the GPU: {error}; {free} free of {total}")
+
     def _out_of_memory(self, shape: tuple[int, ...], dtype: Any) -> DeviceMemoryError:
         free, total = self.memory()
         asked = math.prod(shape) * np.dtype(dtype).itemsize

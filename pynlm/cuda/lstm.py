@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from typing import Any
 
+=======
+>>>>>>> de5d1e2624c14cc1c387e3c88dd1eb9cce0fb041
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
@@ -53,7 +56,7 @@ def lstm_forward(
         "y": y, "h_last": h_last, "c_last": c_last, "gates": inputs, "c": c, "h0": h0, "c0": c0,
         "w_hh": w_hh, "lengths": lengths, "T": T, "B": B, "H": H, "saves": saves,
     }  # fmt: skip
-    if _is_plain(variant, mask_h, peephole, w_hr, ln_gates):
+    if recurrent.is_plain(variant, mask_h, peephole, w_hr, ln_gates):
         division = recurrent.divide(device, B, x.itemsize, Part(H, 4, H))
         division.launch(device, _PLAIN, "lstm_forward", dtype, b=b, **common)
         return
@@ -136,7 +139,7 @@ def lstm_backward(
         "lengths": lengths, "T": T, "B": B, "H": H,
     }  # fmt: skip
     d_x = d_h = gates
-    if _is_plain(variant, mask_h, peephole, w_hr, ln_gates):
+    if recurrent.is_plain(variant, mask_h, peephole, w_hr, ln_gates):
         if T * B:
             division = recurrent.divide(device, B, x.itemsize, Part(H, 1, columns))
             division.launch(device, _PLAIN, "lstm_backward", dtype, **common)
@@ -184,22 +187,21 @@ def lstm_backward(
                 recurrent.column_sums(device, total, rows)
         if dw_hr is not None and m is not None:
             device.matmul(dw_hr, dr.T, m.reshape(T * B, H))
+<<<<<<< HEAD
         if dln_gates is not None and ln_gates is not None and norm is not None:
             assert rstd is not None
             recurrent.column_sums(device, dln_gates[1], gate_sums)
             recurrent.input_norm_gradients(
                 device, dln_gates[0], gates, norm[0], rstd[0], ln_gates[0], lengths
+=======
+        if dln_gates is not None:
+            recurrent.norm_gradients(
+                device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
+>>>>>>> de5d1e2624c14cc1c387e3c88dd1eb9cce0fb041
             )
             d_x, d_h = norm
         if mask_h is not None:
             h0, y = h0 * mask_h, h_in
     recurrent.column_sums(device, db, gates)
-    recurrent.layer_gradients(device, dx, dw_ih, dw_hh, d_x, d_h, x, w_ih, h0, y, lengths)
-
-
-def _is_plain(variant: Variant | None, *options: Array | None) -> bool:
-    """Whether no variant is asked for."""
-    none = variant is None or not any(
-        (variant.zoneout_h, variant.zoneout_c, variant.clip_h, variant.clip_c, variant.coupled)
-    )
-    return none and all(option is None for option in options)
+    recurrent.input_gradients(device, dx, dw_ih, d_x, x, w_ih, lengths)
+    recurrent.state_gradient(device, dw_hh, d_h.reshape(T * B, columns), h0, y)

@@ -137,14 +137,14 @@ class Division:
     def launch(
         self, device: Device, source: str, kernel: str, dtype: Any, *defines: str, **given: Any
     ) -> None:
-        """Start a kernel of one or (general kernels) up to two products, with working memory.
+        """Start a kernel, with its working memory.
 
-        General kernels have `units_2` and take a second product's division and memory, and the
-        blocks' partial sums for layer norm.
+        One that has `units_2` takes a second product's division and memory, one that has
+        `partials` the blocks' partial sums for layer norm.
         """
         blocks = self.grid[0] * self.grid[1]
         batch = given["B"]
-        names = {parameter.name for parameter in read(source).kernels[kernel].parameters}
+        taken = {p.name for p in read(source).kernels[kernel].parameters}
         for suffix, states, product, units in zip(
             ("", "_2"), ("states", "middle"), self.products, self.units, strict=False
         ):
@@ -154,11 +154,12 @@ class Division:
             numbers = 2 * batch * product.depth * self.form.operand // dtype.itemsize
             given[states] = device.zeros((numbers,), dtype)
             given |= {name + suffix: value for name, value in product.arguments.items()}
-        if "units_2" in names:
+        if "units_2" in taken:
             for name in ("units_2", *(f"{name}_2" for name in _DIVISION)):
                 given.setdefault(name, 0)
             given.setdefault("middle", None)
             given.setdefault("far_2", None)
+        if "partials" in taken:
             partials = 2 * batch * self.grid[0] * 2
             given["partials"] = device.empty((partials,), dtype) if self.totals else None
         device.launch(
@@ -312,33 +313,33 @@ def start_gradient(gradient: Array, last: Array | None) -> None:
     gradient[...] = 0 if last is None else last
 
 
-def layer_gradients(
+def input_gradients(
     device: Device,
     dx: Array | None,
     dw_ih: Array,
-    dw_hh: Array,
     d: Array,
-    d_hh: Array,
     x: Array,
     w_ih: Array,
-    h0: Array,
-    y: Array,
     lengths: Array | None,
 ) -> None:
-    """Gradients of input and weights from d of w_ih x and d_hh of w_hh h [T, B, columns].
-
-    d and d_hh are zero beyond a row's length. `y`: states as they enter w_hh, which follow `h0`.
-    """
+    """Gradients of input and weights from d of w_ih x [T, B, columns], 0 beyond the lengths."""
     T, B, I = x.shape
-    d_rows, d_hh_rows = (of.reshape(T * B, of.shape[2]) for of in (d, d_hh))
+    rows = d.reshape(T * B, len(w_ih))
     if lengths is not None:  # x beyond may be NaN
         x = rows_taking_part(device, x, lengths)
-    device.matmul(dw_ih, d_rows.T, x.reshape(T * B, I))
-    before = y.reshape(T * B, y.shape[2])[: max(T - 1, 0) * B]
-    device.matmul(dw_hh, d_hh_rows[:B].T, h0[: len(d_hh_rows[:B])])
-    device.matmul(dw_hh, d_hh_rows[B:].T, before, accumulate=True)
+    device.matmul(dw_ih, rows.T, x.reshape(T * B, I))
     if dx is not None:
-        device.matmul(dx.reshape(T * B, I), d_rows, w_ih)
+        device.matmul(dx.reshape(T * B, I), rows, w_ih)
+
+
+def state_gradient(device: Device, dw: Array, d: Array, h0: Array, y: Array) -> None:
+    """Gradient of weights w from d of w h [T B, columns], 0 beyond the lengths.
+
+    `y` [T, B, H]: states as they enter w, which follow `h0`.
+    """
+    B, H = h0.shape
+    device.matmul(dw, d[:B].T, h0[: len(d)])
+    device.matmul(dw, d[B:].T, y.reshape(-1, H)[: max(len(d) - B, 0)], accumulate=True)
 
 
 def rows_taking_part(device: Device, x: Array, lengths: Array) -> Array:
@@ -420,18 +421,23 @@ def normalise_inputs(
     )
 
 
-def input_norm_gradients(
+def norm_gradients(
     device: Device,
-    dgain: Array,
+    dln_gates: Array,
+    gate_sums: Array,
     d: Array,
     norm: Array,
     rstd: Array,
-    gain: Array,
+    ln_gates: Array,
     lengths: Array | None,
 ) -> None:
-    """From d [T, B, n], the pre-activations' gradients: that of the gain, and N(v) becomes v's."""
+    """Gains' gradients; those of w_ih x take the place of N(w_ih x) in norm[0].
+
+    `d` [T, B, n]: of the pre-activations; `gate_sums` [B, n]: of the second gain, by rows.
+    """
     T, B, n = d.shape
-    column_sums(device, dgain, d, norm, lengths, B)
+    column_sums(device, dln_gates[1], gate_sums)
+    column_sums(device, dln_gates[0], d, norm[0], lengths, B)
     if not T * B:
         return
     device.launch(
@@ -439,15 +445,23 @@ def input_norm_gradients(
         "normalise_rows_backward",
         device.blocks_for(T * B * 32),
         real=d.dtype,
-        norm=norm,
+        norm=norm[0],
         d=d,
-        rstd=rstd,
-        gain=gain,
+        rstd=rstd[0],
+        gain=ln_gates[0],
         lengths=lengths,
         B=B,
         rows=T * B,
         n=n,
     )
+
+
+def is_plain(variant: Variant | None, *options: Array | None) -> bool:
+    """Whether no variant is asked for."""
+    none = variant is None or not any(
+        (variant.zoneout_h, variant.zoneout_c, variant.clip_h, variant.clip_c, variant.coupled)
+    )
+    return none and all(option is None for option in options)
 
 
 def variant_arguments(variant: Variant) -> dict[str, Any]:

@@ -13,20 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, pair, tensors
-from pynlm.torch import adaptive, cells, cross_entropy, linear
 from pynlm.torch.operators import recurrent
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These would be torch's."""
-    monkeypatch.setattr(cells, "SMALL_STEP", 0)
-    monkeypatch.setattr(linear, "SMALL_PRODUCT", 0)
-    for module in (adaptive, cross_entropy):
-        monkeypatch.setattr(module, "FEWEST", 0)
 
 
 def both(theirs: Any, ours: Any, *given: Any) -> None:
