@@ -19,7 +19,10 @@ def forms(path: str) -> list[tuple[str, ...]]:
     text = read(path).text
     found: list[tuple[str, ...]] = [("REAL=float",), ("REAL=double",)]
     if "TILE_ROWS" in text:  # products of recurrent kernels, each with its largest tile
-        found = [("REAL=float", "TILE_ROWS=10"), ("REAL=double", "TILE_ROWS=8")]
+        found = [
+            ("REAL=float", "TILE_ROWS=10", "TILE_FOURS=2"),
+            ("REAL=double", "TILE_ROWS=8", "TILE_FOURS=1"),
+        ]
         found.append(("REAL=float", "TILE_ROWS=32", "TF32=1"))
         if "GATES" not in text:
             found += [("REAL=float", "TILE_ROWS=32", f"{math}=1") for math in ("BF16", "FP16")]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from typing import Any
 
-=======
->>>>>>> de5d1e2624c14cc1c387e3c88dd1eb9cce0fb041
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
@@ -187,17 +184,9 @@ def lstm_backward(
                 recurrent.column_sums(device, total, rows)
         if dw_hr is not None and m is not None:
             device.matmul(dw_hr, dr.T, m.reshape(T * B, H))
-<<<<<<< HEAD
-        if dln_gates is not None and ln_gates is not None and norm is not None:
-            assert rstd is not None
-            recurrent.column_sums(device, dln_gates[1], gate_sums)
-            recurrent.input_norm_gradients(
-                device, dln_gates[0], gates, norm[0], rstd[0], ln_gates[0], lengths
-=======
-        if dln_gates is not None:
+        if dln_gates is not None and norm is not None:
             recurrent.norm_gradients(
                 device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
->>>>>>> de5d1e2624c14cc1c387e3c88dd1eb9cce0fb041
             )
             d_x, d_h = norm
         if mask_h is not None:
