@@ -203,6 +203,13 @@ def test_forbidden_words_are_never_drawn() -> None:
     assert set(ids.tolist()) == {17, 2999}
 
 
+def test_products_of_what_cublas_cannot_read_are_refused(device: Recording) -> None:
+    x, out = np.zeros((4, 6)), np.zeros((4, 4))
+    device.matmul(out[:, :2], x[:, :3], x[:3, :2])
+    with pytest.raises(ValueError, match="contiguous"):
+        device.matmul(out, x[:, ::2], x[:3, :4])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("R", [0, 1, 128, 129, 600])

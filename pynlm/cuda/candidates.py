@@ -199,7 +199,7 @@ def _losses(
     **given: Any,
 ) -> None:
     rows, z = some
-    of_rows = {
+    of_rows: dict[str, Any] = {
         "loss": loss,
         "dt": dt,
         "h": h,
@@ -208,9 +208,9 @@ def _losses(
         "weights": weights,
         "target_log_expected": target_log_expected,
     }
+    given |= {name: None if x is None else x[rows] for name, x in of_rows.items()}
     launch_rows(
         device, "candidates_losses", z.dtype, len(z), len(shared.w), source=_SOURCE, z=z,
         start=shared.start, width=z.shape[1], H=h.shape[1],
-        inverse=inverse(temperature, z.dtype), temperature=temperature,
-        **{name: None if x is None else x[rows] for name, x in of_rows.items()}, **given,
+        inverse=inverse(temperature, z.dtype), temperature=temperature, **given,
     )  # fmt: skip

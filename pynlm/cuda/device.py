@@ -274,9 +274,9 @@ class CupyDevice(Device):
             return
         cublas = self.xp.cuda.cublas
         # cuBLAS counts columns first: it computes out.T = b.T @ a.T.
-        left, left_stride = _columns_first(b)
-        right, right_stride = _columns_first(a)
-        out_transposed, out_stride = _columns_first(out)
+        left, left_stride = columns_first(b)
+        right, right_stride = columns_first(a)
+        out_transposed, out_stride = columns_first(out)
         if out_transposed:
             raise ValueError("matmul: out must have contiguous rows")
         handle = self.xp.cuda.device.get_cublas_handle()
@@ -310,8 +310,14 @@ _CUDA_R_32F = 0
 _DEFAULT_ALGORITHM = -1
 
 
-def _columns_first(x: Array) -> tuple[int, int]:
-    """Whether cuBLAS must transpose x.T, and the leading dimension."""
+def columns_first(x: Array) -> tuple[int, int]:
+    """Whether cuBLAS, which counts columns first, must transpose x.T, and the leading dimension.
+
+    Raises
+    ------
+    ValueError
+        Neither rows nor columns of x are contiguous.
+    """
     if x.flags.c_contiguous:  # strides of dimensions of size 1 say nothing
         return 0, max(x.shape[1], 1)
     if x.flags.f_contiguous:

@@ -260,7 +260,7 @@ def _losses(
     weights: Array | None,
     V: int,
     temperature: float,
-    **options: float,
+    **options: Any,
 ) -> None:
     launch_rows(
         device, "xent_losses", z.dtype, len(z), V, nll=nll[rows],
