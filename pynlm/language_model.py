@@ -184,7 +184,7 @@ class LanguageModel:
         path = Path(path)
         if path.is_dir():
             raise IsADirectoryError(f"{path}: expected a file to write, got a folder")
-        data = lm_to_onnx(self.model, facts).SerializeToString()
+        data = lm_to_onnx(self.model.to("cpu"), facts).SerializeToString()
         with write_aside(path) as file:
             file.write(data)
         return path

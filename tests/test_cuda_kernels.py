@@ -8,7 +8,7 @@ import pytest
 
 from pynlm import cuda
 from pynlm.testing import DTYPES, FUNCTIONS, Case, check_against_reference
-from pynlm.testing.emulated import EmulatedDevice, emulation
+from pynlm.testing.emulated import StrictDevice, emulation
 
 CASES = [
     pytest.param(function, case, id=f"{function}-{case}")
@@ -19,7 +19,7 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def device() -> Iterator[None]:
-    with emulation(EmulatedDevice()):
+    with emulation(StrictDevice()):
         yield
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
@@ -45,7 +47,7 @@ def lstm_forward(
         c_last[...] = c0
         return
     saves = gates is not None
-    inputs = gates if saves else device.empty((T, B, columns), dtype)
+    inputs: Any = gates if saves else device.empty((T, B, columns), dtype)
     device.matmul(inputs.reshape(T * B, columns), x.reshape(T * B, I), w_ih.T)
     common = {
         "y": y, "h_last": h_last, "c_last": c_last, "gates": inputs, "c": c, "h0": h0, "c0": c0,
@@ -141,7 +143,7 @@ def lstm_backward(
     else:
         given = variant or Variant()
 
-        def sums(wanted: Array | None, *shape: int) -> Array | None:
+        def sums(wanted: Any, *shape: int) -> Any:
             return None if wanted is None else device.zeros(shape, dtype)
 
         peephole_sums = sums(peephole, B, columns - H)
@@ -180,9 +182,9 @@ def lstm_backward(
         for total, rows in ((dpeephole, peephole_sums), (dln_cell, cell_sums)):
             if total is not None:
                 recurrent.column_sums(device, total, rows)
-        if dw_hr is not None:
+        if dw_hr is not None and m is not None:
             device.matmul(dw_hr, dr.T, m.reshape(T * B, H))
-        if dln_gates is not None:
+        if dln_gates is not None and norm is not None:
             recurrent.norm_gradients(
                 device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
             )

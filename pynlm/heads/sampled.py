@@ -270,18 +270,6 @@ class NCE(SampledHead):
         # A constant on the device is not waited for.
         return super()._corrections(expected) + self._learned.data
 
-    def _gradients_dense(self, nll: Array, h: Array, given: dict[str, Any]) -> Gradients:
-        """`_gradients` on a GPU, where nobody waits for the number of rows."""
-        del given["backend"]
-        size = (len(self.weight.data),)
-        dh, dw = self.pool.like(h), self.weight.claim()
-        own = None if self.bias is None else self.bias.claim()
-        db = self.pool.lease(size, self.dtype) if own is None else own.array
-        candidates_gradients_dense(loss=nll, dh=dh, dw=dw.array, db=db, **given)
-        claims: list[Any] = [dw] if own is None else [dw, own]
-        self._claim_constants(claims, db)
-        return Gradients(dh, claims)
-
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
         if self._learned is not None:
             claim = self._learned.claim()

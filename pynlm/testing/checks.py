@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pynlm import kernels, reference
+from pynlm.arrays import to_host
 
 from .arguments import FUNCTIONS, Arguments, arguments, beyond
 from .cases import Case
@@ -89,10 +90,20 @@ def isa(backend: str) -> str:
 
 
 def run(function: str, given: Arguments, backend: str) -> dict[str, Any]:
-    """Call the public kernel function on copies; return what it wrote, and "return"."""
+    """Call the public kernel function on copies; return what it wrote, and "return".
+
+    With backend "cuda" the copies are on the GPU, but for the lengths.
+    """
     mine = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in given.items()}
+    if backend == "cuda":
+        from pynlm.cuda.device import current
+
+        bring = current().bring
+        for name, value in mine.items():
+            if isinstance(value, np.ndarray) and name != "lengths":
+                mine[name] = bring(value)
     value = getattr(kernels, function)(**mine, backend=backend)
-    written = {n: mine[n] for n in FUNCTIONS[function].writes if mine.get(n) is not None}
+    written = {n: to_host(mine[n]) for n in FUNCTIONS[function].writes if mine.get(n) is not None}
     return {**written, "return": value}
 
 

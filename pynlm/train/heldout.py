@@ -19,7 +19,6 @@ def evaluate_heldout(
     ids: IntArray,
     tokenizer: Tokenizer,
     recipe: Recipe,
-    *,
     stripes: int,
     backend: str | None,
     progress: Callable[[int], None],

@@ -71,7 +71,7 @@ class Trainer:
         be resumed on the other (to other bits), and is loaded anywhere.
     quiet : print nothing.
     backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
-    on_step : called after each step.
+    on_step : called after each step, which on a GPU is waited for.
 
     Attributes
     ----------
@@ -372,8 +372,9 @@ class Trainer:
         return (self.position.tokens - self._first) / seconds if seconds > 0.0 else 0.0
 
     def _evaluate(self, ids: IntArray, stripes: int = 1) -> Evaluation:
-        how = {"stripes": stripes, "backend": self.backend, "progress": self._heed}
-        return evaluate_heldout(self.model, ids, self.tokenizer, self.recipe, **how)
+        return evaluate_heldout(
+            self.model, ids, self.tokenizer, self.recipe, stripes, self.backend, self._heed
+        )
 
     # ---- saving and ending
 

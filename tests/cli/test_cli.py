@@ -17,6 +17,7 @@ import pytest
 from pynlm import _kernels
 from pynlm.cli import _spread
 from pynlm.language_model import LanguageModel
+from pynlm.testing.emulated import StrictDevice, emulation
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -169,6 +170,14 @@ def test_info(pynlm_command: Run) -> None:
     assert done.returncode == 0, done.stderr
     for words in ("pynlm", "Python", "NumPy", "instruction set", "threads", "pynlm.jax", "GPU"):
         assert f"\n{words} " in "\n" + done.stdout
+
+
+def test_info_says_whether_a_gpu_can_be_used(pynlm_command: Run) -> None:
+    line = next(x for x in pynlm_command("info").stdout.splitlines() if "CUDA backend" in x)
+    assert "not usable: " in line or "usable (--device cuda)" in line
+    with emulation(StrictDevice(processors=7)):
+        told = pynlm_command("info").stdout
+    assert "usable (--device cuda): 7 multiprocessors, 1024.0 GiB free of 2048.0" in told
 
 
 def test_info_says_how_jax_calls(pynlm_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:

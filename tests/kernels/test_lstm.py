@@ -103,7 +103,7 @@ def test_error_messages() -> None:
         "TypeError: lstm_forward: lengths must be int32 [B=3], got int64 [3]"
     )
     assert message(backend="gpu") == (
-        'ValueError: lstm_forward: backend must be "cpu" or "reference", got \'gpu\''
+        'ValueError: lstm_forward: backend must be "cpu" or "cuda" or "reference", got \'gpu\''
     )
 
 

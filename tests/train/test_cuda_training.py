@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import _kernels, cuda
+from pynlm import _kernels
 from pynlm.arrays import to_host
 from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
+from pynlm.heads import HeadOptions
 from pynlm.kernels import _backend
 from pynlm.language_model import LanguageModel, LMState
 from pynlm.layers import Context
+from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.testing import FUNCTIONS, assert_close
 from pynlm.testing.device_arrays import DeviceArray, unwrap
 from pynlm.testing.emulated import StrictDevice, emulation
@@ -52,9 +54,7 @@ def behind_the_wall(name: str) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictDevice]:
-    for name in set(FUNCTIONS) - set(cuda.__all__):  # not written yet
-        monkeypatch.setitem(_backend._found, (name, "cuda"), behind_the_wall(name))
+def device() -> Iterator[StrictDevice]:
     with emulation(StrictDevice()) as found:
         yield found
 
@@ -126,13 +126,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "nce": {"head.kind": "nce", "head.samples": 5, "head.log_z": "learned"},
     "negative-sampling": {"head.kind": "negative-sampling", "head.samples": 5},
     "values-clipped": {"train.clip_value": 0.05},
-    "momentum": {"optimiser.kind": "momentum", "optimiser.nesterov": True},
-    "adagrad": {"optimiser.kind": "adagrad"},
-    "sgd": {"optimiser.kind": "sgd", "train.loss": "sum_time", "train.clip_norm": "none"},
+    "adam": {"optimiser.kind": "adam", "optimiser.lr": 0.02},
+    "momentum": {"optimiser.kind": "momentum", "optimiser.nesterov": True, "optimiser.lr": 0.05},
+    "adagrad": {"optimiser.kind": "adagrad", "optimiser.lr": 0.05},
+    "sgd": {
+        "optimiser.kind": "sgd",
+        "optimiser.lr": 0.02,
+        "train.loss": "sum_time",
+        "train.clip_norm": "none",
+    },
 }
 
 
-OPTIMISERS = ("momentum", "adagrad", "sgd")
+OPTIMISERS = ("adam", "momentum", "adagrad", "sgd")
 
 
 def losses(
@@ -168,7 +174,10 @@ def test_every_model_trains_as_on_the_cpu(
 
 # ---- the GPU's own kernels
 
+# Adam makes a step of the rate of any gradient, of what is nothing but rounding, too.
+STEADY: dict[str, Any] = {"optimiser.kind": "sgd", "optimiser.lr": 0.5}
 SHORT = {
+    **STEADY,
     "model.embedding_size": 5,
     "model.hidden_sizes": [6, 5],
     "train.batch_size": 3,
@@ -178,7 +187,20 @@ SHORT = {
 }
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "sentences", "adaptive", "sampled"])
+EMULATED = [
+    "lstm",
+    "adam",
+    "gru",
+    "rnn",
+    "sentences",
+    "adaptive",
+    "mixture",
+    "hierarchical",
+    "sampled",
+]
+
+
+@pytest.mark.parametrize("name", EMULATED)
 def test_training_in_the_emulation(
     name: str,
     make: Make,
@@ -202,6 +224,33 @@ def test_training_in_the_emulation(
     assert trainer.run().interrupted
     Trainer(out=tmp_path / "broken", resume=True, device="cuda", quiet=True).run()
     assert weights_of(tmp_path / "broken") == weights_of(tmp_path / "cuda")
+
+
+def has_card() -> bool:
+    """Whether CuPy and a card are there."""
+    try:
+        import_cupy()
+    except DeviceUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_card(), reason="no GPU")
+@pytest.mark.parametrize("name", MODELS)
+def test_training_on_a_card(
+    name: str, make: Make, weights_of: Callable[..., str], tmp_path: Path
+) -> None:
+    """As on the CPU, and the same bits again; what is trained scores and samples."""
+    chosen = {**STEADY, **MODELS[name]}
+    want = losses(make, "cpu", "cpu", chosen)
+    got = losses(make, "cuda", "cuda", chosen)
+    assert_close(got, want, device_tolerance("float32"), what="losses", case=name)
+    losses(make, "again", "cuda", chosen)
+    assert weights_of(tmp_path / "again") == weights_of(tmp_path / "cuda")
+    lm = LanguageModel.load(tmp_path / "cuda", device="cuda")
+    assert len(lm.generate("the cat", 5, seed=1)) > len("the cat")
+    assert [len(s.log2_probs) for s in lm.score("the cat sat\n")] == [4]
 
 
 # ---- what waits
@@ -376,6 +425,46 @@ def test_a_model_moves(models: tuple[LanguageModel, LanguageModel]) -> None:
             np.testing.assert_array_equal(to_host(w), to_host(b.model.state_dict()[name]))
     with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'gpu'"):
         here.to("gpu")
+
+
+@pytest.mark.parametrize("init", ["uniform", "xavier", "he", "orthogonal", "torch"])
+def test_first_weights_are_those_of_the_cpu(init: str, device: StrictDevice) -> None:
+    config = RecurrentLMConfig(
+        11, 4, (6, 5), init=init, init_bias="uniform", forget_bias=1.0, layer_norm=True
+    )
+    here, there = (RecurrentLM(config, device=name) for name in ("cpu", "cuda"))
+    here.initialise(3)
+    there.initialise(3)
+    for name, w in there.state_dict().items():
+        assert isinstance(w, DeviceArray)
+        np.testing.assert_array_equal(to_host(w), here.state_dict()[name])
+
+
+def test_ids_are_looked_at_before_they_are_on_the_device(fast: StrictDevice) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {},
+        "adaptive": {"cutoffs": (5,)},
+        "hierarchical": {},
+        "mixture": {},
+        "sampled": {"samples": 4},
+    }
+    for kind, given in kinds.items():
+        config = RecurrentLMConfig(11, 4, (6,), head=HeadOptions(kind=kind, **given))
+        model = RecurrentLM(config, device="cuda", counts=np.arange(11, 0, -1))
+        good, bad = np.ones((2, 1), np.int32), np.array([[1], [11]], np.int32)
+        for train in (True, False):
+            with pytest.raises(IndexError, match=r"ids\[1\] must be in \[0, V=11\), got 11"):
+                model(bad, good, None, Context(train=train))
+            with pytest.raises(IndexError, match=r"targets\[1\] must be in \[0, V=11\), got 11"):
+                model(good, bad, None, Context(train=train))
+
+
+def test_export_of_a_model_on_the_device(
+    models: tuple[LanguageModel, LanguageModel], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    here, there = (lm.export_onnx(tmp_path / f"{i}.onnx") for i, lm in enumerate(models))
+    assert here.read_bytes() == there.read_bytes()
 
 
 def test_without_cupy(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
