@@ -6,13 +6,17 @@ the sizes that the other arguments imply::
     lstm_forward: w_hh must be float32 [4H=512, H=128], got float32 [512, 64]
 
 Nothing here casts, copies or makes an array contiguous; the functions only raise.
-TypeError: not a NumPy array, or another dtype. ValueError: shape, layout, range. IndexError: a
+TypeError: not an array, or another dtype. ValueError: shape, layout, range. IndexError: a
 token id outside its vocabulary.
+
+Arrays of a GPU (CuPy's) are checked like NumPy's, but for what they hold: to look at it would wait
+for the device. Kernels on a GPU leave out or mark with NaN what an id out of range would reach.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Dims = dict[str, Any]
-"""Dimension symbol -> size; the key "dtype" holds the dtype that all float arguments share."""
+"""Dimension symbol -> size; the key "dtype" holds the dtype that all float arguments share, "device"
+the name of the first argument on a GPU."""
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -30,6 +35,37 @@ UINT32_MAX = 0xFFFFFFFF
 # Only these may be zero: no time steps, no batch rows, no gathered rows, no parameters.
 _MAY_BE_EMPTY = frozenset({"T", "B", "N", "R", "P"})
 
+device_types: dict[type, Any] = {}
+"""Types of arrays on a GPU besides CuPy's, and their modules: those that stand for them in tests."""
+
+
+def on_device(x: object) -> bool:
+    """Whether `x` is an array on a GPU; imports nothing.
+
+    Examples
+    --------
+    >>> on_device(np.zeros(3))
+    False
+    """
+    kind = type(x)
+    return kind in device_types or (
+        kind.__name__ == "ndarray" and kind.__module__.partition(".")[0] == "cupy"
+    )
+
+
+def to_host(x: Any) -> Array:
+    """`x` itself, or (waiting for the device) a NumPy copy of an array on a GPU."""
+    return x.get() if on_device(x) else x
+
+
+def xp_of(x: object) -> Any:
+    """The module of an array: numpy or cupy."""
+    if not on_device(x):
+        return np
+    return device_types.get(type(x)) or sys.modules["cupy"]
+
+
+_ndarray = np.ndarray  # one look-up less in each check
 _Terms = tuple[tuple[int, str], ...]
 _terms: dict[str, _Terms] = {}
 
@@ -44,7 +80,7 @@ def check(
     dtype: np.dtype[Any] | None = None,
     out: bool = False,
 ) -> None:
-    """Raise unless `x` is a C-contiguous NumPy array with the dimensions of `spec`.
+    """Raise unless `x` is a C-contiguous array with the dimensions of `spec`.
 
     Parameters
     ----------
@@ -67,7 +103,7 @@ def check(
     Raises
     ------
     TypeError
-        Not a NumPy array, or another dtype.
+        No array of NumPy or CuPy, or another dtype.
     ValueError
         Another number of dimensions, another size, not C-contiguous, not aligned, read-only.
 
@@ -79,16 +115,19 @@ def check(
     (2, 3)
     """
     terms = _terms.get(spec) or _parse(spec)
-    if not isinstance(x, np.ndarray):
-        raise TypeError(_message(x, terms, dims, func, name, dtype))
+    host = isinstance(x, _ndarray)
+    if not host:
+        if not on_device(x):
+            raise TypeError(_message(x, terms, dims, func, name, dtype))
+        dims.setdefault("device", name)
     want = dims.get("dtype") if dtype is None else dtype
-    have = x.dtype
+    have = x.dtype  # type: ignore[attr-defined]
     if have is not want:
         if want is None and have in (FLOAT32, FLOAT64):
             dims["dtype"] = have
         elif want is None or have != want:
             raise TypeError(_message(x, terms, dims, func, name, dtype))
-    shape = x.shape
+    shape = x.shape  # type: ignore[attr-defined]
     if len(shape) != len(terms):
         raise ValueError(_message(x, terms, dims, func, name, dtype))
     for size, (factor, symbol) in zip(shape, terms, strict=True):
@@ -100,8 +139,12 @@ def check(
             dims[symbol] = bound
         elif size != factor * bound:
             raise ValueError(_message(x, terms, dims, func, name, dtype))
-    flags = x.flags
-    if not (flags.carray if out else flags.c_contiguous and flags.aligned):
+    flags = x.flags  # type: ignore[attr-defined]
+    if host:
+        good = flags.carray if out else flags.c_contiguous and flags.aligned
+    else:
+        good = flags.c_contiguous  # CuPy's arrays are aligned and writeable
+    if not good:
         raise ValueError(layout_message(x, func, name))
 
 
@@ -125,24 +168,33 @@ def check_any_shape(
     x: object, dims: Dims, *, func: str, name: str, out: bool = False
 ) -> npt.NDArray[Any]:
     """Like `check`, for a float array of any shape; returns its flat view."""
-    if not isinstance(x, np.ndarray) or x.dtype not in (FLOAT32, FLOAT64):
+    array: Any = x
+    host = isinstance(x, np.ndarray)
+    if not (host or on_device(x)) or array.dtype not in (FLOAT32, FLOAT64):
         expected = "float32 or float64 [...]"
         raise TypeError(f"{func}: {name} must be {expected}, got {describe(x)}")
-    dims["dtype"] = x.dtype
-    flags = x.flags
-    if not (flags.carray if out else flags.c_contiguous and flags.aligned):
-        raise ValueError(layout_message(x, func, name))
-    return x.reshape(-1)
+    dims["dtype"] = array.dtype
+    flags = array.flags
+    if host:
+        good = flags.carray if out else flags.c_contiguous and flags.aligned
+    else:
+        dims["device"], good = name, flags.c_contiguous
+    if not good:
+        raise ValueError(layout_message(array, func, name))
+    flat: npt.NDArray[Any] = array.reshape(-1)
+    return flat
 
 
 def check_lengths(lengths: object, dims: Dims, *, func: str) -> None:
     """Raise unless `lengths` is None or int32 [B], non-increasing, in [0, T].
 
-    `dims` must hold B and T already.
+    `dims` must hold B and T already. On a GPU they are not looked at.
     """
     if lengths is None:
         return
     check(lengths, "B", dims, func=func, name="lengths", dtype=INT32)
+    if on_device(lengths):
+        return
     values: list[int] = lengths.tolist()  # type: ignore[attr-defined]
     limit = dims["T"]
     previous = limit
@@ -159,8 +211,10 @@ def check_lengths(lengths: object, dims: Dims, *, func: str) -> None:
 def check_ids(ids: object, limit: int, *, func: str, name: str, symbol: str = "V") -> None:
     """Raise IndexError, naming the first position, unless every id is in [0, limit).
 
-    `ids` must have passed `check` with dtype int32.
+    `ids` must have passed `check` with dtype int32. On a GPU they are not looked at.
     """
+    if on_device(ids):
+        return
     assert isinstance(ids, np.ndarray)
     # As unsigned numbers negative ids are huge, so one pass finds both kinds of fault.
     if ids.size and int(ids.view(np.uint32).max()) >= limit:
@@ -173,8 +227,7 @@ def check_ids(ids: object, limit: int, *, func: str, name: str, symbol: str = "V
 def check_rows(rows: object, limit: int, *, func: str) -> None:
     """Raise unless `rows` (checked int32) is strictly increasing and in [0, limit)."""
     check_ids(rows, limit, func=func, name="rows")
-    assert isinstance(rows, np.ndarray)
-    if rows.size > 1:
+    if isinstance(rows, np.ndarray) and rows.size > 1:
         falls = rows[1:] <= rows[:-1]
         if falls.any():
             at = int(np.argmax(falls)) + 1
@@ -221,6 +274,9 @@ def describe(x: object) -> str:
     """Say what came: "float32 [5, 3]" for an array, else the type and a scalar's value."""
     if isinstance(x, np.ndarray):
         return f"{x.dtype} [{', '.join(map(str, x.shape))}]"
+    if on_device(x):
+        array: Any = x
+        return f"{array.dtype} [{', '.join(map(str, array.shape))}] on a GPU"
     if isinstance(x, (int, float, str)) and len(repr(x)) <= 40:
         return f"{type(x).__name__} {x!r}"
     return type(x).__name__

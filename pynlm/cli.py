@@ -100,13 +100,27 @@ def _user_errors(command: _Command) -> _Command:
             # flush at exit from complaining.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
-        except (ValueError, IndexError, TypeError, ArithmeticError, OSError, ImportError) as error:
+        except (*_USER_ERRORS, RuntimeError) as error:
+            if not isinstance(error, _USER_ERRORS) and not _is_unavailable(error):
+                raise
             if os.environ.get("PYNLM_TRACEBACK"):
                 raise
             print(f"error: {_message(error)}", file=sys.stderr)
             raise typer.Exit(USER_ERROR) from None
 
     return run  # type: ignore[return-value]
+
+
+_USER_ERRORS = (
+    *(ValueError, IndexError, TypeError, ArithmeticError, OSError, ImportError, MemoryError),
+)
+
+
+def _is_unavailable(error: RuntimeError) -> bool:
+    """Whether it says that there is no GPU to use."""
+    from pynlm.cuda.device import DeviceUnavailable
+
+    return isinstance(error, DeviceUnavailable)
 
 
 def _message(error: BaseException) -> str:
@@ -116,17 +130,7 @@ def _message(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _check_device(device: Device) -> str:
-    if device is Device.cuda:
-        raise ValueError(
-            "--device cuda: this version of pynlm computes on the CPU only; the CUDA backend and "
-            "the extra that will install it (pynlm[cuda], with CuPy) do not exist yet. "
-            "Use --device cpu"
-        )
-    return device.value
-
-
-_DEVICE = Annotated[Device, typer.Option(help="Where to compute; cuda does not exist yet.")]
+_DEVICE = Annotated[Device, typer.Option(help="Where to compute; cuda is the current GPU.")]
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of `pynlm train`.")]
 _CHECKPOINT = Annotated[Checkpoint, typer.Option(help="Which checkpoint of the run to use.")]
 
@@ -166,7 +170,6 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
     """Train a model by a recipe."""
-    where = _check_device(device)
     from pynlm.train import run_training
 
     result = run_training(
@@ -179,7 +182,7 @@ def train(
         seed=seed,
         overrides=tuple(overrides or ()),
         resume=resume,
-        device=where,
+        device=device.value,
         quiet=quiet,
     )
     if result.interrupted:
@@ -217,12 +220,11 @@ def evaluate(
     Every token is scored once. The report has the perplexity with and without <eos> in the
     denominator, with and without <unk> targets, and bits a token and a character.
     """
-    _check_device(device)
     if (text is None) == (corpus is None):
         raise ValueError("eval: give either --text FILE or --corpus NAME (with --split)")
     from pynlm.evaluate.report import to_json, to_text
 
-    lm = _load(run, checkpoint)
+    lm = _load(run, checkpoint, device)
     source: Any
     if text == "-":
         source, name = sys.stdin.buffer.read(), "stdin"
@@ -261,14 +263,13 @@ def score(
     Columns: sentence (line of the input), index of the token in it, token, log2-probability,
     its running sum over the sentence. Lines are read as they come.
     """
-    _check_device(device)
     from pynlm.evaluate import read_lines
     from pynlm.evaluate.score import TSV_HEADER, to_dict, write_tsv
 
     piped = file is None or file == "-"
     name = "stdin" if piped else str(file)
     with nullcontext(sys.stdin.buffer) if piped else open(name, "rb") as source:
-        lm = _load(run, checkpoint)
+        lm = _load(run, checkpoint, device)
         scorer = lm.scorer(carry=carry)
         if not as_json:
             sys.stdout.write(TSV_HEADER)
@@ -304,10 +305,9 @@ def generate(
     device: _DEVICE = Device.cpu,
 ) -> None:
     """Sample text, printed as it is drawn."""
-    _check_device(device)
     from pynlm.evaluate import Sampler
 
-    lm = _load(run, checkpoint)
+    lm = _load(run, checkpoint, device)
     unknown = lm.unknown(prompt)
     if unknown:
         print(f"note: not in the vocabulary, read as <unk>: {' '.join(unknown)}", file=sys.stderr)
@@ -341,7 +341,7 @@ def export(
     zero at first. Outputs: log-probabilities [T, B, V] in nats of the token after each one, and
     the new states.
     """
-    lm = _load(run, checkpoint)
+    lm = _load(run, checkpoint, Device.cpu)
     path = lm.export_onnx(out)
     states = [f"{kind}.{layer.index}" for layer in lm.model.layers for kind in "hc"[: layer.states]]
     print(f"{path}: {path.stat().st_size:,} bytes")
@@ -371,13 +371,13 @@ def info() -> None:
         *((package, _installed(package, extra)) for package, extra in _OPTIONAL.items()),
         ("pynlm.jax", _jax()),
         ("GPU", _gpu()),
-        ("CUDA backend", "none in this version: pynlm computes on the CPU"),
+        ("CUDA backend", _cuda()),
     ]
     for name, value in rows:
         print(f"{name:<16} {value}")
 
 
-_OPTIONAL = {"matplotlib": "plot", "onnx": "onnx", "torch": "torch", "jax": "jax", "cupy": ""}
+_OPTIONAL = {"matplotlib": "plot", "onnx": "onnx", "torch": "torch", "jax": "jax", "cupy": "cuda"}
 
 
 def _jax() -> str:
@@ -410,6 +410,21 @@ def _installed(package: str, extra: str) -> str:
         return f"not installed (pip install 'pynlm[{extra}]')" if extra else "not installed"
 
 
+def _cuda() -> str:
+    """Whether `--device cuda` can be used, and why not."""
+    from pynlm.cuda.device import DeviceUnavailable, current
+
+    try:
+        device = current()
+    except DeviceUnavailable as error:
+        return f"not usable: {error}"
+    free, total = (size / (1 << 30) for size in device.memory())
+    return (
+        f"usable (--device cuda): {device.processors} multiprocessors, "
+        f"{free:.1f} GiB free of {total:.1f}"
+    )
+
+
 def _gpu() -> str:
     """Names of the NVIDIA GPUs that the driver's own tool lists."""
     import shutil
@@ -426,10 +441,10 @@ def _gpu() -> str:
     return "; ".join(found.split("\n")).strip("; ") or "none found"
 
 
-def _load(run: Path, checkpoint: Checkpoint) -> LanguageModel:
+def _load(run: Path, checkpoint: Checkpoint, device: Device) -> LanguageModel:
     from pynlm.language_model import LanguageModel
 
-    return LanguageModel.load(run, checkpoint.value)
+    return LanguageModel.load(run, checkpoint.value, device.value)
 
 
 def _corpus_file(name: str, split: Split) -> Path:

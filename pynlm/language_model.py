@@ -30,6 +30,7 @@ from pynlm.evaluate import (
 )
 from pynlm.evaluate.facts import ends_sentences
 from pynlm.evaluate.perplexity import Progress
+from pynlm.arrays import on_device, to_host, xp_of
 from pynlm.layers.context import Context
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class LMState:
         """The histories ``rows`` as a new state (reorder or repeat the rows of a beam)."""
         if isinstance(rows, (int, np.integer)):
             rows = [int(rows)]
+        if on_device(self.hidden) and not isinstance(rows, slice):
+            rows = xp_of(self.hidden).asarray(np.asarray(rows))
         return LMState(
             tuple(tuple(_frozen(part[rows]) for part in layer) for layer in self.layers),
             _frozen(self.hidden[rows]),
@@ -69,12 +72,13 @@ class LMState:
     def stack(states: Sequence[LMState]) -> LMState:
         """One state with the histories of all ``states``, in order."""
         layers = zip(*(state.layers for state in states), strict=True)
+        concatenate = xp_of(states[0].hidden).concatenate
         return LMState(
             tuple(
-                tuple(_frozen(np.concatenate(parts)) for parts in zip(*layer, strict=True))
+                tuple(_frozen(concatenate(parts)) for parts in zip(*layer, strict=True))
                 for layer in layers
             ),
-            _frozen(np.concatenate([state.hidden for state in states])),
+            _frozen(concatenate([state.hidden for state in states])),
         )
 
 
@@ -109,7 +113,7 @@ class LanguageModel:
         tokenizer: Tokenizer,
         *,
         batching: str = "contiguous",
-        backend: str = "cpu",
+        backend: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -121,8 +125,13 @@ class LanguageModel:
     # ---- making one
 
     @classmethod
-    def load(cls, directory: str | Path, which: str = "best") -> LanguageModel:
+    def load(
+        cls, directory: str | Path, which: str = "best", device: str = "cpu"
+    ) -> LanguageModel:
         """The model of a run folder: its ``best`` checkpoint, or its ``last``.
+
+        ``device`` is ``"cpu"`` or ``"cuda"``, wherever it was trained. Figures and log-probabilities
+        come as NumPy arrays in any case, states are where the model is.
 
         Its weights are read-only and packed when first needed, because a model that is loaded
         scores; ``.model.parameters.unpack()`` lets them change.
@@ -131,12 +140,21 @@ class LanguageModel:
         ------
         FileNotFoundError : the folder, its config, vocabulary or checkpoint is missing.
         ValueError : a file in it is damaged or belongs to another run.
+        RuntimeError : ``"cuda"`` where there is no GPU or no CuPy. MemoryError : not enough there.
         """
         from pynlm.train.checkpoint import load_model
 
-        model, tokenizer, recipe = load_model(Path(directory), which)
+        model, tokenizer, recipe = load_model(Path(directory), which, device)
         model.parameters.pack()
         return cls(model, tokenizer, batching=recipe.data.batching)
+
+    def to(self, device: str) -> LanguageModel:
+        """This model on ``"cpu"`` or ``"cuda"``: itself if it is there, else a copy; see `load`."""
+        if device == self.model.device:
+            return self
+        model = self.model.to(device)
+        model.parameters.pack()
+        return LanguageModel(model, self.tokenizer, batching=self.batching, backend=self.backend)
 
     @classmethod
     def train(
@@ -151,6 +169,7 @@ class LanguageModel:
         seed: int | None = None,
         overrides: Iterable[str] = (),
         resume: bool = False,
+        device: str = "cpu",
         quiet: bool = False,
     ) -> LanguageModel:
         """Train by a recipe and give the best model of the run; see ``pynlm.train.run_training``.
@@ -169,9 +188,10 @@ class LanguageModel:
             seed=seed,
             overrides=overrides,
             resume=resume,
+            device=device,
             quiet=quiet,
         )
-        return cls.load(result.out)
+        return cls.load(result.out, device=device)
 
     def export_onnx(self, path: str | Path) -> Path:
         """Write the model as an ONNX file with explicit states; see ``pynlm.onnx.lm_to_onnx``.
@@ -442,8 +462,7 @@ class LanguageModel:
 
     def log_prob(self, state: LMState) -> NDArray[np.floating[Any]]:
         """Natural log-probabilities ``[B, V]`` of the next token of each history."""
-        logp: NDArray[np.floating[Any]] = self.model.log_prob(state.hidden, self._context)
-        return logp
+        return to_host(self.model.log_prob(state.hidden, self._context))
 
     # ---- helpers
 
@@ -465,7 +484,7 @@ class LanguageModel:
         hidden, layers = self.model.hidden(ids, layers, self._context)
         return LMState(
             tuple(tuple(_frozen(part) for part in layer) for layer in layers),
-            _frozen(np.array(hidden[-1])),
+            _frozen(hidden[-1].copy()),
         )
 
     def _after_start(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -486,5 +505,6 @@ class LanguageModel:
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    array.flags.writeable = False
+    if isinstance(array, np.ndarray):  # a GPU's cannot be
+        array.flags.writeable = False
     return array

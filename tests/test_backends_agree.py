@@ -42,7 +42,7 @@ def test_same_parameters(function: str) -> None:
     oracle = inspect.signature(getattr(reference, function)).parameters
     wrapper = inspect.signature(getattr(kernels, function)).parameters
     assert list(wrapper) == [*oracle, "backend"]
-    assert wrapper["backend"].default == "cpu"
+    assert wrapper["backend"].default is None
     for name, parameter in oracle.items():
         assert parameter.kind is wrapper[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert parameter.default == wrapper[name].default

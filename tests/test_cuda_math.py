@@ -1,4 +1,4 @@
-"""Recurrent products on tensor cores, by their emulation: fragments lane by lane, operands rounded."""
+"""Recurrent products on tensor cores, emulated: fragments by lane, operands rounded."""
 
 from __future__ import annotations
 
@@ -66,8 +66,13 @@ def test_operands_are_rounded(math: str, state: float, rounded: float) -> None:
         name: np.zeros(shape, np.float32)
         for name, shape in {
             **dict.fromkeys(("h_last", "c_last", "h0"), (1, 1)),
-            **{"y": (1, 1, 1), "gates": (1, 1, 4), "c": (1, 1, 1), "x": (1, 1, 1)},
-            **{"w_ih": (4, 1), "w_hh": (4, 1), "b": 4},
+            "y": (1, 1, 1),
+            "gates": (1, 1, 4),
+            "c": (1, 1, 1),
+            "x": (1, 1, 1),
+            "w_ih": (4, 1),
+            "w_hh": (4, 1),
+            "b": 4,
         }.items()
     }
     given["c0"] = np.ones((1, 1), np.float32)

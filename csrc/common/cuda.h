@@ -19,6 +19,8 @@ typedef unsigned long long uint64_t;
 typedef int int32_t;
 typedef long long int64_t;
 
+// One block of a multiprocessor is enough: otherwise ptxas spills a few registers, or loads in
+// turn what could be on its way together, so that more may be there.
 #define NLM_KERNEL(name, threads, ...) \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 
@@ -28,6 +30,9 @@ __device__ __forceinline__ T* nlm_shared() {
     return reinterpret_cast<T*>(nlm_shared_bytes);
 }
 __device__ __forceinline__ void nlm_pause() { __nanosleep(20); }
+__device__ __forceinline__ double nlm_infinity() {
+    return __longlong_as_double(0x7FF0000000000000LL);
+}
 __device__ __forceinline__ uint32_t nlm_load_acquire(const uint32_t* p) {
     uint32_t value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
@@ -100,6 +105,22 @@ NLM_FN T block_sum(T value, T* warps) {
     for (int w = 0; w < count; ++w) total += warps[w];
     __syncthreads();
     return total;
+}
+
+// The sum of `value` over the block's earlier threads; `warps` as for block_sum.
+NLM_FN uint32_t block_sum_before(uint32_t value, uint32_t* warps) {
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    uint32_t sum = value;
+    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+        const uint32_t below = __shfl_up_sync(kAllLanes, sum, unsigned(lanes));
+        if (lane >= lanes) sum += below;
+    }
+    if (lane == kWarp - 1) warps[warp] = sum;
+    __syncthreads();
+    uint32_t before = 0;
+    for (int w = 0; w < warp; ++w) before += warps[w];
+    __syncthreads();
+    return before + sum - value;
 }
 
 // A barrier of `blocks` blocks that are all on the card (a cooperative launch), in two halves.

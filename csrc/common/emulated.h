@@ -91,6 +91,7 @@ template <class T>
 inline T* nlm_shared() {
     return reinterpret_cast<T*>(emulated::current->shared);
 }
+inline double nlm_infinity() { return HUGE_VAL; }
 inline void nlm_pause() { emulated::pause(); }
 inline uint32_t nlm_load_acquire(const uint32_t* p) { return *p; }
 template <class T>
@@ -139,7 +140,7 @@ inline unsigned __match_any_sync(unsigned lanes, uint32_t value, int line = __bu
     emulated::current->slots[emulated::current->lane] = value;
     emulated::sync_warp(lanes, line);
     for (int i = 0; i < emulated::kLanes; ++i)
-        same |= unsigned(uint32_t(emulated::current->slots[i]) == value) << i;
+        same |= unsigned(emulated::current->slots[i] == value) << i;
     emulated::sync_warp(lanes, line);
     return same;
 }

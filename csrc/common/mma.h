@@ -63,21 +63,21 @@ inline float of_word(uint32_t word, [[maybe_unused]] int k) {
 inline void mma(float* sum, const LeftFragment& a, const uint32_t* b, int line = __builtin_LINE()) {
     using namespace emulated;
     const int lane = current->lane;
-    unsigned char* const mine = current->fragments + kFragment * lane;
-    memcpy(mine, &a, 16);
-    memcpy(mine + 16, b, 8);
+    unsigned char* const fragments = current->fragments;
+    memcpy(fragments + lane * kFragment, &a, 16);
+    memcpy(fragments + lane * kFragment + 16, b, 8);
     sync_warp(0xFFFFFFFFu, line);
-    for (int of = 0; of < 4; ++of) {
-        const int row = lane / 4 + of / 2 * 8, column = lane % 4 * 2 + of % 2;
-        for (int word = 0; word < kStepWords; ++word) {
-            uint32_t left, right;
-            memcpy(&left,
-                   current->fragments + kFragment * (row % 8 * 4 + word % 4) +
-                       (row / 8 + word / 4 * 2) * 4,
-                   4);
-            memcpy(&right,
-                   current->fragments + kFragment * (column * 4 + word % 4) + 16 + word / 4 * 4, 4);
-            for (int k = 0; k < kPerWord; ++k) sum[of] += of_word(left, k) * of_word(right, k);
+    const auto word_of = [&](int of, int at) {
+        uint32_t word;
+        memcpy(&word, fragments + of * kFragment + at * 4, 4);
+        return word;
+    };
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int w = 0; w < kStepWords; ++w) {
+            const uint32_t left = word_of(row % 8 * 4 + w % 4, row / 8 + w / 4 * 2);
+            const uint32_t right = word_of(column * 4 + w % 4, 4 + w / 4);
+            for (int k = 0; k < kPerWord; ++k) sum[i] += of_word(left, k) * of_word(right, k);
         }
     }
     sync_warp(0xFFFFFFFFu, line);

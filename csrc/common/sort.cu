@@ -4,22 +4,6 @@
 constexpr int kDigitBits = 8, kDigits = 1 << kDigitBits;  // a thread of the block for each
 constexpr int kWarps = kDigits / kWarp;
 
-// The sum of `value` over the block's earlier threads; `warps` as for block_sum.
-NLM_FN uint32_t block_sum_before(uint32_t value, uint32_t* warps) {
-    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-    uint32_t sum = value;
-    for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-        const uint32_t below = __shfl_up_sync(kAllLanes, sum, unsigned(lanes));
-        if (lane >= lanes) sum += below;
-    }
-    if (lane == kWarp - 1) warps[warp] = sum;
-    __syncthreads();
-    uint32_t before = 0;
-    for (int w = 0; w < warp; ++w) before += warps[w];
-    __syncthreads();
-    return before + sum - value;
-}
-
 // keys[0:n], rising, and the places in `ids` that they come from, equal ids in order; where each
 // distinct one begins in keys (begins[*count] = n), and *count of them. Least significant digit
 // first: `bits` are those of the largest id. Cooperative; counts has kDigits for each block,

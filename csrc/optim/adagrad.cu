@@ -20,8 +20,8 @@ NLM_KERNEL(adagrad_update, 256, REAL* w, const REAL* g, REAL* v, int64_t n, REAL
 }
 
 NLM_KERNEL(adagrad_update_rows, 256, REAL* w, const int32_t* rows, const REAL* drows, REAL* v,
-           int64_t count, int64_t V, int64_t D, int absent_too, REAL scale, const double* scale_at,
-           REAL lr, REAL eps, REAL weight_decay) {
+           int count, int V, int D, int absent_too, REAL scale, const double* scale_at, REAL lr,
+           REAL eps, REAL weight_decay) {
     const AdagradStep step{{gradient_scale(scale, scale_at), lr, eps, weight_decay}};
     REAL* const arrays[] = {w, v};
     update_rows(arrays, rows, drows, count, V, D, absent_too, step);

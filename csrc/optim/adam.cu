@@ -22,8 +22,8 @@ NLM_KERNEL(adam_update, 256, REAL* w, const REAL* g, REAL* m, REAL* v, int64_t n
 }
 
 NLM_KERNEL(adam_update_rows, 256, REAL* w, const int32_t* rows, const REAL* drows, REAL* m, REAL* v,
-           int64_t count, int64_t V, int64_t D, int absent_too, REAL scale, const double* scale_at,
-           REAL keep, REAL decay, REAL beta1, REAL one_minus_beta1, REAL beta2, REAL one_minus_beta2,
+           int count, int V, int D, int absent_too, REAL scale, const double* scale_at, REAL keep,
+           REAL decay, REAL beta1, REAL one_minus_beta1, REAL beta2, REAL one_minus_beta2,
            REAL step, REAL correction, REAL eps) {
     const AdamStep one{{gradient_scale(scale, scale_at), keep, decay, beta1, one_minus_beta1, beta2,
                         one_minus_beta2, step, correction, eps}};

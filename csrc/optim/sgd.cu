@@ -10,14 +10,12 @@ template <class Walk>
 NLM_FN void sgd(REAL* w, REAL* buffer, const SgdRates<REAL>& rates, const Walk& walk) {
     if (buffer == nullptr) {
         REAL* const arrays[] = {w};
-        walk(arrays, [&](REAL(&x)[1], REAL g) {
-            sgd_step<CudaFn<REAL>, false>(x[0], g, x[0], rates);
-        });
+        walk(arrays,
+             [&](REAL(&x)[1], REAL g) { sgd_step<CudaFn<REAL>, false>(x[0], g, x[0], rates); });
     } else {
         REAL* const arrays[] = {w, buffer};
-        walk(arrays, [&](REAL(&x)[2], REAL g) {
-            sgd_step<CudaFn<REAL>, true>(x[0], g, x[1], rates);
-        });
+        walk(arrays,
+             [&](REAL(&x)[2], REAL g) { sgd_step<CudaFn<REAL>, true>(x[0], g, x[1], rates); });
     }
 }
 
@@ -30,7 +28,7 @@ NLM_KERNEL(sgd_update, 256, REAL* w, const REAL* g, REAL* momentum_buffer, int64
 }
 
 NLM_KERNEL(sgd_update_rows, 256, REAL* w, const int32_t* rows, const REAL* drows,
-           REAL* momentum_buffer, int64_t count, int64_t V, int64_t D, int absent_too, REAL scale,
+           REAL* momentum_buffer, int count, int V, int D, int absent_too, REAL scale,
            const double* scale_at, REAL lr, REAL momentum, REAL weight_decay, int nesterov) {
     const SgdRates<REAL> rates{gradient_scale(scale, scale_at), lr, momentum, weight_decay,
                                nesterov != 0};

@@ -50,29 +50,30 @@ NLM_FN void update_flat(REAL* const (&arrays)[kArrays], const REAL* g, int64_t n
 // With absent_too all V rows move, else only those.
 template <int kArrays, class Step>
 NLM_FN void update_rows(REAL* const (&arrays)[kArrays], const int32_t* rows, const REAL* drows,
-                        int64_t count, int64_t V, int64_t D, int absent_too, const Step& step) {
+                        int count, int V, int D, int absent_too, const Step& step) {
     uint64_t addresses = uint64_t(drows);
     for (int a = 0; a < kArrays; ++a) addresses |= uint64_t(arrays[a]);
     with_packets<REAL>(addresses, D, [&](auto lanes) {
         constexpr int kLanes = decltype(lanes)::count;
-        const int64_t items = absent_too ? V : count, warps = grid_threads() / kWarp;
-        for (int64_t item = grid_thread() / kWarp; item < items; item += warps) {
-            int64_t i = item;
+        const int items = absent_too ? V : count, warps = int(grid_threads() / kWarp);
+        for (int item = int(grid_thread() / kWarp); item < items; item += warps) {
+            int i = item, row = item;
             if (absent_too) {  // the first given row that is not before this one
                 i = 0;
-                for (int64_t end = count; i < end;) {
-                    const int64_t middle = (i + end) / 2;
-                    if (rows[middle] < item)
+                for (int end = count; i < end;) {
+                    const int middle = (i + end) / 2;
+                    if (rows[middle] < row)
                         i = middle + 1;
                     else
                         end = middle;
                 }
+                if (i == count || rows[i] != row) i = -1;
+            } else {
+                row = rows[i];
             }
-            const bool present = !absent_too || (i < count && rows[i] == item);
-            const int64_t row = absent_too ? item : rows[i];
-            for (int64_t c = grid_thread() % kWarp * kLanes; c < D; c += kWarp * kLanes)
-                update_packet<kLanes>(arrays, row * D + c, present ? drows + i * D + c : nullptr,
-                                      step);
+            for (int c = int(threadIdx.x) % kWarp * kLanes; c < D; c += kWarp * kLanes)
+                update_packet<kLanes>(arrays, int64_t(row) * D + c,
+                                      i < 0 ? nullptr : drows + int64_t(i) * D + c, step);
         }
     });
 }

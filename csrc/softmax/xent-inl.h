@@ -364,8 +364,6 @@ void xent_top_k(const XentTopKArgs<T>& a) {
     });
 }
 
-constexpr uint32_t kPhiloxSample = 7;  // site
-
 // The first v whose running sum of e exceeds `rest` >= 0.
 template <class T>
 inline int32_t find_share(const T* e, int64_t count, double rest) {

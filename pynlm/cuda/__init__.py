@@ -13,10 +13,25 @@ from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
 from .gru import gru_backward, gru_forward
+from .hsoftmax import (
+    hsoftmax_forward,
+    hsoftmax_gradients,
+    hsoftmax_log_prob,
+    hsoftmax_sample,
+    hsoftmax_top_k,
+)
 from .linear import linear_backward, linear_forward
 from .lstm import lstm_backward, lstm_forward
 from .rnn import rnn_backward, rnn_forward
 from .sgd import sgd_update, sgd_update_rows
+from .xent import (
+    xent_entropy,
+    xent_forward,
+    xent_gradients,
+    xent_log_prob,
+    xent_sample,
+    xent_top_k,
+)
 
 __all__ = [
     "adagrad_update",
@@ -29,6 +44,11 @@ __all__ = [
     "embedding_forward",
     "gru_backward",
     "gru_forward",
+    "hsoftmax_forward",
+    "hsoftmax_gradients",
+    "hsoftmax_log_prob",
+    "hsoftmax_sample",
+    "hsoftmax_top_k",
     "linear_backward",
     "linear_forward",
     "lstm_backward",
@@ -38,4 +58,10 @@ __all__ = [
     "sgd_update",
     "sgd_update_rows",
     "sum_squares",
+    "xent_entropy",
+    "xent_forward",
+    "xent_gradients",
+    "xent_log_prob",
+    "xent_sample",
+    "xent_top_k",
 ]

@@ -53,14 +53,21 @@ def column_sum(y: Array, x: Array, *, accumulate: bool = False) -> None:
         accumulate=accumulate and spans == 1,
     )
     if spans > 1:
-        device.launch(
-            _SOURCE,
-            "column_sum_total",
-            device.blocks_for(C),
-            real=y.dtype,
-            y=y,
-            sums=sums,
-            S=spans,
-            C=C,
-            accumulate=accumulate,
-        )
+        sum_parts(y, sums, accumulate=accumulate)
+
+
+def sum_parts(y: Array, sums: Array, *, accumulate: bool = False) -> None:
+    """y[c] = sum of sums[s, c] over s in this order, or with `accumulate` that added to y."""
+    device = current()
+    S, C = sums.shape
+    device.launch(
+        _SOURCE,
+        "column_sum_total",
+        device.blocks_for(C),
+        real=y.dtype,
+        y=y,
+        sums=sums,
+        S=S,
+        C=C,
+        accumulate=accumulate,
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from ._updates import Scale, launch_flat, launch_rows
 from .device import Array
-from .updates import Scale, launch_flat, launch_rows
 
 _SOURCE = "optim/adam.cu"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -49,12 +50,38 @@ class Device(ABC):
     math: str = "float32"
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Device memory as it lies."""
-        return self.xp.empty(shape, dtype)
+        """Device memory as it lies; DeviceMemoryError if there is not so much."""
+        try:
+            return self._allocate(shape, dtype, zero=False)
+        except MemoryError:
+            raise self._out_of_memory(shape, dtype) from None
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Device memory of zeros."""
-        return self.xp.zeros(shape, dtype)
+        """Device memory of zeros; DeviceMemoryError if there is not so much."""
+        try:
+            return self._allocate(shape, dtype, zero=True)
+        except MemoryError:
+            raise self._out_of_memory(shape, dtype) from None
+
+    def bring(self, x: np.ndarray) -> Array:
+        """A copy of a NumPy array, not to be changed until the next wait; does not wait itself."""
+        return self.xp.array(x)
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and bytes in all."""
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
+
+    def _out_of_memory(self, shape: tuple[int, ...], dtype: Any) -> DeviceMemoryError:
+        free, total = self.memory()
+        asked = math.prod(shape) * np.dtype(dtype).itemsize
+        sizes = ", ".join(map(str, shape))
+        return DeviceMemoryError(
+            f"out of memory on the GPU: {_mebibytes(asked)} asked for ({np.dtype(dtype)} "
+            f"[{sizes}]), {_mebibytes(free)} free of {_mebibytes(total)}"
+        )
 
     def blocks_for(self, threads_wanted: int, threads: int = 256) -> int:
         """Blocks of a grid whose threads walk over so many items."""
@@ -129,6 +156,8 @@ class Device(ABC):
             return dtype.type(value)
         if value is None:
             return None
+        if isinstance(value, np.ndarray) and self.xp is not np:
+            raise TypeError(f"{kernel.name}: {name} must be on the GPU, got a NumPy array")
         if value.dtype != dtype or not value.flags.c_contiguous:
             raise TypeError(
                 f"{kernel.name}: {name} must be contiguous {dtype}, got {value.dtype}, "
@@ -154,10 +183,23 @@ class Device(ABC):
 
         Parameters
         ----------
-        out : [M, N], contiguous
+        out : [M, N]
+            Its rows contiguous, at any distance from each other.
         a : [M, K], b : [K, N]
-            Contiguous, columns of what is, or the transpose of either. One dtype for all three.
+            Likewise, or the transpose of such a matrix. One dtype for all three.
         """
+
+
+class DeviceUnavailable(RuntimeError):
+    """There is no GPU that can be used, or no CuPy; the message says which."""
+
+
+class DeviceMemoryError(MemoryError):
+    """An array does not fit into the GPU's memory; the message says what was asked for."""
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"
 
 
 class CupyDevice(Device):
@@ -211,6 +253,11 @@ class CupyDevice(Device):
             )
         return self._modules[key]
 
+    def memory(self) -> tuple[int, int]:
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        # What CuPy keeps for the next array is free, too.
+        return free + self.xp.get_default_memory_pool().free_bytes(), total
+
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         if not out.size:
             return
@@ -222,6 +269,9 @@ class CupyDevice(Device):
         # cuBLAS counts columns first: it computes out.T = b.T @ a.T.
         left, left_stride = _columns_first(b)
         right, right_stride = _columns_first(a)
+        out_transposed, out_stride = _columns_first(out)
+        if out_transposed:
+            raise ValueError("matmul: out must have contiguous rows")
         handle = self.xp.cuda.device.get_cublas_handle()
         beta = (self._one if accumulate else self._zero)[out.dtype]
         (rows, columns), depth = out.shape, a.shape[1]
@@ -229,13 +279,14 @@ class CupyDevice(Device):
         if out.dtype == np.float64:
             cublas.dgemm(
                 *sizes, b.data.ptr, left_stride, a.data.ptr, right_stride, beta.ctypes.data,
-                out.data.ptr, columns,
+                out.data.ptr, out_stride,
             )  # fmt: skip
             return
         real = _CUDA_R_32F
         cublas.gemmEx(
             *sizes, b.data.ptr, real, left_stride, a.data.ptr, real, right_stride,
-            beta.ctypes.data, out.data.ptr, real, columns, _COMPUTE[self.math], _DEFAULT_ALGORITHM,
+            beta.ctypes.data, out.data.ptr, real, out_stride, _COMPUTE[self.math],
+            _DEFAULT_ALGORITHM,
         )  # fmt: skip
 
 
@@ -254,17 +305,18 @@ _DEFAULT_ALGORITHM = -1
 
 def _columns_first(x: Array) -> tuple[int, int]:
     """Whether cuBLAS must transpose x.T, and the leading dimension."""
-    item = x.dtype.itemsize
-    if x.flags.c_contiguous:
+    if x.flags.c_contiguous:  # strides of dimensions of size 1 say nothing
         return 0, max(x.shape[1], 1)
     if x.flags.f_contiguous:
         return 1, max(x.shape[0], 1)
-    if x.strides[1] == item <= x.strides[0]:
-        return 0, x.strides[0] // item
-    if x.strides[0] == item <= x.strides[1]:
-        return 1, x.strides[1] // item
-    raise ValueError(f"matmul: an operand must be contiguous or transposed, got strides "
-                     f"{[stride // item for stride in x.strides]}")  # fmt: skip
+    rows, columns = (stride // x.dtype.itemsize for stride in x.strides)
+    if columns == 1 and rows >= x.shape[1]:
+        return 0, rows
+    if rows == 1 and columns >= x.shape[0]:
+        return 1, columns
+    raise ValueError(
+        f"matmul: rows or columns of an operand must be contiguous, got strides {[rows, columns]}"
+    )
 
 
 _emulated: Device | None = None
@@ -275,7 +327,7 @@ def current() -> Device:
 
     Raises
     ------
-    RuntimeError
+    DeviceUnavailable
         CuPy is not installed, or there is no driver or no GPU; the message says which.
     """
     if _emulated is not None:
@@ -297,22 +349,22 @@ def import_cupy() -> Any:
 
     Raises
     ------
-    RuntimeError
+    DeviceUnavailable
         Naming what is missing, and the extra to install.
     """
     try:
         import cupy
     except ImportError as error:
-        raise RuntimeError(
+        raise DeviceUnavailable(
             "a GPU needs CuPy, which is not installed: "
             "pip install 'pynlm[cuda]' (for CUDA 13; 'pynlm[cuda12]' for CUDA 12)"
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        raise RuntimeError(
+        raise DeviceUnavailable(
             f"CuPy is installed, but finds no usable NVIDIA driver: {error}"
         ) from error
     if count == 0:
-        raise RuntimeError("CuPy is installed, but there is no NVIDIA GPU")
+        raise DeviceUnavailable("CuPy is installed, but there is no NVIDIA GPU")
     return cupy

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ._sorted import sort_ids, sum_sorted
 from .device import Array, current
-from .sort import sort_ids
 
 _SOURCE = "embedding/embedding.cu"
 
@@ -29,7 +29,9 @@ def embedding_backward(*, rows: Array, drows: Array, ids: Array, dy: Array) -> i
     """Coalesced gradient rows; see `pynlm.kernels.embedding_backward`. Waits for the count."""
     if not ids.size:
         return 0
-    return int(_sums(drows, rows, ids, dy, bits=31)[0])
+    found = sort_ids(ids)
+    sum_sorted(found, out=drows, x=dy, ids=rows)
+    return int(found.count[0])
 
 
 def embedding_backward_dense(*, dw: Array, ids: Array, dy: Array) -> None:
@@ -39,25 +41,4 @@ def embedding_backward_dense(*, dw: Array, ids: Array, dy: Array) -> None:
     """
     dw.fill(0)
     if ids.size:
-        _sums(dw, None, ids, dy, bits=(len(dw) - 1).bit_length())
-
-
-def _sums(dw: Array, rows: Array | None, ids: Array, dy: Array, *, bits: int) -> Array:
-    """Sum over equal ids; returns int32 [1], the number of distinct ones."""
-    device = current()
-    N, D = dy.shape
-    found = sort_ids(ids, bits)
-    threads = min(256, 1 << max(0, -(-D // 4) - 1).bit_length())  # of up to 4 numbers each
-    device.launch(
-        _SOURCE,
-        "embedding_sums",
-        device.blocks_for(threads * N),
-        real=dy.dtype,
-        dw=dw,
-        rows=rows,
-        dy=dy,
-        **found._asdict(),
-        D=D,
-        threads=threads,
-    )
-    return found.count
+        sum_sorted(sort_ids(ids, len(dw)), out=dw, x=dy)

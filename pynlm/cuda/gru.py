@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
-from .device import Array, Device, current
+from .device import Array, current
 from .recurrent import Part
 
 _PLAIN, _GENERAL = "recurrent/gru.cu", "recurrent/gru_general.cu"
@@ -54,9 +52,7 @@ def gru_forward(
         division = recurrent.divide(device, B, x.itemsize, *parts)
         division.launch(device, _BEFORE, "gru_before_forward", dtype, rh=hn, **variants, **common)
         return
-    division = recurrent.divide(
-        device, B, x.itemsize, Part(H, 3, H), norms=ln_gates is not None
-    )
+    division = recurrent.divide(device, B, x.itemsize, Part(H, 3, H), norms=ln_gates is not None)
     common |= {"hn": hn, "b_hn": b_hn}
     if recurrent.is_plain(variant, mask_h, ln_gates):
         division.launch(device, _PLAIN, "gru_forward", dtype, **common)
@@ -135,9 +131,11 @@ def gru_backward(
         h0, y = h0 * mask_h, h_in
     rows = gates.reshape(T * B, 3 * H)
     if dln_gates is not None:
-        recurrent.norm_gradients(device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths)
-        recurrent.input_gradients(device, dx, dw_ih, norm[0], x, w_ih, lengths)
-        recurrent.state_gradient(device, dw_hh, norm[1].reshape(rows.shape), h0, y)
+        d_x, d_h = recurrent.norm_gradients(
+            device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
+        )
+        recurrent.input_gradients(device, dx, dw_ih, d_x, x, w_ih, lengths)
+        recurrent.state_gradient(device, dw_hh, d_h.reshape(rows.shape), h0, y)
         return
     recurrent.input_gradients(device, dx, dw_ih, gates, x, w_ih, lengths)
     recurrent.state_gradient(device, dw_hh[: 2 * H], rows[:, : 2 * H], h0, y)

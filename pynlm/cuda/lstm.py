@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
@@ -49,7 +47,7 @@ def lstm_forward(
         c_last[...] = c0
         return
     saves = gates is not None
-    inputs = gates if saves else device.empty((T, B, columns), dtype)
+    inputs: Any = gates if saves else device.empty((T, B, columns), dtype)
     device.matmul(inputs.reshape(T * B, columns), x.reshape(T * B, I), w_ih.T)
     common = {
         "y": y, "h_last": h_last, "c_last": c_last, "gates": inputs, "c": c, "h0": h0, "c0": c0,
@@ -145,7 +143,7 @@ def lstm_backward(
     else:
         given = variant or Variant()
 
-        def sums(wanted: Array | None, *shape: int) -> Array | None:
+        def sums(wanted: Any, *shape: int) -> Any:
             return None if wanted is None else device.zeros(shape, dtype)
 
         peephole_sums = sums(peephole, B, columns - H)
@@ -184,13 +182,12 @@ def lstm_backward(
         for total, rows in ((dpeephole, peephole_sums), (dln_cell, cell_sums)):
             if total is not None:
                 recurrent.column_sums(device, total, rows)
-        if dw_hr is not None:
+        if dw_hr is not None and m is not None:
             device.matmul(dw_hr, dr.T, m.reshape(T * B, H))
         if dln_gates is not None:
-            recurrent.norm_gradients(
+            d_x, d_h = recurrent.norm_gradients(
                 device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
             )
-            d_x, d_h = norm
         if mask_h is not None:
             h0, y = h0 * mask_h, h_in
     recurrent.column_sums(device, db, gates)

@@ -40,9 +40,7 @@ def rnn_forward(
         "y": y, "h_last": h_last, "h0": h0, "w_hh": w_hh, "b": b, "lengths": lengths,
         "T": T, "B": B, "H": H, "relu": nonlinearity == "relu",
     }  # fmt: skip
-    division = recurrent.divide(
-        device, B, x.itemsize, Part(H, 1, H), norms=ln_gates is not None
-    )
+    division = recurrent.divide(device, B, x.itemsize, Part(H, 1, H), norms=ln_gates is not None)
     if recurrent.is_plain(variant, mask_h, ln_gates):
         division.launch(device, _PLAIN, "rnn_forward", dtype, **common)
         return
@@ -108,8 +106,9 @@ def rnn_backward(
     recurrent.column_sums(device, db, dpre)
     d_x = d_h = dpre
     if dln_gates is not None:
-        recurrent.norm_gradients(device, dln_gates, gate_sums, dpre, norm, rstd, ln_gates, lengths)
-        d_x, d_h = norm
+        d_x, d_h = recurrent.norm_gradients(
+            device, dln_gates, gate_sums, dpre, norm, rstd, ln_gates, lengths
+        )
     if mask_h is not None:
         h0, y = h0 * mask_h, h_in
     recurrent.input_gradients(device, dx, dw_ih, d_x, x, w_ih, lengths)

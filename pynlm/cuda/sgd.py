@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ._updates import Scale, launch_flat, launch_rows
 from .device import Array
-from .updates import Scale, launch_flat, launch_rows
 
 _SOURCE = "optim/sgd.cu"
 

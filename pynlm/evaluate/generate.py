@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.arrays import to_host
 from pynlm.layers.context import Context
 
 
@@ -133,7 +134,7 @@ def generate_ids(
     sampler: Sampler,
     tokens: int,
     *,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> Iterator[int]:
     """Yield ``tokens`` ids that continue ``context_ids`` (non-empty: start token and prompt)."""
     if tokens < 0:
@@ -143,6 +144,6 @@ def generate_ids(
     ids = np.asarray(context_ids, np.int32).reshape(-1, 1)
     for _ in range(tokens):
         hidden, state = model.hidden(np.ascontiguousarray(ids), state, context)
-        chosen = sampler.draw(model.log_prob(hidden[-1], context)[0])
+        chosen = sampler.draw(to_host(model.log_prob(hidden[-1], context))[0])
         yield chosen
         ids = np.array([[chosen]], np.int32)

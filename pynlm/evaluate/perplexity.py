@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.arrays import to_host
 from pynlm.layers.context import Context
+from pynlm.layers.convert import take
 from pynlm.text.ids import sentence_spans
 
 CHUNK = 1024
@@ -148,7 +150,7 @@ def evaluate_stream(
     words: int | None = None,
     characters: int | None = None,
     start_token: str | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score ``ids`` as one contiguous stream with the state carried throughout.
@@ -163,7 +165,7 @@ def evaluate_stream(
     chunk : tokens a forward call reads (T times B); the result does not depend on it.
     eos_id, unk_id : ids counted apart in the report, or None.
     words, characters, start_token : facts of the text, copied into the report.
-    backend : ``"cpu"`` or ``"reference"``.
+    backend : of the kernels; None: by where the model is.
     progress : called with the number of tokens of each chunk.
 
     Returns
@@ -217,7 +219,7 @@ def evaluate_sentences(
     characters: int | None = None,
     start_token: str | None = None,
     count_eos: bool = True,
-    backend: str = "cpu",
+    backend: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score every sentence of ``ids`` (each ends with ``eos_id``) from a zero state.
@@ -252,7 +254,7 @@ def stream_nll(
     state: Any = None,
     *,
     chunk: int = CHUNK,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> tuple[NDArray[np.float64], Any]:
     """``(nll[n], state)`` of ``ids`` read from ``state`` (None: zero) after ``start_id``, nats.
 
@@ -270,7 +272,7 @@ def stream_nll(
         x[0] = start_id if t == 0 else ids[t - 1]
         x[1 : len(y)] = y[:-1]
         nll, state, _ = model(x[: len(y)], y, state, context)
-        out[t : t + len(y)] = nll[:, 0]
+        out[t : t + len(y)] = to_host(nll)[:, 0]
     _check_finite(out, 0)
     return out, state
 
@@ -283,7 +285,7 @@ def span_nll(
     start_id: int,
     *,
     chunk: int = CHUNK,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> NDArray[np.float64]:
     """``nll[n]`` (nats) of ``ids``, each span read from a zero state after ``start_id``.
 
@@ -353,12 +355,14 @@ def _score(
     head: Any = getattr(model, "head", None)
     if not hasattr(head, "nll_and_log_z"):
         nll, state, _ = model(x, y, state, context, lengths=lengths)
-        return nll.astype(np.float64), None, state
+        return to_host(nll).astype(np.float64), None, state
     hidden, state = model.hidden(x, state, context, lengths)
-    found, log_z = head.nll_and_log_z(hidden[valid], y[valid], context)
+    flat = hidden.reshape(y.size, hidden.shape[2])
+    read = take(flat, np.flatnonzero(valid), model.pool)
+    found, log_z = head.nll_and_log_z(read, y[valid], context)
     scores = np.zeros(y.shape)
-    scores[valid] = found
-    return scores, log_z.astype(np.float64), state
+    scores[valid] = to_host(found)
+    return scores, to_host(log_z).astype(np.float64), state
 
 
 def _walk(
@@ -368,7 +372,7 @@ def _walk(
     lengths: NDArray[np.int64],
     first: NDArray[np.int32],
     chunk: int,
-    backend: str,
+    backend: str | None,
 ) -> Iterator[_Chunk]:
     """Read rows ``ids[start : start + length]`` side by side (lengths never increase).
 
@@ -404,7 +408,7 @@ def _walk_spans(
     lengths: NDArray[np.int64],
     start_id: int,
     chunk: int,
-    backend: str,
+    backend: str | None,
     out: NDArray[np.float64] | None = None,
 ) -> Iterator[tuple[Any, ...]]:
     """Read spans from zero states in batches of like length; fill ``out`` by position."""

@@ -63,7 +63,7 @@ class Scorer:
         *,
         carry: bool = False,
         chunk: int = CHUNK,
-        backend: str = "cpu",
+        backend: str | None = None,
     ) -> None:
         check_likelihood("score", model)
         self.model, self.tokenizer, self.carry = model, tokenizer, carry

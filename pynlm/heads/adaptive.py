@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import INT32, check, check_ids
+from pynlm.arrays import INT32, check, check_ids, to_host
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.linear import linear_backward, linear_forward
 from pynlm.kernels.xent import (
@@ -160,14 +160,11 @@ class Adaptive(FusedHead):
     ) -> None:
         targets, clusters = self._by_cluster(ids, len(h))
         xent_forward(nll=nll, targets=targets, **self._map(h, ctx))
-        for tail, rows in zip(self.tails, clusters, strict=True):
-            if len(rows):
-                some = self.pool.lease(rows.shape, self.dtype)
-                x = take(h, rows, self.pool)
-                goals = take(ids, rows, self.pool)
-                goals -= tail.first
-                xent_forward(nll=some, targets=goals, **self._tail_map(x, tail, ctx))
-                nll[rows] += some
+        for tail, rows, goals in self._in_tails(ids, clusters):
+            some = self.pool.lease(rows.shape, self.dtype)
+            x = take(h, rows, self.pool)
+            xent_forward(nll=some, targets=goals, **self._tail_map(x, tail, ctx))
+            nll[rows] += some
 
     def _gradients(
         self,
@@ -187,13 +184,9 @@ class Adaptive(FusedHead):
             h=h, w=self.weight.data, b=bias, targets=targets, weights=weights, backend=ctx.backend,
         )  # fmt: skip
         claims: list[Claim] = [dw] if db is None else [dw, db]
-        for tail, rows in zip(self.tails, clusters, strict=True):
-            if not len(rows):
-                continue
+        for tail, rows, goals in self._in_tails(ids, clusters):
             some = self.pool.lease(rows.shape, self.dtype)
             x = take(h, rows, self.pool)
-            goals = take(ids, rows, self.pool)
-            goals -= tail.first
             y = self._project(x, tail, ctx)
             dy, dw, dp = self.pool.like(y), tail.weight.claim(), tail.projection.claim()
             xent_gradients(
@@ -229,6 +222,15 @@ class Adaptive(FusedHead):
         entries = self.pool.lease((len(h), count), self.dtype)
         found: IntArray = self.pool.lease((len(h), count), np.int32)
         xent_top_k(log_prob=entries, ids=found, **self._map(h, ctx))
+        entries, found = to_host(entries), to_host(found)
+        with self._on_host(log_prob, ids) as (log_prob, ids):
+            self._open_clusters(log_prob, ids, entries, found, h, ctx)
+
+    def _open_clusters(
+        self, log_prob: Array, ids: IntArray, entries: Array, found: IntArray, h: Array, ctx: Context
+    ) -> None:
+        """Fill log_prob and ids, given the head's best entries; NumPy arrays but for h."""
+        k = ids.shape[1]
         clusters = np.full((len(h), len(self.tails)), -np.inf, self.dtype)
         row, column = np.nonzero(found >= self.shortlist)
         clusters[row, found[row, column] - self.shortlist] = entries[row, column]
@@ -251,6 +253,7 @@ class Adaptive(FusedHead):
                     words: IntArray = self.pool.lease(shape, np.int32)
                     x = take(h, rows, self.pool)
                     xent_top_k(log_prob=some, ids=words, **self._tail_map(x, tail, ctx))
+                    some, words = to_host(some), to_host(words)
                     broken[rows] |= np.isnan(some).any(axis=1)
                     some += clusters[rows, i, None]
                     words += tail.first
@@ -260,18 +263,20 @@ class Adaptive(FusedHead):
     def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
         # An entry of the head is drawn, and if that is a cluster, a token in it.
         xent_sample(ids=ids, **key, **self._map(h, rng))
-        drawn = ids.copy()
+        drawn = to_host(ids) if self.pool.device else ids.copy()
         for i, tail in enumerate(self.tails, self.shortlist):
             rows = np.flatnonzero(drawn == i)
             if len(rows):
-                some = np.empty(len(rows), np.int32)
+                some: IntArray = self.pool.empty((len(rows),), np.int32)
                 parts = self._tail_map(take(h, rows, self.pool), tail, rng)
-                xent_sample(ids=some, rows=rows.astype(np.int32), layer=1, **key, **parts)
-                ids[rows] = np.where(some < 0, some, some + tail.first)
+                given = self.pool.bring(rows.astype(np.int32))
+                xent_sample(ids=some, rows=given, layer=1, **key, **parts)
+                some += tail.first * (some >= 0).astype(np.int32)
+                ids[self.pool.bring(rows)] = some
 
     def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
         # The head's entropy, and each cluster's times its probability: all clusters are computed.
-        some = np.empty_like(entropy)
+        some = self.pool.empty(entropy.shape, self.dtype)
         xent_entropy(entropy=entropy, **self._map(h, ctx))
         head = self._head_log_prob(h, ctx)
         for i, tail in enumerate(self.tails, self.shortlist):
@@ -292,7 +297,17 @@ class Adaptive(FusedHead):
         targets = ids.copy()
         for i, rows in enumerate(clusters, self.shortlist):
             targets[rows] = i
-        return targets, clusters
+        return self.pool.bring(targets), clusters
+
+    def _in_tails(
+        self, ids: IntArray, clusters: list[npt.NDArray[np.intp]]
+    ) -> Iterator[tuple[Tail, Array, IntArray]]:
+        """Each cluster that has tokens, where these stand, and their numbers in it."""
+        for tail, rows in zip(self.tails, clusters, strict=True):
+            if len(rows):
+                goals = take(ids, rows, self.pool)
+                goals -= tail.first
+                yield tail, self.pool.bring(rows), self.pool.bring(goals)
 
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         """What makes the head's logits."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, check_integer, describe
+from pynlm.arrays import check_ids, check_integer, describe, on_device, to_host
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context
 from pynlm.layers.convert import IntArray, as_exact_floats, as_floats, as_ids, take
@@ -34,7 +36,8 @@ class Head(Protocol):
     """Next-token distribution of hidden states: what it costs to learn it, and what it says.
 
     `nll, backprop = head(h, targets, ctx, weights=None)` is all that training needs; the rest is
-    for other losses, for scoring and for generation. Every distribution here adds up to 1.
+    for other losses, for scoring and for generation. Every distribution here adds up to 1. Targets
+    are NumPy arrays; results are where `h` is, but for the tokens of `sample`.
 
     Attributes
     ----------
@@ -189,7 +192,7 @@ class BaseHead:
         if reduction == "mean":
             total = float(len(ids) if factors is None else factors.sum(dtype=np.float64))
             share = 1.0 / total if total else 0.0
-            factors = np.full(len(ids), share, self.dtype) if factors is None else factors * share
+            factors = self._weights(share, len(ids)) if factors is None else factors * share
         values, backprop = self._losses(h, ids, ctx, factors, gradients=reduction != "none")
         if factors is not None:
             values = values * factors
@@ -198,8 +201,8 @@ class BaseHead:
         if reduction != "none":
             return float(values.sum(dtype=np.float64)), backprop
         if kept is not None:
-            padded = np.zeros(n, self.dtype)
-            padded[kept] = values
+            padded = self.pool.zeros((n,), self.dtype)
+            padded[self.pool.bring(kept)] = values
             values = padded
         return values, backprop
 
@@ -241,7 +244,7 @@ class BaseHead:
 
         Returns
         -------
-        int32 [N].
+        int32 [N], NumPy's: the next ids that a model reads.
 
         Raises
         ------
@@ -249,14 +252,14 @@ class BaseHead:
             A wrong kind or shape of `h`; a row whose logits are NaN or infinite.
         """
         h = as_floats(h, self.dtype)
-        ids = np.empty(len(h), np.int32)
+        ids: IntArray = self.pool.empty((len(h),), np.int32)
         self._sample(ids, h, rng, {"seed": rng.seed, "step": rng.step, "time": rng.time0})
         return self._drawn(ids)
 
     def entropy(self, h: Array, ctx: Context = SCORING) -> Array:
         """Entropy [N] in nats of the distribution after each of the hidden states `h` [N, H]."""
         h = as_floats(h, self.dtype)
-        entropy = np.empty(len(h), self.dtype)
+        entropy = self.pool.empty((len(h),), self.dtype)
         self._entropy(entropy, h, ctx)
         return entropy
 
@@ -286,18 +289,39 @@ class BaseHead:
         func = func or self.name
         if weights is None:
             return None
-        if isinstance(weights, np.ndarray) and weights.ndim:
+        if getattr(weights, "ndim", 0):
             given = as_exact_floats(weights, self.dtype, func=func, name=name)
         else:
             given = np.asarray(weights, self.dtype)
         if given.ndim:
-            return _per_token(given, n, func, name)
+            given = _per_token(given, n, func, name)
+            return given if on_device(given) else self.pool.bring(given)
         full = self.pool.lease((n,), self.dtype)
-        full.fill(given)
+        full.fill(given[()])
         return full
 
+    @contextmanager
+    def _on_host(self, *arrays: Array) -> Iterator[tuple[Array, ...]]:
+        """NumPy arrays to fill in the place of these, whose contents they become at the end."""
+        if self.pool.device is None:
+            yield arrays
+            return
+        own = tuple(np.empty(x.shape, x.dtype) for x in arrays)
+        yield own
+        for x, filled in zip(arrays, own, strict=True):
+            self.pool.load(x, filled)
+
+    def _there(self, ids: IntArray) -> IntArray:
+        """Checked targets as the kernels take them, which on a GPU do not look at them."""
+        if self.pool.device is None:
+            return ids
+        check_ids(ids, self.vocab_size, func=self.name, name="targets")
+        return self.pool.bring(ids)
+
     def _drawn(self, ids: IntArray) -> IntArray:
-        """What a kernel has drawn, or ValueError for a row of which it could not."""
+        """What a kernel has drawn, as a NumPy array, or ValueError for a row of which it could not.
+        """
+        ids = to_host(ids)
         if (ids < 0).any():
             raise ValueError(
                 f"{self.name} sample: h[{int(np.argmin(ids))}] gives no distribution: a logit is "
@@ -323,14 +347,14 @@ class _Scattered(Once):
         head: BaseHead
         backprop: HeadBackprop
         head, backprop, kept, n = self._take()
-        if np.ndim(scale):
+        if getattr(scale, "ndim", 0):
             func = f"{head.name} backprop"
             given = as_exact_floats(scale, head.dtype, func=func, name="scale")
-            scale = _per_token(given, n, func, "scale")[kept]
+            scale = take(_per_token(given, n, func, "scale"), kept, head.pool)
         some = backprop(scale)
         dh = head.pool.lease((n, some.shape[1]), some.dtype)
         dh.fill(0)
-        dh[kept] = some
+        dh[head.pool.bring(kept)] = some
         return dh
 
 

@@ -127,7 +127,9 @@ class Full(FusedHead):
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
     ) -> None:
-        xent_forward(nll=nll, loss=loss, targets=ids, **self._map(h, ctx), **self._penalties())
+        xent_forward(
+            nll=nll, loss=loss, targets=self._there(ids), **self._map(h, ctx), **self._penalties()
+        )
 
     def _gradients(
         self,
@@ -143,7 +145,7 @@ class Full(FusedHead):
         db = None if self.bias is None else self.bias.claim()
         xent_gradients(
             nll=nll, loss=loss, dh=dh, dw=dw.array, db=None if db is None else db.array,
-            targets=ids, weights=weights, gradient_filter=self.gradient_filter,
+            targets=self._there(ids), weights=weights, gradient_filter=self.gradient_filter,
             **self._map(h, ctx), **self._penalties(),
         )  # fmt: skip
         return Gradients(dh, [dw] if db is None else [dw, db])

@@ -83,7 +83,7 @@ class FusedHead(BaseHead):
         """
         h = as_floats(h, self.dtype)
         ids = as_ids(targets, func=self.name, name="targets")
-        nll = np.empty(len(h), self.dtype)
+        nll = self.pool.empty((len(h),), self.dtype)
         if not ctx.train:
             self._forward(nll, None, h, ids, ctx)
             return nll, None
@@ -94,8 +94,8 @@ class FusedHead(BaseHead):
     def _losses(
         self, h: Array, ids: IntArray, ctx: Context, weights: Array | None, *, gradients: bool
     ) -> tuple[Array, FusedBackprop | None]:
-        nll = np.empty(len(h), self.dtype)
-        loss = np.empty_like(nll) if self._penalised else None
+        nll = self.pool.empty((len(h),), self.dtype)
+        loss = self.pool.empty(nll.shape, self.dtype) if self._penalised else None
         made = None
         if ctx.train and gradients:
             made = self._gradients(nll, loss, h, ids, ctx, weights)
@@ -152,10 +152,11 @@ class FusedBackprop(Once):
         head: FusedHead
         made: Gradients | None
         head, h, ids, ctx, weights, made = self._take()
-        if made is None or np.ndim(scale):
+        if made is None or getattr(scale, "ndim", 0):
             made = None  # lets go of the weights' gradients, for the next line to write there
             factors = head._scaled(weights, scale, len(h))
-            made = head._gradients(np.empty(len(h), head.dtype), None, h, ids, ctx, factors)
+            nll = head.pool.empty((len(h),), head.dtype)
+            made = head._gradients(nll, None, h, ids, ctx, factors)
             scale = 1.0
         if scale != 1.0:
             np.multiply(made.dh, scale, out=made.dh)

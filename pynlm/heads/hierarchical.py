@@ -85,6 +85,7 @@ class Hierarchical(FusedHead):
                 f"{self.vocab_size - 1} rows, got {tree.vocab_size}"
             )
         self.tree, self._prefix = tree, prefix
+        self._links: dict[str, Array] = {}
 
     @staticmethod
     def specs(
@@ -103,8 +104,9 @@ class Hierarchical(FusedHead):
     def _forward(
         self, nll: Array, loss: Array | None, h: Array, ids: IntArray, ctx: Context
     ) -> None:
-        first, parent = self.tree.first, self.tree.parent
-        hsoftmax_forward(nll=nll, targets=ids, first=first, parent=parent, **self._map(h, ctx))
+        hsoftmax_forward(
+            nll=nll, targets=self._there(ids), **self._tree("first", "parent"), **self._map(h, ctx)
+        )
 
     def _gradients(
         self,
@@ -123,8 +125,8 @@ class Hierarchical(FusedHead):
         db = None if self.bias is None else self.pool.lease((room,), self.dtype)
         dh = self.pool.like(h)
         count = hsoftmax_gradients(
-            nll=nll, dh=dh, rows=rows, drows=drows, db=db, targets=ids, weights=weights,
-            first=self.tree.first, parent=self.tree.parent, **self._map(h, ctx),
+            nll=nll, dh=dh, rows=rows, drows=drows, db=db, targets=self._there(ids),
+            weights=weights, **self._tree("first", "parent"), **self._map(h, ctx),
         )  # fmt: skip
         dw = RowsClaim(self.weight, rows[:count], drows[:count])
         if self.bias is None or db is None:
@@ -137,7 +139,14 @@ class Hierarchical(FusedHead):
 
     def _down(self, h: Array, ctx: Context) -> dict[str, Any]:
         """What a walk from the root down needs."""
-        return {"first": self.tree.first, "children": self.tree.children, **self._map(h, ctx)}
+        return {**self._tree("first", "children"), **self._map(h, ctx)}
+
+    def _tree(self, *names: str) -> dict[str, Array]:
+        """Arrays of the tree where the weights are."""
+        for name in names:
+            if name not in self._links:
+                self._links[name] = self.pool.bring(getattr(self.tree, name))
+        return {name: self._links[name] for name in names}
 
     def _log_prob(self, log_prob: Array, h: Array, ctx: Context) -> None:
         hsoftmax_log_prob(log_prob=log_prob, **self._down(h, ctx))

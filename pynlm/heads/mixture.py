@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import INT32, check, check_ids, check_integer
+from pynlm.arrays import INT32, check, check_ids, check_integer, to_host
 from pynlm.heads.full import Full
 from pynlm.heads.fused import FusedHead, Gradients
 from pynlm.kernels.linear import linear_backward, linear_forward
 from pynlm.kernels.xent import xent_log_prob, xent_sample
 from pynlm.layers.context import Context
-from pynlm.layers.convert import IntArray
+from pynlm.layers.convert import IntArray, take
 from pynlm.layers.parameters import Parameter, Spec
 
 Array = npt.NDArray[Any]
@@ -200,7 +200,7 @@ class Mixture(FusedHead):
 
     def _log_prior(self, h: Array, ctx: Context) -> Array:
         """log pi [N, K]."""
-        log_prior = np.empty((len(h), self.experts), self.dtype)
+        log_prior = self.pool.empty((len(h), self.experts), self.dtype)
         w = self.prior.for_product(len(h))
         xent_log_prob(log_prob=log_prior, h=h, w=w, backend=ctx.backend)
         return log_prior
@@ -213,21 +213,25 @@ class Mixture(FusedHead):
 
     def _top_k(self, log_prob: Array, ids: IntArray, h: Array, ctx: Context) -> None:
         k = ids.shape[1]
-        for rows, block in self._blocks(h, ctx):
-            least = np.partition(block, self.vocab_size - k, axis=1)[:, self.vocab_size - k]
-            for n, (row, bound) in enumerate(zip(block, least, strict=True), start=rows.start):
-                # Not fewer than k: all that are as probable as the last of them.
-                some = np.flatnonzero(~(row < bound))
-                ids[n] = some[np.argsort(-row[some], kind="stable")[:k]]
-                log_prob[n] = row[ids[n]]
+        with self._on_host(log_prob, ids) as (log_prob, ids):
+            for rows, block in self._blocks(h, ctx):
+                block = to_host(block)
+                least = np.partition(block, self.vocab_size - k, axis=1)[:, self.vocab_size - k]
+                for n, (row, bound) in enumerate(zip(block, least, strict=True), start=rows.start):
+                    # Not fewer than k: all that are as probable as the last of them.
+                    some = np.flatnonzero(~(row < bound))
+                    ids[n] = some[np.argsort(-row[some], kind="stable")[:k]]
+                    log_prob[n] = row[ids[n]]
 
     def _sample(self, ids: IntArray, h: Array, rng: Context, key: dict[str, Any]) -> None:
-        e = self._experts(h, rng).reshape(-1, self.experts, h.shape[1])
-        chosen = np.empty(len(h), np.int32)
+        e = self._experts(h, rng)
+        chosen: IntArray = self.pool.empty((len(h),), np.int32)
         # Layer 1 keeps the experts' random numbers apart from the tokens'.
         w = self.prior.for_product(len(h))
         xent_sample(ids=chosen, h=h, w=w, layer=1, backend=rng.backend, **key)
-        ids[:] = self.softmax.sample(e[np.arange(len(h)), self._drawn(chosen)], rng)
+        rows = np.arange(len(h)) * self.experts + self._drawn(chosen)
+        drawn = self.softmax.sample(take(e, rows, self.pool), rng)
+        self.pool.load(ids, drawn)
 
     def _entropy(self, entropy: Array, h: Array, ctx: Context) -> None:
         for rows, block in self._blocks(h, ctx):

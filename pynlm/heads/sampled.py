@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, check_number, describe
+from pynlm.arrays import check_ids, check_number, describe, to_host
 from pynlm.heads.full import Full
 from pynlm.heads.fused import Gradients, RowsClaim, claim_rows
 from pynlm.heads.samplers import TokenSampler
@@ -139,20 +139,21 @@ class SampledHead(Full):
         """All that both kernels read but the weights of the losses."""
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         drawn = self.sampler.draw(seed=ctx.seed, step=ctx.step)
-        counts = None if drawn.counts is None else drawn.counts.astype(self.dtype)
+        bring = self.pool.bring
+        counts = None if drawn.counts is None else bring(drawn.counts.astype(self.dtype))
         # Rows are gathered from the weight as it stands.
         own = self._map(h, ctx, self.weight.data)
-        given = {**own, "targets": ids, "samples": drawn.ids}
+        given = {**own, "targets": bring(ids), "samples": bring(drawn.ids)}
         if self._corrected:
             for name, tokens in (("log_expected", drawn.ids), ("target_log_expected", ids)):
                 expected = np.log(self.sampler.expected(tokens, drawn.tries))
-                given[name] = (expected + self._constant()).astype(self.dtype)
+                given[name] = self._corrections(expected)
         options = {"objective": self._objective, "remove_hits": self.remove_hits}
         return {**given, "counts": counts, **options}
 
-    def _constant(self) -> float:
-        """What is subtracted from all logits besides the correction."""
-        return 0.0
+    def _corrections(self, expected: Array) -> Array:
+        """What is subtracted from the logits, where the weights are; `expected` is NumPy's."""
+        return self.pool.bring(expected.astype(self.dtype))
 
 
 class Sampled(SampledHead):
@@ -246,10 +247,13 @@ class NCE(SampledHead):
     @property
     def log_z(self) -> float:
         """The constant that logits exceed log-probabilities by, as it stands."""
-        return float(self._fixed if self._learned is None else self._learned.data[0])
+        return float(self._fixed if self._learned is None else to_host(self._learned.data)[0])
 
-    def _constant(self) -> float:
-        return self.log_z
+    def _corrections(self, expected: Array) -> Array:
+        if self._learned is None or self.pool.device is None:
+            return super()._corrections(expected + self.log_z)
+        # A constant on the device is not waited for.
+        return super()._corrections(expected) + self._learned.data
 
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
         if self._learned is not None:
@@ -270,11 +274,12 @@ class NCE(SampledHead):
         """
         h = as_floats(h, self.dtype)
         ids = as_ids(targets, func=self.name, name="targets")
-        nll = np.empty(len(h), self.dtype)
+        nll = self.pool.empty((len(h),), self.dtype)
         Full._forward(self, nll, None, h, ids, ctx)  # in training, too
-        z = np.einsum("nh,nh->n", h, self.weight.data[ids], dtype=np.float64)
+        words = self.pool.bring(ids)
+        z = self.pool.xp.einsum("nh,nh->n", h, self.weight.data[words], dtype=np.float64)
         if self.bias is not None:
-            z += self.bias.data[ids]
+            z += self.bias.data[words]
         return nll, nll + z / self.temperature - self.log_z
 
 

@@ -1,12 +1,17 @@
-"""Kernels: stateless functions on NumPy arrays, forward and backward.
+"""Kernels: stateless functions on NumPy or CuPy arrays, forward and backward.
 
 Every function takes keyword arguments only, writes into arrays that the caller allocated
-(overwriting them), checks its contract, and runs on a backend: "cpu" (compiled, the default) or
-"reference" (plain NumPy). Order of the arguments: outputs, saved, inputs, weights, scalars. Outputs
+(overwriting them), checks its contract, and runs on a backend: "cpu" (compiled) for NumPy arrays,
+"cuda" for CuPy arrays, or, if asked for, "reference" (plain NumPy). Order of the arguments: outputs, saved, inputs, weights, scalars. Outputs
 must not overlap other arguments unless the function says so.
 
 Dimensions: T time, B batch, N rows, I input, H hidden, O output, D embedding, V vocabulary. Arrays
 are C-contiguous; floats are all float32 or all float64; ids, targets and lengths are int32.
+
+With CuPy arrays a call returns as soon as its work is queued on the current stream. All arrays are
+then CuPy's; `lengths` and `Variant.rows` may be NumPy's, which are checked and copied. What ids,
+rows and lengths on a GPU hold is not checked, because that would wait: nothing outside an array is
+read or written for one out of range, and results that depend on it are NaN or unspecified.
 """
 
 from .adagrad import adagrad_update, adagrad_update_rows

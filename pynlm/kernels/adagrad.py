@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import INT32, Array, check, check_number, check_rows
 
 from ._backend import function
+from .queued import check_scale
 
 
 def adagrad_update(
@@ -18,7 +19,7 @@ def adagrad_update(
     lr: float,
     eps: float,
     weight_decay: float,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One step of Adagrad on flat parameters, in place.
 
@@ -33,19 +34,20 @@ def adagrad_update(
     g : [P]
         Gradient, not changed.
     scale : float
-        Multiplies the gradient first (clipping by norm).
+        Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
         Learning rate, >= 0.
     eps : float
         Positive.
     weight_decay : float
         >= 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range.
 
@@ -67,7 +69,7 @@ def adagrad_update(
     check(g, "P", d, func=f, name="g")
     check(v, "P", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, eps, weight_decay)
-    function(f, backend)(w=w, g=g, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay)
+    function(f, backend, d)(w=w, g=g, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
 def adagrad_update_rows(
@@ -80,7 +82,7 @@ def adagrad_update_rows(
     lr: float,
     eps: float,
     weight_decay: float,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """`adagrad_update` of a table whose gradient is zero except in `rows`.
 
@@ -95,7 +97,8 @@ def adagrad_update_rows(
         Gradient of those rows.
     scale, lr, eps, weight_decay
         As `adagrad_update`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -125,13 +128,13 @@ def adagrad_update_rows(
     check_rows(rows, d["V"], func=f)
     check(v, "V D", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, eps, weight_decay)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w, rows=rows, drows=drows, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay
     )
 
 
 def _check_rates(func: str, scale: float, lr: float, eps: float, weight_decay: float) -> None:
-    check_number(scale, func=func, name="scale")
+    check_scale(scale, func=func)
     check_number(lr, func=func, name="lr", low=0.0)
     check_number(eps, func=func, name="eps", low=0.0, low_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)

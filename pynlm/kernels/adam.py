@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import INT32, Array, check, check_integer, check_number, check_rows
 
 from ._backend import function
+from .queued import check_scale
 
 
 def adam_update(
@@ -23,7 +24,7 @@ def adam_update(
     weight_decay: float,
     decoupled: bool,
     t: int,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One step of Adam (decoupled False) or AdamW (True) on flat parameters, in place.
 
@@ -40,7 +41,7 @@ def adam_update(
     g : [P]
         Gradient, not changed.
     scale : float
-        Multiplies the gradient first (clipping by norm).
+        Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
         Learning rate, >= 0.
     beta1, beta2 : float
@@ -52,12 +53,13 @@ def adam_update(
     decoupled : bool
     t : int
         Number of this update, counted from 1.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range.
 
@@ -82,7 +84,7 @@ def adam_update(
     check(m, "P", d, func=f, name="m", out=True)
     check(v, "P", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, beta1, beta2, eps, weight_decay, t)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         g=g,
         m=m,
@@ -113,7 +115,7 @@ def adam_update_rows(
     weight_decay: float,
     decoupled: bool,
     t: int,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """`adam_update` of a table whose gradient is zero except in `rows`.
 
@@ -128,7 +130,8 @@ def adam_update_rows(
         Gradient of those rows.
     scale, lr, beta1, beta2, eps, weight_decay, decoupled, t
         As `adam_update`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -160,7 +163,7 @@ def adam_update_rows(
     check(m, "V D", d, func=f, name="m", out=True)
     check(v, "V D", d, func=f, name="v", out=True)
     _check_rates(f, scale, lr, beta1, beta2, eps, weight_decay, t)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         rows=rows,
         drows=drows,
@@ -187,7 +190,7 @@ def _check_rates(
     weight_decay: float,
     t: int,
 ) -> None:
-    check_number(scale, func=func, name="scale")
+    check_scale(scale, func=func)
     check_number(lr, func=func, name="lr", low=0.0)
     check_number(beta1, func=func, name="beta1", low=0.0, high=1.0, high_open=True)
     check_number(beta2, func=func, name="beta2", low=0.0, high=1.0, high_open=True)

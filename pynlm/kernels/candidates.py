@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pynlm.arrays import INT32, Array, check, check_ids, check_number
+from pynlm.arrays import INT32, Array, check, check_ids, check_number, on_device
 
 from ._backend import function
 
@@ -27,7 +27,7 @@ def candidates_forward(
     objective: str = "softmax",
     remove_hits: bool = True,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Each target's loss against K sampled tokens that all rows share: no likelihood.
 
@@ -61,12 +61,13 @@ def candidates_forward(
         Leave a sample out where it is the target itself.
     temperature : float
         Above 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array, has another dtype, or is no number.
+        An argument is no array, has another dtype, or is no number.
     ValueError
         Shape, layout or range; samples that do not rise; an unknown objective.
     IndexError
@@ -91,7 +92,7 @@ def candidates_forward(
     d = _check_inputs(f, h, w, b, targets, samples, counts, log_expected, target_log_expected)
     _check_options(f, objective, remove_hits, temperature)
     check(loss, "N", d, func=f, name="loss", out=True)
-    function(f, backend)(
+    function(f, backend, d)(
         loss=loss, h=h, w=w, b=b, targets=targets, samples=samples, counts=counts,
         log_expected=log_expected, target_log_expected=target_log_expected, objective=objective,
         remove_hits=remove_hits, temperature=temperature,
@@ -117,7 +118,7 @@ def candidates_gradients(
     objective: str = "softmax",
     remove_hits: bool = True,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> int:
     """The losses of `candidates_forward` and the gradients of sum_n weights[n] * loss[n].
 
@@ -180,7 +181,7 @@ def candidates_gradients(
     if db is not None:
         check(db, "R", d, func=f, name="db", out=True)
     return int(
-        function(f, backend)(
+        function(f, backend, d)(
             loss=loss, dh=dh, rows=rows, drows=drows, db=db, h=h, w=w, b=b, targets=targets,
             weights=weights, samples=samples, counts=counts, log_expected=log_expected,
             target_log_expected=target_log_expected, objective=objective, remove_hits=remove_hits,
@@ -215,8 +216,8 @@ def _check_inputs(
         check(target_log_expected, "N", d, func=f, name="target_log_expected")
     check_ids(targets, d["V"], func=f, name="targets")
     check_ids(samples, d["V"], func=f, name="samples")
-    falls = np.flatnonzero(samples[1:] <= samples[:-1])
-    if falls.size:
+    falls = () if on_device(samples) else np.flatnonzero(samples[1:] <= samples[:-1])
+    if len(falls):
         k = int(falls[0])
         raise ValueError(
             f"{f}: samples must be rising and distinct, got {samples[k + 1]} after {samples[k]} "

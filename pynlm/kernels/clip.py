@@ -9,13 +9,14 @@ from pynlm.arrays import Array, check_any_shape, check_number
 from ._backend import function
 
 
-def sum_squares(*, x: Array, backend: str = "cpu") -> float:
+def sum_squares(*, x: Array, backend: str | None = None) -> float:
     """Return the sum of x**2, accumulated in double precision.
 
     Parameters
     ----------
     x : any shape
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Returns
     -------
@@ -26,7 +27,7 @@ def sum_squares(*, x: Array, backend: str = "cpu") -> float:
     Raises
     ------
     TypeError
-        Not a NumPy array of float32 or float64.
+        Not an array of float32 or float64.
     ValueError
         Not C-contiguous.
 
@@ -42,10 +43,10 @@ def sum_squares(*, x: Array, backend: str = "cpu") -> float:
     """
     d: dict[str, Any] = {}
     flat = check_any_shape(x, d, func="sum_squares", name="x")
-    return float(function("sum_squares", backend)(x=flat))
+    return float(function("sum_squares", backend, d)(x=flat))
 
 
-def clip_values(*, x: Array, limit: float, backend: str = "cpu") -> None:
+def clip_values(*, x: Array, limit: float, backend: str | None = None) -> None:
     """x = min(max(x, -limit), limit), in place; NaN stays NaN.
 
     Parameters
@@ -53,12 +54,13 @@ def clip_values(*, x: Array, limit: float, backend: str = "cpu") -> None:
     x : any shape, changed in place
     limit : float
         Positive.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        Not a NumPy array of float32 or float64.
+        Not an array of float32 or float64.
     ValueError
         Not C-contiguous, read-only, or a limit that is not positive.
 
@@ -77,4 +79,4 @@ def clip_values(*, x: Array, limit: float, backend: str = "cpu") -> None:
     d: dict[str, Any] = {}
     flat = check_any_shape(x, d, func="clip_values", name="x", out=True)
     check_number(limit, func="clip_values", name="limit", low=0.0, low_open=True)
-    function("clip_values", backend)(x=flat, limit=limit)
+    function("clip_values", backend, d)(x=flat, limit=limit)

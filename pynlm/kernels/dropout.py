@@ -22,7 +22,7 @@ def dropout(
     layer: int,
     time0: int = 0,
     locked: bool = False,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """y = x * mask / (1 - p), each element of the mask 0 with probability p and else 1.
 
@@ -47,12 +47,13 @@ def dropout(
         Absolute time of t = 0; time0 + T is below 2**32.
     locked : bool
         One mask for all time steps.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range.
 
@@ -80,7 +81,7 @@ def dropout(
     check_integer(site, func=f, name="site", low=1, high=0xFFFF)
     check_integer(layer, func=f, name="layer", low=0, high=0xFFFF)
     check_integer(time0, func=f, name="time0", low=0, high=UINT32_MAX - d["T"])
-    function(f, backend)(
+    function(f, backend, d)(
         y=y,
         x=x,
         p=p,

@@ -11,7 +11,7 @@ from ._backend import function
 _ALL_IDS = 2**31
 
 
-def embedding_forward(*, y: Array, ids: Array, w: Array, backend: str = "cpu") -> None:
+def embedding_forward(*, y: Array, ids: Array, w: Array, backend: str | None = None) -> None:
     """y[n] = w[ids[n]].
 
     Parameters
@@ -20,12 +20,13 @@ def embedding_forward(*, y: Array, ids: Array, w: Array, backend: str = "cpu") -
     ids : int32 [N]
         0 to V - 1.
     w : [V, D]
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape or layout.
     IndexError
@@ -49,11 +50,11 @@ def embedding_forward(*, y: Array, ids: Array, w: Array, backend: str = "cpu") -
     check(w, "V D", d, func=f, name="w")
     check(y, "N D", d, func=f, name="y", out=True)
     check_ids(ids, d["V"], func=f, name="ids")
-    function(f, backend)(y=y, ids=ids, w=w)
+    function(f, backend, d)(y=y, ids=ids, w=w)
 
 
 def embedding_backward(
-    *, rows: Array, drows: Array, ids: Array, dy: Array, backend: str = "cpu"
+    *, rows: Array, drows: Array, ids: Array, dy: Array, backend: str | None = None
 ) -> int:
     """Gradient of the table as coalesced rows: drows[k] = sum of dy[n] where ids[n] = rows[k].
 
@@ -67,7 +68,8 @@ def embedding_backward(
     ids : int32 [N]
         As in `embedding_forward`.
     dy : [N, D]
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Returns
     -------
@@ -100,4 +102,4 @@ def embedding_backward(
     check(rows, "N", d, func=f, name="rows", dtype=INT32, out=True)
     check(drows, "N D", d, func=f, name="drows", out=True)
     check_ids(ids, _ALL_IDS, func=f, name="ids")
-    return int(function(f, backend)(rows=rows, drows=drows, ids=ids, dy=dy))
+    return int(function(f, backend, d)(rows=rows, drows=drows, ids=ids, dy=dy))

@@ -29,7 +29,7 @@ def gru_forward(
     mask_h: Array | None = None,
     lengths: Array | None = None,
     variant: Variant | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Run a GRU layer over T steps of B rows, with torch.nn.GRU's equations.
 
@@ -73,12 +73,13 @@ def gru_forward(
         Steps that each row takes part in, non-increasing, 0 to T. None: all T.
     variant : Variant or None
         Zoneout. None: the plain cell.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range, an array missing that goes with another, or layer norm with the
         reset before the product, for which it is not defined.
@@ -115,7 +116,7 @@ def gru_forward(
     check_lengths(lengths, d, func=f)
     check_variant(variant, mask_h, h_in, d, func=f, writes=True)
     _check_norm(d, f, ln_gates, norm, rstd, saves=saves, reset_after=b_hn is not None)
-    function(f, backend)(
+    function(f, backend, d)(
         y=y,
         h_last=h_last,
         gates=gates,
@@ -161,7 +162,7 @@ def gru_backward(
     dh_last: Array | None = None,
     lengths: Array | None = None,
     variant: Variant | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Gradients of `gru_forward` from those of y and h_last.
 
@@ -193,7 +194,8 @@ def gru_backward(
         Ignored beyond a row's length.
     dh_last : [B, H] or None
         None: 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -242,7 +244,7 @@ def gru_backward(
     _check_norm(d, f, ln_gates, norm, rstd, saves=True, reset_after=db_hn is not None)
     if check_goes_with(f, ln_gates, "ln_gates", dln_gates=dln_gates):
         check(dln_gates, "2 3H", d, func=f, name="dln_gates", out=True)
-    function(f, backend)(
+    function(f, backend, d)(
         dx=dx,
         dh0=dh0,
         dw_ih=dw_ih,

@@ -18,7 +18,7 @@ def hsoftmax_forward(
     first: Array,
     parent: Array,
     targets: Array,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """nll[n] = -log p(targets[n]), the product of the children's probabilities on its path.
 
@@ -43,12 +43,13 @@ def hsoftmax_forward(
         own, and which of the children it is. Node 0 is the root; the root's entry is -1, -1.
     targets : int32 [N]
         0 to V - 1.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape or layout; the paths met do not lead to the root (cpu); `first` has other ends.
     IndexError
@@ -75,7 +76,7 @@ def hsoftmax_forward(
     check(targets, "N", d, func=f, name="targets", dtype=INT32)
     check(nll, "N", d, func=f, name="nll", out=True)
     check_ids(targets, d["V"], func=f, name="targets")
-    function(f, backend)(nll=nll, h=h, w=w, b=b, first=first, parent=parent, targets=targets)
+    function(f, backend, d)(nll=nll, h=h, w=w, b=b, first=first, parent=parent, targets=targets)
 
 
 def hsoftmax_gradients(
@@ -92,7 +93,7 @@ def hsoftmax_gradients(
     parent: Array,
     targets: Array,
     weights: Array | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> int:
     """The loss of `hsoftmax_forward`, and the gradients of sum_n weights[n] * nll[n].
 
@@ -115,7 +116,8 @@ def hsoftmax_gradients(
         As `hsoftmax_forward`.
     weights : [N] or None
         Any finite numbers. None: 1.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Returns
     -------
@@ -157,7 +159,7 @@ def hsoftmax_gradients(
     if db is not None:
         check(db, "P", d, func=f, name="db", out=True)
     check_ids(targets, d["V"], func=f, name="targets")
-    count: int = function(f, backend)(
+    count: int = function(f, backend, d)(
         nll=nll, dh=dh, rows=rows, drows=drows, db=db, h=h, w=w, b=b, first=first, parent=parent,
         targets=targets, weights=weights,
     )  # fmt: skip
@@ -172,7 +174,7 @@ def hsoftmax_log_prob(
     b: Array | None = None,
     first: Array,
     children: Array,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """log_prob[n, v] = log p(v), all of them in one pass down the tree.
 
@@ -184,12 +186,13 @@ def hsoftmax_log_prob(
         As `hsoftmax_forward`.
     children : int32 [V + M - 1]
         Node m's children, children[first[m]:first[m + 1]]: v for a token, V + j for node j.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape or layout; `first` and `children` lead out of the arrays or not to all tokens (cpu).
 
@@ -209,7 +212,7 @@ def hsoftmax_log_prob(
     f = "hsoftmax_log_prob"
     d = _check_inputs(f, h, w, b, first, children=children)
     check(log_prob, "N V", d, func=f, name="log_prob", out=True)
-    function(f, backend)(log_prob=log_prob, h=h, w=w, b=b, first=first, children=children)
+    function(f, backend, d)(log_prob=log_prob, h=h, w=w, b=b, first=first, children=children)
 
 
 def hsoftmax_top_k(
@@ -221,7 +224,7 @@ def hsoftmax_top_k(
     b: Array | None = None,
     first: Array,
     children: Array,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """The K most probable tokens of each row, and their log-probabilities, falling.
 
@@ -236,7 +239,8 @@ def hsoftmax_top_k(
         Of equal probabilities the smaller id comes first.
     h, w, b, first, children
         As `hsoftmax_log_prob`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -263,7 +267,7 @@ def hsoftmax_top_k(
     check(log_prob, "N K", d, func=f, name="log_prob", out=True)
     check(ids, "N K", d, func=f, name="ids", dtype=INT32, out=True)
     check_integer(d["K"], func=f, name="K", low=1, high=d["V"])
-    function(f, backend)(log_prob=log_prob, ids=ids, h=h, w=w, b=b, first=first, children=children)
+    function(f, backend, d)(log_prob=log_prob, ids=ids, h=h, w=w, b=b, first=first, children=children)
 
 
 def hsoftmax_sample(
@@ -277,7 +281,7 @@ def hsoftmax_sample(
     seed: int,
     step: int,
     time: int = 0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One token of each row, drawn child by child from the root down.
 
@@ -289,7 +293,8 @@ def hsoftmax_sample(
         As `hsoftmax_log_prob`.
     seed, step, time : int
         In [0, 2^32). The random numbers of row n depend on (seed, step, time, n) alone.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -316,7 +321,7 @@ def hsoftmax_sample(
     check(ids, "N", d, func=f, name="ids", dtype=INT32, out=True)
     for name, value in (("seed", seed), ("step", step), ("time", time)):
         check_integer(value, func=f, name=name, low=0, high=UINT32_MAX)
-    function(f, backend)(
+    function(f, backend, d)(
         ids=ids, h=h, w=w, b=b, first=first, children=children, seed=seed, step=step, time=time
     )
 

@@ -10,7 +10,7 @@ from ._backend import function
 
 
 def linear_forward(
-    *, y: Array, x: Array, w: Array, b: Array | None = None, backend: str = "cpu"
+    *, y: Array, x: Array, w: Array, b: Array | None = None, backend: str | None = None
 ) -> None:
     """y = x W^T + b.
 
@@ -21,12 +21,13 @@ def linear_forward(
     w : [O, I]
         Weights in torch.nn.Linear's layout.
     b : [O] or None
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape or layout.
 
@@ -49,7 +50,7 @@ def linear_forward(
     if b is not None:
         check(b, "O", d, func=f, name="b")
     check(y, "N O", d, func=f, name="y", out=True)
-    function(f, backend)(y=y, x=x, w=w, b=b)
+    function(f, backend, d)(y=y, x=x, w=w, b=b)
 
 
 def linear_backward(
@@ -60,7 +61,7 @@ def linear_backward(
     dy: Array,
     x: Array,
     w: Array,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Gradients of `linear_forward`: dx = dy W, dw = dy^T x, db = sum over N of dy.
 
@@ -73,7 +74,8 @@ def linear_backward(
     dy : [N, O]
     x, w
         The arguments of `linear_forward`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -102,4 +104,4 @@ def linear_backward(
     check(dw, "O I", d, func=f, name="dw", out=True)
     if db is not None:
         check(db, "O", d, func=f, name="db", out=True)
-    function(f, backend)(dx=dx, dw=dw, db=db, dy=dy, x=x, w=w)
+    function(f, backend, d)(dx=dx, dw=dw, db=db, dy=dy, x=x, w=w)

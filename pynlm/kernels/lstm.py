@@ -35,7 +35,7 @@ def lstm_forward(
     mask_h: Array | None = None,
     lengths: Array | None = None,
     variant: Variant | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Run an LSTM layer over T steps of B rows.
 
@@ -88,12 +88,13 @@ def lstm_forward(
         Steps that each row takes part in, non-increasing, 0 to T. None: all T.
     variant : Variant or None
         Zoneout, clipping, coupled gates, the form of layer norm. None: none of them.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range, or an array missing that goes with another.
 
@@ -133,7 +134,7 @@ def lstm_forward(
     check_variant(variant, mask_h, h_in, d, func=f, writes=True, width=p)
     _check_saved(d, f, gh, m, norm, norm_c, rstd, w_hr, ln_gates, ln_cell, saves=saves)
     _check_norm_state(f, variant, ln_cell)
-    function(f, backend)(
+    function(f, backend, d)(
         y=y,
         h_last=h_last,
         c_last=c_last,
@@ -195,7 +196,7 @@ def lstm_backward(
     dc_last: Array | None = None,
     lengths: Array | None = None,
     variant: Variant | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Gradients of `lstm_forward` from those of y, h_last and c_last.
 
@@ -231,7 +232,8 @@ def lstm_backward(
         Ignored beyond a row's length.
     dh_last : [B, P], dc_last : [B, H] or None
         None: 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -287,7 +289,7 @@ def lstm_backward(
     ):
         if check_goes_with(f, weights, other, **{name: gradient}):
             check(gradient, shape, d, func=f, name=name, out=True)
-    function(f, backend)(
+    function(f, backend, d)(
         dx=dx,
         dh0=dh0,
         dc0=dc0,

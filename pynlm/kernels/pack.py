@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import Array, check
+from pynlm.arrays import Array, Dims, check, describe
 
 
 class Packed(np.ndarray):
@@ -79,7 +79,10 @@ def pack(w: Array, *, gates: int | tuple[int, int] = 0) -> Packed:
     """
     from pynlm import _kernels
 
-    check(w, "O I", {}, func="pack", name="w")
+    dims: Dims = {}
+    check(w, "O I", dims, func="pack", name="w")
+    if "device" in dims:
+        raise TypeError(f"pack: w must be a NumPy array, got {describe(w)}")
     both = gates if isinstance(gates, tuple) else (gates, 0)
     if len(both) != 2 or not all(type(n) is int for n in both):
         raise TypeError(f"pack: gates must be an int or two, got {gates!r}")

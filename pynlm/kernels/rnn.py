@@ -27,7 +27,7 @@ def rnn_forward(
     nonlinearity: str,
     lengths: Array | None = None,
     variant: Variant | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Run h_t = f(W_ih x_t + W_hh h_{t-1} + b) over T steps of B rows, f = tanh or relu.
 
@@ -59,12 +59,13 @@ def rnn_forward(
         Steps that each row takes part in, non-increasing, 0 to T. None: all T.
     variant : Variant or None
         Zoneout. None: the plain cell.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range; an unknown nonlinearity.
 
@@ -95,7 +96,7 @@ def rnn_forward(
     check_variant(variant, mask_h, h_in, d, func=f, writes=True)
     saves = norm is not None
     check_norm(1, d, func=f, ln_gates=ln_gates, norm=norm, rstd=rstd, saves=saves)
-    function(f, backend)(
+    function(f, backend, d)(
         y=y,
         h_last=h_last,
         h_in=h_in,
@@ -138,7 +139,7 @@ def rnn_backward(
     nonlinearity: str,
     lengths: Array | None = None,
     variant: Variant | None = None,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """Gradients of `rnn_forward` from those of y and h_last.
 
@@ -169,7 +170,8 @@ def rnn_backward(
         Ignored beyond a row's length.
     dh_last : [B, H] or None
         None: 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -216,7 +218,7 @@ def rnn_backward(
         check(dln_gates, "2 H", d, func=f, name="dln_gates", out=True)
     if variant is not None and variant.zoneout_h > 0 and not variant.sample:
         raise ValueError(f"{f}: variant.sample must be True: y does not hold the activation else")
-    function(f, backend)(
+    function(f, backend, d)(
         dx=dx,
         dh0=dh0,
         dw_ih=dw_ih,

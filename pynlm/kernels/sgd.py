@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import INT32, Array, check, check_number, check_rows
 
 from ._backend import function
+from .queued import check_scale
 
 
 def sgd_update(
@@ -19,7 +20,7 @@ def sgd_update(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One step of SGD on flat parameters, in place.
 
@@ -37,7 +38,7 @@ def sgd_update(
     momentum_buffer : [P] or None, changed in place
         Zeros before the first step. None: no momentum, w -= lr * d.
     scale : float
-        Multiplies the gradient first (clipping by norm).
+        Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
         Learning rate, >= 0.
     momentum : float
@@ -46,12 +47,13 @@ def sgd_update(
         >= 0.
     nesterov : bool
         Needs a buffer.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array or has another dtype.
+        An argument is no array or has another dtype.
     ValueError
         Shape, layout or range; momentum without a buffer.
 
@@ -74,7 +76,7 @@ def sgd_update(
     if momentum_buffer is not None:
         check(momentum_buffer, "P", d, func=f, name="momentum_buffer", out=True)
     _check_rates(f, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         g=g,
         momentum_buffer=momentum_buffer,
@@ -97,7 +99,7 @@ def sgd_update_rows(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """`sgd_update` of a table whose gradient is zero except in `rows`.
 
@@ -113,7 +115,8 @@ def sgd_update_rows(
     momentum_buffer : [V, D] or None, changed in place
     scale, lr, momentum, weight_decay, nesterov
         As `sgd_update`.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -143,7 +146,7 @@ def sgd_update_rows(
     if momentum_buffer is not None:
         check(momentum_buffer, "V D", d, func=f, name="momentum_buffer", out=True)
     _check_rates(f, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
-    function(f, backend)(
+    function(f, backend, d)(
         w=w,
         rows=rows,
         drows=drows,
@@ -165,7 +168,7 @@ def _check_rates(
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    check_number(scale, func=func, name="scale")
+    check_scale(scale, func=func)
     check_number(lr, func=func, name="lr", low=0.0)
     check_number(momentum, func=func, name="momentum", low=0.0, high=1.0, high_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)

@@ -37,7 +37,7 @@ def set_num_threads(n: int) -> None:
     """
     global chosen
     check_integer(n, func="set_num_threads", name="n", low=1, high=1024)
-    function("set_num_threads", "cpu")(int(n))
+    function("set_num_threads", "cpu", {})(int(n))
     chosen = True
     for listener in listeners:
         listener()
@@ -59,4 +59,4 @@ def get_num_threads() -> int:
     >>> get_num_threads() >= 1
     True
     """
-    return int(function("get_num_threads", "cpu")())
+    return int(function("get_num_threads", "cpu", {})())

@@ -15,6 +15,7 @@ from pynlm.arrays import (
     check_integer,
     check_number,
     check_together,
+    on_device,
 )
 
 
@@ -128,7 +129,7 @@ def check_variant(
     if variant.rows is not None:
         rows, batch = variant.rows, d["B"]
         check(rows, "B", d, func=func, name="variant.rows", dtype=INT32)
-        if batch and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
+        if batch and not on_device(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < batch:
             raise ValueError(f"{func}: variant.rows must be in [0, B={batch}), got {rows.tolist()}")
 
 

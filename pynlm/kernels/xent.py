@@ -20,7 +20,7 @@ def xent_forward(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """The negative log-likelihood of each target and, if asked for, the loss that is trained on.
 
@@ -44,12 +44,13 @@ def xent_forward(
         Coefficient, at least 0.
     temperature : float
         Above 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array, has another dtype, or is no number.
+        An argument is no array, has another dtype, or is no number.
     ValueError
         Shape, layout or range.
     IndexError
@@ -72,7 +73,7 @@ def xent_forward(
     f = "xent_forward"
     d = _check_map(h, w, b, f, temperature)
     _check_losses(nll, loss, targets, d, f, label_smoothing, z_loss)
-    function(f, backend)(
+    function(f, backend, d)(
         nll=nll, loss=loss, h=h, w=w, b=b, targets=targets,
         label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
     )  # fmt: skip
@@ -94,7 +95,7 @@ def xent_gradients(
     z_loss: float = 0.0,
     temperature: float = 1.0,
     gradient_filter: float = 0.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """The losses of `xent_forward` and the gradients of sum_n weights[n] * loss[n], in one pass.
 
@@ -123,7 +124,8 @@ def xent_gradients(
         0 to 1. Above 0 the gradients are approximate: rows go in ceil(N / 128) blocks of equal
         size (but the last), and a word that has p < gradient_filter after all rows of a block and
         is the target of none has dz = 0 there. The losses stay exact.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -153,7 +155,7 @@ def xent_gradients(
         check(db, "V", d, func=f, name="db", out=True)
     _check_losses(nll, loss, targets, d, f, label_smoothing, z_loss)
     check_number(gradient_filter, func=f, name="gradient_filter", low=0.0, high=1.0)
-    function(f, backend)(
+    function(f, backend, d)(
         nll=nll, loss=loss, dh=dh, dw=dw, db=db, h=h, w=w, b=b, targets=targets, weights=weights,
         label_smoothing=label_smoothing, z_loss=z_loss, temperature=temperature,
         gradient_filter=gradient_filter,
@@ -167,7 +169,7 @@ def xent_log_prob(
     w: Array,
     b: Array | None = None,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """log_prob[n, v] = z[n, v] - log sum_u exp(z[n, u]) with z = (h W^T + b) / temperature.
 
@@ -179,12 +181,13 @@ def xent_log_prob(
     w : [V, H], b : [V] or None
     temperature : float
         Above 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
     TypeError
-        An argument is no NumPy array, has another dtype, or is no number.
+        An argument is no array, has another dtype, or is no number.
     ValueError
         Shape, layout or range.
 
@@ -203,7 +206,7 @@ def xent_log_prob(
     f = "xent_log_prob"
     d = _check_map(h, w, b, f, temperature)
     check(log_prob, "N V", d, func=f, name="log_prob", out=True)
-    function(f, backend)(log_prob=log_prob, h=h, w=w, b=b, temperature=temperature)
+    function(f, backend, d)(log_prob=log_prob, h=h, w=w, b=b, temperature=temperature)
 
 
 def xent_top_k(
@@ -214,7 +217,7 @@ def xent_top_k(
     w: Array,
     b: Array | None = None,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """The K most probable tokens of each row, falling; of equal logits the smaller id comes first.
 
@@ -250,7 +253,7 @@ def xent_top_k(
     check(log_prob, "N K", d, func=f, name="log_prob", out=True)
     check(ids, "N K", d, func=f, name="ids", dtype=INT32, out=True)
     check_integer(d["K"], func=f, name="K", low=1, high=d["V"])
-    function(f, backend)(log_prob=log_prob, ids=ids, h=h, w=w, b=b, temperature=temperature)
+    function(f, backend, d)(log_prob=log_prob, ids=ids, h=h, w=w, b=b, temperature=temperature)
 
 
 def xent_sample(
@@ -265,7 +268,7 @@ def xent_sample(
     time: int = 0,
     layer: int = 0,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """One token of each row, drawn from softmax((h W^T + b) / temperature).
 
@@ -286,7 +289,8 @@ def xent_sample(
         0 to 65535; another number for another draw of the same row.
     temperature : float
         Above 0.
-    backend : "cpu" or "reference"
+    backend : "cpu", "cuda", "reference" or None
+        None: "cuda" for arrays of a GPU, else "cpu".
 
     Raises
     ------
@@ -316,7 +320,7 @@ def xent_sample(
     for name, value in (("seed", seed), ("step", step), ("time", time)):
         check_integer(value, func=f, name=name, low=0, high=UINT32_MAX)
     check_integer(layer, func=f, name="layer", low=0, high=65535)
-    function(f, backend)(
+    function(f, backend, d)(
         ids=ids, h=h, w=w, b=b, rows=rows, seed=seed, step=step, time=time, layer=layer,
         temperature=temperature,
     )  # fmt: skip
@@ -329,7 +333,7 @@ def xent_entropy(
     w: Array,
     b: Array | None = None,
     temperature: float = 1.0,
-    backend: str = "cpu",
+    backend: str | None = None,
 ) -> None:
     """entropy[n] = -sum_v p[n, v] log p[n, v] with p = softmax((h W^T + b) / temperature).
 
@@ -361,7 +365,7 @@ def xent_entropy(
     f = "xent_entropy"
     d = _check_map(h, w, b, f, temperature)
     check(entropy, "N", d, func=f, name="entropy", out=True)
-    function(f, backend)(entropy=entropy, h=h, w=w, b=b, temperature=temperature)
+    function(f, backend, d)(entropy=entropy, h=h, w=w, b=b, temperature=temperature)
 
 
 def _check_map(h: Array, w: Array, b: Array | None, f: str, temperature: float) -> dict[str, Any]:

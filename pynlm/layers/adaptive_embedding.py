@@ -174,8 +174,9 @@ class AdaptiveEmbedding:
                 some = take(flat, rows, pool)
                 some -= np.int32(first)
                 x, gather = table(some, ctx)
-                y[rows], project = projection(x, ctx)
-                parts.append((rows, gather, project))
+                there = pool.bring(rows)
+                y[there], project = projection(x, ctx)
+                parts.append((there, gather, project))
         y = y.reshape(*numbers.shape, size)
         if not ctx.train:
             return y, None

@@ -81,16 +81,16 @@ class Reversed:
             check_cells(self.layer, self.name, "cells", cells, *x.shape[:2])
             turned = self.pool.lease(cells.shape, cells.dtype)
         if order is not None:
-            x, state = order.sort(x, self.pool), order.sort_state(state)
+            x, state = order.sort(x, self.pool), order.sort_state(state, self.pool)
             rows = order.rows if rows is None else rows[order.rows]
         turn = _Turn(x.shape[0], x.shape[1], lengths)
         (y, last), inner = self.layer(turn(x, self.pool), state, ctx, lengths, rows, turned)
         y = turn(y, self.pool)
         if cells is not None and turned is not None:
             c = turn(turned, self.pool)
-            np.copyto(cells, c if order is None else order.restore(c, self.pool))
+            cells[...] = c if order is None else order.restore(c, self.pool)
         if order is not None:
-            y, last = order.restore(y, self.pool), order.restore_state(last)
+            y, last = order.restore(y, self.pool), order.restore_state(last, self.pool)
         backprop = None
         if inner is not None:
             backprop = ReversedBackprop(self.name, self, order, turn, inner, y.shape)
@@ -108,11 +108,11 @@ class ReversedBackprop(Once):
         dy, dstate = _upstream(self._name, layer, dy, dstate, shape)
         if order is not None:
             dy = order.sort(dy, layer.pool)
-            dstate = None if dstate is None else order.sort_state(dstate)
+            dstate = None if dstate is None else order.sort_state(dstate, layer.pool)
         dx: Array = turn(inner(turn(dy, layer.pool), dstate), layer.pool)
         dstart: State = inner.dstart
         if order is not None:
-            dx, dstart = order.restore(dx, layer.pool), order.restore_state(dstart)
+            dx, dstart = order.restore(dx, layer.pool), order.restore_state(dstart, layer.pool)
         self.dstart = dstart
         return dx
 
@@ -247,23 +247,23 @@ class Bidirectional:
                 wanted = self.pool.like(cells[0]), self.pool.like(cells[1])
         c_there, c_back = wanted or (None, None)
         if order is not None:
-            x, state = order.sort(x, self.pool), order.sort_state(state)
+            x, state = order.sort(x, self.pool), order.sort_state(state, self.pool)
             rows = order.rows if rows is None else rows[order.rows]
         half = self.forward_layer.states
         (there, ends), forward = self.forward_layer(x, state[:half], ctx, lengths, rows, c_there)
         (back, begins), backward = self._reversed(x, state[half:], ctx, lengths, rows, c_back)
         if cells is not None and wanted is not None and order is not None:
             for c, found in zip(cells, wanted, strict=True):
-                np.copyto(c, order.restore(found, self.pool))
+                c[...] = order.restore(found, self.pool)
         y = self.pool.lease((*x.shape[:2], self.output_size), x.dtype)
         if self.merge == "sum":
             np.add(there, back, out=y)
         else:
-            np.copyto(y[..., : there.shape[2]], there)
-            np.copyto(y[..., there.shape[2] :], back)
+            y[..., : there.shape[2]] = there
+            y[..., there.shape[2] :] = back
         last = ends + begins
         if order is not None:
-            y, last = order.restore(y, self.pool), order.restore_state(last)
+            y, last = order.restore(y, self.pool), order.restore_state(last, self.pool)
         backprop = None
         if ctx.train:
             backprop = BidirectionalBackprop(self.name, self, order, forward, backward, y.shape)
@@ -314,19 +314,19 @@ class BidirectionalBackprop(Once):
         dy, dstate = _upstream(self._name, layer, dy, dstate, shape)
         if order is not None:
             dy = order.sort(dy, layer.pool)
-            dstate = None if dstate is None else order.sort_state(dstate)
+            dstate = None if dstate is None else order.sort_state(dstate, layer.pool)
         half = layer.forward_layer.states
         there = back = dy
         if layer.merge == "concat":
             size = shape[2] // 2
             there, back = (layer.pool.lease((*shape[:2], size), dy.dtype) for _ in range(2))
-            np.copyto(there, dy[..., :size])
-            np.copyto(back, dy[..., size:])
+            there[...] = dy[..., :size]
+            back[...] = dy[..., size:]
         dx: Array = forward(there, None if dstate is None else dstate[:half])
         np.add(dx, backward(back, None if dstate is None else dstate[half:]), out=dx)
         dstart: State = forward.dstart + backward.dstart
         if order is not None:
-            dx, dstart = order.restore(dx, layer.pool), order.restore_state(dstart)
+            dx, dstart = order.restore(dx, layer.pool), order.restore_state(dstart, layer.pool)
         self.dstart = dstart
         return dx
 
@@ -334,17 +334,20 @@ class BidirectionalBackprop(Once):
 class _Turn:
     """Reverses each row of [T, B, ·] within its length; what lies beyond stays. Its own inverse."""
 
-    __slots__ = ("_from",)
+    __slots__ = ("_from", "_there")
 
     def __init__(self, time: int, batch: int, lengths: IntArray | None) -> None:
         t = np.arange(time)[:, None]
         n = np.full(batch, time) if lengths is None else lengths
         step = np.where(t < n, n - 1 - t, t)
         self._from = (step * batch + np.arange(batch)).reshape(-1)
+        self._there: Array | None = None  # the same where the layer's arrays are
 
     def __call__(self, x: Array, pool: Pool) -> Array:
         """A leased copy of `x`, reversed."""
-        return take(x.reshape(-1, x.shape[2]), self._from, pool).reshape(x.shape)
+        if self._there is None:
+            self._there = pool.bring(self._from)
+        return take(x.reshape(-1, x.shape[2]), self._there, pool).reshape(x.shape)
 
 
 def _upstream(

@@ -44,7 +44,7 @@ class Context:
     time0
         Absolute time of the first step of the input.
     backend
-        Passed through to the kernels.
+        Passed through to the kernels; None: by the arrays' type.
 
     Raises
     ------
@@ -56,7 +56,7 @@ class Context:
     seed: int = 0
     step: int = 0
     time0: int = 0
-    backend: str = "cpu"
+    backend: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "step", "time0"):
@@ -66,4 +66,4 @@ class Context:
 
 
 SCORING = Context(train=False)
-"""The context of calls that take none: no dropout, the kernels' default backend."""
+"""The context of calls that take none: no dropout, the backend by the arrays' type."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import describe
+from pynlm.arrays import describe, on_device, to_host
 from pynlm.layers.pool import Pool
 
 Array = npt.NDArray[Any]
@@ -21,7 +21,9 @@ _INT32 = np.dtype(np.int32)
 
 
 def as_ids(x: object, *, func: str, name: str) -> IntArray:
-    """Integers of any width (array or nested lists) as C-contiguous int32.
+    """Integers of any width (array or nested lists) as C-contiguous NumPy int32.
+
+    Layers want ids on the host: there they can be looked at. CuPy's are waited for.
 
     Raises
     ------
@@ -32,7 +34,7 @@ def as_ids(x: object, *, func: str, name: str) -> IntArray:
     """
     if type(x) is np.ndarray and x.dtype == _INT32 and x.flags.c_contiguous:
         return x
-    a = np.asarray(x)
+    a = np.asarray(to_host(x))
     if a.dtype.kind not in "iu":
         if a.size:
             raise TypeError(f"{func}: {name} must be integers, got {a.dtype}")
@@ -50,6 +52,9 @@ def as_floats(x: object, dtype: np.dtype[Any]) -> Array:
     """An array made C-contiguous; a list (or other non-array) also gets `dtype`."""
     if type(x) is np.ndarray:
         return x if x.flags.c_contiguous else np.ascontiguousarray(x)
+    if on_device(x):
+        there: Any = x
+        return there if there.flags.c_contiguous else there.copy()
     return np.ascontiguousarray(x, None if isinstance(x, np.ndarray) else dtype)
 
 
@@ -102,29 +107,39 @@ class RowOrder:
         int32 [B], non-increasing.
     """
 
-    __slots__ = ("_back", "lengths", "rows")
+    __slots__ = ("_back", "_there", "lengths", "rows")
 
     def __init__(self, lengths: IntArray) -> None:
         self.rows = np.argsort(-lengths.astype(np.int64), kind="stable")
         self.lengths = np.ascontiguousarray(lengths[self.rows])
         self._back = np.empty_like(self.rows)
         self._back[self.rows] = np.arange(len(self.rows))
+        self._there: dict[bool, Array] = {}  # both orders on a GPU
 
     def sort(self, x: Array, pool: Pool, axis: int = 1) -> Array:
         """A leased copy of `x` in sorted order."""
-        return take(x, self.rows, pool, axis)
+        return take(x, self._index(x, pool, back=False), pool, axis)
 
     def restore(self, x: Array, pool: Pool, axis: int = 1) -> Array:
         """A leased copy of `x` in the caller's order."""
-        return take(x, self._back, pool, axis)
+        return take(x, self._index(x, pool, back=True), pool, axis)
 
-    def sort_state(self, state: Sequence[Array]) -> tuple[Array, ...]:
-        """Copies of a layer's state [B, H] in sorted order."""
-        return tuple(s[self.rows] for s in state)
+    def sort_state(self, state: Sequence[Array], pool: Pool) -> tuple[Array, ...]:
+        """Copies of a layer's state [B, H] in sorted order, no leases."""
+        return tuple(s[self._index(s, pool, back=False)] for s in state)
 
-    def restore_state(self, state: Sequence[Array]) -> tuple[Array, ...]:
-        """Copies of a layer's state [B, H] in the caller's order."""
-        return tuple(s[self._back] for s in state)
+    def restore_state(self, state: Sequence[Array], pool: Pool) -> tuple[Array, ...]:
+        """Copies of a layer's state [B, H] in the caller's order, no leases."""
+        return tuple(s[self._index(s, pool, back=True)] for s in state)
+
+    def _index(self, x: Array, pool: Pool, *, back: bool) -> Array:
+        """One of the two orders where `x` is."""
+        index = self._back if back else self.rows
+        if isinstance(x, np.ndarray):
+            return index
+        if back not in self._there:
+            self._there[back] = pool.bring(index)
+        return self._there[back]
 
 
 def row_order(
@@ -155,7 +170,15 @@ def row_order(
 
 
 def take(x: Array, index: npt.NDArray[np.intp], pool: Pool, axis: int = 0) -> Array:
-    """`np.take` into a lease; the index must be in range."""
+    """`x.take(index, axis)`, leased from the pool if `x` lives where the pool's arrays do.
+
+    The index, in range, is NumPy's or where `x` is.
+    """
+    if pool.device is not None:
+        if isinstance(x, np.ndarray):
+            return x.take(index, axis)
+        found: Array = x.take(pool.bring(index) if isinstance(index, np.ndarray) else index, axis)
+        return found
     shape = x.shape[:axis] + index.shape + x.shape[axis + 1 :]
     # mode="clip" spares the buffered output that "raise" makes; nothing is clipped.
     return np.take(x, index, axis=axis, out=pool.lease(shape, x.dtype), mode="clip")

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import check_ids
 from pynlm.kernels.embedding import embedding_backward, embedding_forward
+from pynlm.kernels.queued import embedding_backward_dense
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import as_floats, as_ids
@@ -68,9 +70,13 @@ class Embedding:
             An id outside [0, V).
         """
         numbers = as_ids(ids, func=self.name, name="ids")
-        w = self.weight.data
+        w, pool = self.weight.data, self.weight.pool
         flat = numbers.reshape(-1)
-        y = self.weight.pool.lease((*numbers.shape, w.shape[1]), w.dtype)
+        if pool.device is not None:
+            # Here, because kernels on a GPU do not look at ids.
+            check_ids(flat, len(w), func=self.name, name="ids")
+            flat = pool.bring(flat)
+        y = pool.lease((*numbers.shape, w.shape[1]), w.dtype)
         embedding_forward(y=y.reshape(flat.size, w.shape[1]), ids=flat, w=w, backend=ctx.backend)
         if not ctx.train:
             return y, None
@@ -89,6 +95,10 @@ class EmbeddingBackprop(Once):
         if dy.shape != shape:
             raise ValueError(f"{self._name}: dy must be {list(shape)}, got {list(dy.shape)}")
         dy = dy.reshape(ids.size, shape[-1])
+        if weight.pool.device is not None:
+            with weight.target() as dw:
+                embedding_backward_dense(dw=dw, ids=ids, dy=dy)
+            return
         rows = weight.pool.lease(ids.shape, np.int32)
         drows = weight.pool.like(dy)
         n = embedding_backward(rows=rows, drows=drows, ids=ids, dy=dy, backend=ctx.backend)

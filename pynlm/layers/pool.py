@@ -1,4 +1,4 @@
-"""Reused buffers, so that a steady training step allocates no large array."""
+"""Where a model's arrays live, and reused buffers, so that a steady step allocates no large one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import threading
 from bisect import bisect_left, insort
 from math import prod
 from sys import getrefcount
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from pynlm.cuda.device import Device
+
 Array = npt.NDArray[Any]
 
 ALIGN = 64
+DEVICES = ("cpu", "cuda")
 
 
 class _Buffer:
@@ -42,7 +46,7 @@ _FREE = _Buffer(0).references()
 
 
 class Pool:
-    """Leases NumPy arrays; a lease ends when nothing refers to the array any more.
+    """Leases arrays of one device; a lease ends when nothing refers to the array any more.
 
     Reference counts decide, so there is nothing to hand back: a closure that is called or dropped
     lets go of its arrays, and the next lease of a like size takes their memory. An array (or view)
@@ -50,7 +54,19 @@ class Pool:
 
     A buffer serves requests of half its size and more. When none is free, one is made, and the
     largest free one that is too small (but more than half as large) is dropped: shapes that vary
-    within a factor keep one buffer each, not one a shape.
+    within a factor keep one buffer each, not one a shape. On a GPU all of this is CuPy's own doing.
+
+    Parameters
+    ----------
+    device
+        The GPU that arrays live on; None: they are NumPy's. See `pool_on`.
+
+    Attributes
+    ----------
+    device
+        As given.
+    xp
+        The module of the arrays: numpy or cupy.
 
     Examples
     --------
@@ -62,7 +78,9 @@ class Pool:
     1
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: Device | None = None) -> None:
+        self.device = device
+        self.xp: Any = np if device is None else device.xp
         self._buffers: list[_Buffer] = []  # by rising size
         self._lock = threading.Lock()
         self.allocations = 0
@@ -70,6 +88,9 @@ class Pool:
 
     def lease(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """An uninitialised, 64-byte-aligned, C-contiguous array."""
+        if self.device is not None:
+            leased: Array = self.device.empty(shape, dtype)
+            return leased
         dtype = np.dtype(dtype)
         need = prod(shape) * dtype.itemsize
         with self._lock:
@@ -97,6 +118,34 @@ class Pool:
         """A lease with the shape and dtype of `x`."""
         return self.lease(x.shape, x.dtype)
 
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """An array as it lies that is no lease: a result, of which callers may keep thousands."""
+        if self.device is None:
+            return np.empty(shape, dtype)
+        made: Array = self.device.empty(shape, dtype)
+        return made
+
+    def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Zeros that are no lease."""
+        if self.device is None:
+            return np.zeros(shape, dtype)
+        made: Array = self.device.zeros(shape, dtype)
+        return made
+
+    def bring(self, x: Array) -> Array:
+        """A NumPy array to where the pool's are: itself, or a copy on the GPU, without waiting."""
+        if self.device is None:
+            return x
+        there: Array = self.device.bring(x)
+        return there
+
+    def load(self, out: Array, x: Array) -> None:
+        """Copy a NumPy array into one of the pool's device."""
+        if self.device is None:
+            np.copyto(out, x)
+        else:
+            out.set(np.ascontiguousarray(x))  # type: ignore[attr-defined]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, leased and free."""
@@ -111,6 +160,26 @@ class Pool:
         """Give the free buffers back to the system."""
         with self._lock:
             self._buffers = [b for b in self._buffers if b.references() != _FREE]
+
+
+def pool_on(device: str, func: str = "Pool") -> Pool:
+    """A pool of arrays on "cpu" or "cuda", the current GPU.
+
+    Raises
+    ------
+    ValueError
+        Another device.
+    pynlm.cuda.device.DeviceUnavailable (a RuntimeError)
+        There is no GPU, or no CuPy; the message names what to install.
+    """
+    if device not in DEVICES:
+        valid = " or ".join(map(repr, DEVICES))
+        raise ValueError(f"{func}: device must be {valid}, got {device!r}")
+    if device == "cpu":
+        return Pool()
+    from pynlm.cuda.device import current
+
+    return Pool(current())
 
 
 def aligned_zeros(size: int, dtype: np.dtype[Any]) -> Array:

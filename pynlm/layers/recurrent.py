@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import describe
+from pynlm.arrays import describe, on_device
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, RowOrder, as_exact_floats, row_order
@@ -118,7 +118,7 @@ class Recurrent(ABC):
 
     def initial_state(self, batch: int) -> State:
         """Zeros [B, H] ([B, P] where h is projected), one array a state."""
-        return tuple(np.zeros((batch, size), self.dtype) for size in self.state_sizes)
+        return tuple(self.pool.zeros((batch, size), self.dtype) for size in self.state_sizes)
 
     def __call__(
         self,
@@ -168,7 +168,7 @@ class Recurrent(ABC):
         lengths, order = row_order(lengths, time, batch, func=self.name)
         if order is not None:
             x = order.sort(x, self.pool)
-            start = order.sort_state(start)
+            start = order.sort_state(start, self.pool)
             rows = order.rows if rows is None else rows[order.rows]
         w_hh = self.w_hh.data
         if not ctx.train:
@@ -177,10 +177,10 @@ class Recurrent(ABC):
         y, last, saved = self._forward(x, start, lengths, ctx, drawn, cells is not None)
         if cells is not None:
             c: Array = saved["c"]
-            np.copyto(cells, c if order is None else order.restore(c, self.pool))
+            cells[...] = c if order is None else order.restore(c, self.pool)
             if lengths is not None:
-                steps = lengths if order is None else order.restore_state((lengths,))[0]
-                cells[np.arange(time)[:, None] >= steps] = 0
+                steps = lengths if order is None else order.restore_state((lengths,), self.pool)[0]
+                cells[self.pool.bring(np.arange(time)[:, None] >= steps)] = 0
         backprop = None
         if ctx.train:
             backprop = RecurrentBackprop(
@@ -188,12 +188,12 @@ class Recurrent(ABC):
             )
         if order is not None:
             y = order.restore(y, self.pool)
-            last = order.restore_state(last)
+            last = order.restore_state(last, self.pool)
         return (y, last), backprop
 
     def _new_state(self, batch: int) -> State:
         # Not leases: callers may keep thousands of states (beams), which would burden the pool.
-        return tuple(np.empty((batch, size), self.dtype) for size in self.state_sizes)
+        return tuple(self.pool.empty((batch, size), self.dtype) for size in self.state_sizes)
 
     def _h_in(self, x: Array, drawn: Drawn) -> Array | None:
         """Where the forward kernel saves the state that enters `w_hh`, if that is not y."""
@@ -333,12 +333,14 @@ def check_cells(
     if layer.states < 2:
         raise ValueError(f"{func}: {name} must be None: only an LSTM has cell states")
     wanted = (time, batch, layer.hidden_size)
-    got = [cells.dtype, *cells.shape] if isinstance(cells, np.ndarray) else type(cells).__name__
+    host = isinstance(cells, np.ndarray)
+    array: Any = cells
+    got = [array.dtype, *array.shape] if host or on_device(cells) else type(cells).__name__
     if got != [layer.dtype, *wanted]:
         raise ValueError(
             f"{func}: {name} must be {layer.dtype} [T, B, H] = {list(wanted)}, got {got}"
         )
-    if not cells.flags.writeable:  # type: ignore[attr-defined]
+    if host and not array.flags.writeable:
         raise ValueError(f"{func}: {name} must be writeable, got a read-only {describe(cells)}")
 
 
@@ -380,12 +382,12 @@ class RecurrentBackprop(Once):
         ordered: RowOrder | None = order
         if ordered is not None:
             dy = ordered.sort(dy, layer.pool)
-            dlast = None if dlast is None else ordered.sort_state(dlast)
+            dlast = None if dlast is None else ordered.sort_state(dlast, layer.pool)
         dx: Array = layer.pool.like(x)
         dstart = layer._new_state(x.shape[1])
         layer._backward(dx, dstart, saved, y, x, start, dy, dlast, lengths, ctx, drawn)
         if ordered is not None:
             dx = ordered.restore(dx, layer.pool)
-            dstart = ordered.restore_state(dstart)
+            dstart = ordered.restore_state(dstart, layer.pool)
         self.dstart: State = dstart
         return dx

@@ -13,6 +13,7 @@ from pynlm.arrays import INT32, describe
 from pynlm.kernels import Variant
 from pynlm.kernels.dropout import dropout
 from pynlm.layers.context import Context, Site
+from pynlm.layers.convert import take
 from pynlm.layers.pool import Pool
 
 Array = npt.NDArray[Any]
@@ -180,7 +181,7 @@ def draw(
             y=mask_h, x=mask_h, p=options.recurrent_dropout, seed=ctx.seed, step=ctx.step,
             site=Site.RECURRENT, layer=layer, locked=True, backend=ctx.backend,
         )  # fmt: skip
-        mask_h = mask_h[0] if rows is None else mask_h[0][rows]
+        mask_h = mask_h[0] if rows is None else take(mask_h[0], rows, pool)
     variant = None
     clips = options.cell_clip or options.state_clip
     forms = options.coupled_gates or options.layer_norm_state

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> None:
-    """Overwrite all weights.
+    """Overwrite all weights, drawn on the host: the same on every device.
 
     ========== ================== ======================== =================== ================
     init       embedding          w_ih, w_hh (each gate)   head                "uniform" biases
@@ -51,32 +51,40 @@ def initialise(parameters: Parameters, config: RecurrentLMConfig, seed: int) -> 
     ValueError
         Seed outside its range.
     """
+    on_host = parameters.pool.device is None
     for name, p in parameters.items():
-        stream = Stream(seed, name)
-        if name.startswith("embedding.") and not name.endswith(".1.weight"):
-            if config.init == "torch" and not config.tied:
-                stream.normal(p.data)
-            else:
-                stream.uniform(p.data, config.init_scale)
-        elif name.endswith(("ln_gates", "ln_cell")):
-            p.data.fill(1)
-            if name.endswith("ln_cell"):
-                p.data[1] = 0
-        elif name.endswith("log_z"):
-            p.data.fill(math.log(config.vocab_size))
-        elif p.data.ndim == 2:
-            rows, fan_in = p.data.shape
-            whole = _is_whole(name)
-            fan_out = rows if whole else config.hidden_sizes[_layer(name)]
-            for first in range(0, rows, max(1, fan_out)):
-                _matrix(stream, p.data[first : first + fan_out], name, fan_in, fan_out, config)
-        elif config.init_bias == "zero" and not name.endswith("peephole"):
-            p.data.fill(0)
+        w = p.data if on_host else np.empty(p.data.shape, p.data.dtype)
+        _draw(w, name, config, seed)
+        if not on_host:
+            parameters.pool.load(p.data, w)
+
+
+def _draw(w: Array, name: str, config: RecurrentLMConfig, seed: int) -> None:
+    stream = Stream(seed, name)
+    if name.startswith("embedding.") and not name.endswith(".1.weight"):
+        if config.init == "torch" and not config.tied:
+            stream.normal(w)
         else:
-            _bias(stream, p.data, name, config)
-        if config.forget_bias and name.startswith("recurrent.") and name.endswith(".b"):
-            size = len(p.data) // 4
-            p.data[size : 2 * size] += config.forget_bias
+            stream.uniform(w, config.init_scale)
+    elif name.endswith(("ln_gates", "ln_cell")):
+        w.fill(1)
+        if name.endswith("ln_cell"):
+            w[1] = 0
+    elif name.endswith("log_z"):
+        w.fill(math.log(config.vocab_size))
+    elif w.ndim == 2:
+        rows, fan_in = w.shape
+        whole = _is_whole(name)
+        fan_out = rows if whole else config.hidden_sizes[_layer(name)]
+        for first in range(0, rows, max(1, fan_out)):
+            _matrix(stream, w[first : first + fan_out], name, fan_in, fan_out, config)
+    elif config.init_bias == "zero" and not name.endswith("peephole"):
+        w.fill(0)
+    else:
+        _bias(stream, w, name, config)
+    if config.forget_bias and name.startswith("recurrent.") and name.endswith(".b"):
+        size = len(w) // 4
+        w[size : 2 * size] += config.forget_bias
 
 
 def _is_whole(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import describe
+from pynlm.arrays import describe, to_host
 from pynlm.heads.adaptive import Adaptive
 from pynlm.heads.base import Head, HeadBackprop
 from pynlm.heads.trees import Tree
@@ -21,7 +21,7 @@ from pynlm.layers.embedding import Embedding, EmbeddingBackprop
 from pynlm.layers.gru import GRU
 from pynlm.layers.lstm import LSTM
 from pynlm.layers.parameters import Parameters, Spec
-from pynlm.layers.pool import Pool
+from pynlm.layers.pool import Pool, pool_on
 from pynlm.layers.recurrent import Recurrent, RecurrentBackprop, State
 from pynlm.layers.rnn import RNN
 from pynlm.models.config import RecurrentLMConfig
@@ -45,6 +45,16 @@ class RecurrentLM:
         float32 or float64.
     counts, tree
         What a head may need besides its options, see `pynlm.heads.HeadOptions.make`.
+    device
+        "cpu", or "cuda" for the current GPU: where weights, states and results are. Ids, targets,
+        lengths and what is saved are NumPy's in any case.
+
+    Raises
+    ------
+    ValueError
+        Another device.
+    pynlm.cuda.device.DeviceUnavailable (a RuntimeError), DeviceMemoryError (a MemoryError)
+        There is no GPU, or not enough memory on it.
 
     Attributes
     ----------
@@ -75,9 +85,11 @@ class RecurrentLM:
         *,
         counts: npt.ArrayLike | None = None,
         tree: Tree | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.config = config
-        self.pool = Pool()
+        self.config, self.device = config, device
+        self._given: dict[str, Any] = {"counts": counts, "tree": tree}
+        self.pool = pool_on(device, "RecurrentLM")
         cell, head = _CELLS[config.cell], config.head
         # The embedding comes first: what follows its sparse tables is one stretch of dense weights.
         specs: list[Spec]
@@ -138,6 +150,14 @@ class RecurrentLM:
         """
         initialise(self.parameters, self.config, seed)
 
+    def to(self, device: str) -> RecurrentLM:
+        """This model on "cpu" or "cuda": itself if it is there, else a copy."""
+        if device == self.device:
+            return self
+        moved = RecurrentLM(self.config, self.dtype, **self._given, device=device)
+        moved.load_state_dict({name: to_host(x) for name, x in self.state_dict().items()})
+        return moved
+
     def initial_state(self, batch: int) -> ModelState:
         """Zeros, one entry a layer."""
         return tuple(layer.initial_state(batch) for layer in self.layers)
@@ -192,7 +212,7 @@ class RecurrentLM:
             )
         factors: Array | None = None
         if weights is not None:
-            factors = np.asarray(weights, self.dtype)
+            factors = np.asarray(to_host(weights), self.dtype)
             if factors.shape not in ((), shape):
                 raise ValueError(
                     f"{func}: weights must be [T, B] = {list(shape)} or a number, "
@@ -217,7 +237,8 @@ class RecurrentLM:
                 factors = take(factors, scored, self.pool)
         nll, head = self.head(flat, goals, ctx, factors)
         if scored is not None:
-            padded = np.zeros(time * batch, self.dtype)
+            scored = self.pool.bring(scored)
+            padded = self.pool.zeros((time * batch,), self.dtype)
             padded[scored] = nll
             nll = padded
         nll = nll.reshape(shape)
@@ -297,7 +318,7 @@ class RecurrentLM:
             )
         if order is not None:
             ids = order.sort(ids, self.pool)
-            state = [order.sort_state(entry) for entry in state]
+            state = [order.sort_state(entry, self.pool) for entry in state]
         rows = None if order is None else order.rows
         x, embedding = self.embedding(ids, ctx)
         # Nothing else needs the embedding's output; the recurrent layers' outputs are needed.
@@ -308,7 +329,7 @@ class RecurrentLM:
         for layer, dropout, start in zip(self.layers, after, state, strict=True):
             below = x
             (x, end), backprop = layer(x, start, ctx, lengths, rows)
-            last.append(end if order is None else order.restore_state(end))
+            last.append(end if order is None else order.restore_state(end, self.pool))
             layers.append(backprop)
             x, drop = dropout(x, ctx, inplace=not ctx.train, order=order)
             drops.append(drop)

@@ -150,7 +150,7 @@ def check_against_reference(function: str, case: Case, dtype: Any, backend: str 
         )
 
 
-def check_nan_shows(function: str, case: Case, dtype: Any) -> None:
+def check_nan_shows(function: str, case: Case, dtype: Any, backend: str = "cpu") -> None:
     """Raise AssertionError unless a NaN in an input shows where it does in the oracle.
 
     Training stops on a loss that is not a number, so no kernel may turn one into a number.
@@ -164,7 +164,7 @@ def check_nan_shows(function: str, case: Case, dtype: Any) -> None:
             continue
         given = arguments(function, case, dtype)
         given[name].reshape(-1)[0] = np.nan  # step 0 of the longest row, which takes part
-        got, want = run(function, given, "cpu"), run_oracle(function, given)
+        got, want = run(function, given, backend), run_oracle(function, given)
         for output, expected in want.items():
             if isinstance(expected, np.ndarray) and expected.dtype.kind == "f":
                 assert_close(

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import subprocess
 import tempfile
@@ -22,6 +23,7 @@ import numpy as np
 from pynlm.cuda import device as devices
 from pynlm.cuda.device import Array, Device
 from pynlm.cuda.source import Kernel, Source, root
+from pynlm.testing.device_arrays import Cupy, DeviceArray, unwrap
 
 # PYNLM_EMULATION_FLAGS adds to them: -fsanitize=address,undefined
 _FLAGS = [
@@ -62,10 +64,10 @@ class EmulatedDevice(Device):
         self.shared_limit = shared_limit
         self.seed = seed
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory filled with NaN or -1, which shows what is read before it was written."""
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        """Zeros, or NaN or -1, which shows what is read before it was written."""
         dtype = np.dtype(dtype)
-        return np.full(shape, np.nan if dtype.kind == "f" else -1).astype(dtype)
+        return np.full(shape, 0 if zero else np.nan if dtype.kind == "f" else -1).astype(dtype)
 
     def _start(
         self,
@@ -96,6 +98,40 @@ class EmulatedDevice(Device):
         product = a @ b
         out[...] = out + product if accumulate else product
 
+    def memory(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class StrictDevice(EmulatedDevice):
+    """An emulated card whose arrays are no NumPy arrays; see `pynlm.testing.device_arrays`.
+
+    Parameters
+    ----------
+    processors, shared_limit, seed
+        As of an `EmulatedDevice`.
+    memory_limit
+        Bytes that one array may have.
+    """
+
+    def __init__(
+        self,
+        processors: int = 3,
+        shared_limit: int = 227 << 10,
+        seed: int = 0,
+        *,
+        memory_limit: int = 1 << 40,
+    ) -> None:
+        super().__init__(processors, shared_limit, seed)
+        self.xp, self.memory_limit = Cupy(), memory_limit
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        if math.prod(shape) * np.dtype(dtype).itemsize > self.memory_limit:
+            raise MemoryError("out of memory")
+        return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
+
+    def memory(self) -> tuple[int, int]:
+        return self.memory_limit, 2 * self.memory_limit
+
 
 @contextlib.contextmanager
 def emulation(device: Device | None = None) -> Iterator[Device]:
@@ -122,6 +158,8 @@ def _value(argument: Any) -> Any:
     """The bytes of a kernel's argument."""
     if argument is None:
         return ctypes.c_void_p(0)
+    if isinstance(argument, DeviceArray):
+        argument = unwrap(argument)
     if isinstance(argument, np.ndarray):
         return ctypes.c_void_p(argument.ctypes.data)
     raw = argument.tobytes()

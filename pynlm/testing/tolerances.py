@@ -125,6 +125,11 @@ _ONNXRUNTIME = {"float32": Tolerance(2e-6, 1e-6, 1e-6), "float64": Tolerance(4e-
 _TRAJECTORY = {"float32": (1e-4, 1e-2, 1e-5, 1e-3), "float64": (1e-11, 1e-6, 1e-13, 1e-11)}
 
 
+# Losses of a short training run on a GPU against those on the CPU: sums are taken in another order,
+# and each step starts from what the steps before made of that.
+_DEVICE = {"float32": Tolerance(2e-5, 0.0, 1e-6), "float64": Tolerance(2e-14, 0.0, 1e-15)}
+
+
 @dataclass(frozen=True)
 class TrajectoryTolerance:
     """Bounds on the relative difference of training losses.
@@ -163,6 +168,11 @@ def chi_square_bound(freedom: int) -> float:
 def trajectory_tolerance(dtype: Any) -> TrajectoryTolerance:
     """Tolerance of the losses of a training run in `dtype` against torch's."""
     return TrajectoryTolerance(*_TRAJECTORY[np.dtype(dtype).name])
+
+
+def device_tolerance(dtype: Any) -> Tolerance:
+    """Tolerance of the losses of a short training run on a GPU against those on the CPU."""
+    return _DEVICE[np.dtype(dtype).name]
 
 
 def kernel_tolerance(kernel: str, dtype: Any, case_name: str = "") -> Tolerance:

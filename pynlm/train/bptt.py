@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.arrays import to_host
+from pynlm.kernels.queued import clip_scale
 from pynlm.layers.context import Context
 from pynlm.models import RecurrentLM
 from pynlm.models.recurrent_lm import ModelState
 from pynlm.text import Batch
 from pynlm.train.config import TrainConfig
-from pynlm.train.optimisers import Optimiser, clip_gradient_values, gradient_norm
+from pynlm.train.optimisers import (
+    Optimiser,
+    clip_gradient_values,
+    gradient_norm,
+    gradient_squares,
+)
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -37,12 +45,28 @@ class StepResult(NamedTuple):
     grad_norm: float
 
 
+class Pending(NamedTuple):
+    """A `StepResult` that is still on a GPU; see `settle`.
+
+    Attributes
+    ----------
+    nats, squares : float64 [] and [n] there: of the loss, and what the norm is the root of.
+    tokens, step : of the batch, and number of the step.
+    """
+
+    nats: Any
+    squares: Any
+    tokens: int
+    step: int
+
+
 class BPTT:
     """A model with its optimiser and the recurrent state that runs through the text.
 
     The loss is the mean over a batch's tokens, or the sum over time and mean over rows. Either is
     one number that the head's fused gradient already includes; clipping by norm is one number that
-    the optimiser's update includes. So neither costs a pass.
+    the optimiser's update includes. So neither costs a pass. On a GPU a step only queues its work;
+    what it measured comes with `settle`.
 
     Parameters
     ----------
@@ -57,12 +81,12 @@ class BPTT:
         optimiser: Optimiser,
         config: TrainConfig,
         *,
-        backend: str = "cpu",
+        backend: str | None = None,
     ) -> None:
         self.model, self.optimiser, self.config, self.backend = model, optimiser, config, backend
         self.state: ModelState | None = None
 
-    def step(self, batch: Batch, *, lr: float, step: int) -> StepResult:
+    def step(self, batch: Batch, *, lr: float, step: int) -> StepResult | Pending:
         """Learn from one batch.
 
         Parameters
@@ -73,7 +97,8 @@ class BPTT:
 
         Raises
         ------
-        TrainingDiverged : loss or gradient is NaN or infinite; nothing has been changed.
+        TrainingDiverged : loss or gradient is NaN or infinite; nothing has been changed. On a GPU
+            `settle` raises it, when weights have been changed.
         """
         config, model = self.config, self.model
         rows, tokens = batch.ids.shape[1], batch.tokens
@@ -90,10 +115,15 @@ class BPTT:
             batch.lengths,
             weights=1.0 / (rows if config.loss == "sum_time" else tokens),
         )
-        nats = float(nll.sum(dtype=np.float64))
-        if not math.isfinite(nats):
-            raise TrainingDiverged(f"the loss of step {step} is {nats / tokens}")
         assert backprop is not None, "a model in training returns its backprop"
+        if model.pool.device is not None:
+            total = nll.sum(dtype=np.float64)
+            backprop()
+            squares = self._update_queued(lr)
+            self.state = state
+            return Pending(total, squares, tokens, step)
+        nats = float(nll.sum(dtype=np.float64))
+        _check_loss(nats / tokens, step)
         backprop()
         norm = self._norm(step)
         if config.clip_value is not None:
@@ -110,9 +140,44 @@ class BPTT:
     def _norm(self, step: int) -> float:
         """The gradient's norm; TrainingDiverged unless it is finite."""
         norm = gradient_norm(self.model.parameters, backend=self.backend)
-        if not math.isfinite(norm):
-            raise TrainingDiverged(f"the gradient's norm of step {step} is {norm}")
+        _check_norm(norm, step)
         return norm
+
+    def _update_queued(self, lr: float) -> Any:
+        """Clip and update on a GPU without waiting; what the norm is the root of."""
+        config, parameters = self.config, self.model.parameters
+        squares = gradient_squares(parameters)
+        if config.clip_value is not None:
+            # As on the CPU, an infinite gradient must not pass for a finite one.
+            infinite = squares
+            clip_gradient_values(parameters, config.clip_value, backend=self.backend)
+            squares = gradient_squares(parameters) + (infinite - infinite)
+        scale: Any = 1.0
+        if config.clip_norm is not None:
+            scale = clip_scale(totals=squares, limit=config.clip_norm)
+        self.optimiser.step(lr=lr, scale=scale)
+        return squares
+
+    def settle(self, results: Sequence[StepResult | Pending]) -> list[StepResult]:
+        """What steps measured; on a GPU fetched in one transfer, which waits for them.
+
+        Raises
+        ------
+        TrainingDiverged : a loss or a gradient is NaN or infinite.
+        """
+        pending = [r for r in results if isinstance(r, Pending)]
+        if not pending:
+            return [r for r in results if isinstance(r, StepResult)]
+        parts = [part for r in pending for part in (r.nats.reshape(1), r.squares)]
+        numbers = iter(to_host(self.model.pool.xp.concatenate(parts)).tolist())
+        settled = []
+        for r in pending:
+            nats = next(numbers)
+            norm = math.sqrt(sum(next(numbers) for _ in range(r.squares.size)))
+            _check_loss(nats / r.tokens, r.step)
+            _check_norm(norm, r.step)
+            settled.append(StepResult(nats, r.tokens, norm))
+        return settled
 
     def tensors(self) -> Tensors:
         """Optimiser and recurrent state by name, for a checkpoint."""
@@ -142,13 +207,24 @@ class BPTT:
                         f"recurrent state {layer}.{i} must be {part.dtype} {list(part.shape)}, "
                         f"got {got}"
                     )
-                found.append(np.array(x))
+                found.append(self.model.pool.bring(np.array(x)))
             layers.append(tuple(found))
         self.state = tuple(layers)
+
+
+def _check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDiverged(f"the loss of step {step} is {loss}")
+
+
+def _check_norm(norm: float, step: int) -> None:
+    if not math.isfinite(norm):
+        raise TrainingDiverged(f"the gradient's norm of step {step} is {norm}")
 
 
 def all_finite(model: RecurrentLM) -> bool:
     """Whether all weights are numbers."""
     # A sum of finite numbers may overflow, so look at the numbers; blocks keep the mask small.
-    data = model.parameters.data
-    return all(np.isfinite(data[i : i + (1 << 20)]).all() for i in range(0, data.size, 1 << 20))
+    data, xp = model.parameters.data, model.pool.xp
+    step = 1 << 20 if model.pool.device is None else max(1, data.size)  # one wait
+    return all(bool(xp.isfinite(data[i : i + step]).all()) for i in range(0, data.size, step))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.arrays import to_host
 from pynlm.text.files import fsync_folder
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Snapshot:
 
     Parameters
     ----------
-    model : parameter name -> array.
-    training : optimiser and recurrent state, name -> array.
+    model : parameter name -> array, NumPy's or (to be saved) a GPU's.
+    training : optimiser and recurrent state, name -> array, likewise.
     state : plain JSON values: position, schedule, best figure, digests, log length.
     metadata : model configuration and other strings kept in the header of model.safetensors.
     """
@@ -210,8 +211,12 @@ def check_parameters(model: RecurrentLM, tensors: Tensors, path: Path) -> None:
         raise CheckpointError(f"{path}: parameter {extra[0]!r} is not part of this model")
 
 
-def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Tokenizer, Recipe]:
+def load_model(
+    directory: Path, which: str = "best", device: str = "cpu"
+) -> tuple[RecurrentLM, Tokenizer, Recipe]:
     """The model, vocabulary and recipe of a run folder (or of one checkpoint inside it).
+
+    The model is on `device`, wherever it was trained.
 
     Raises
     ------
@@ -243,7 +248,8 @@ def load_model(directory: Path, which: str = "best") -> tuple[RecurrentLM, Token
         )
     recipe = load_recipe(run / "config.toml")
     place = checkpoint / "model.safetensors"
-    model = make_model(config, recipe.train.dtype, snapshot.model, place, tokenizer.counts)
+    dtype, counts = recipe.train.dtype, tokenizer.counts
+    model = make_model(config, dtype, snapshot.model, place, counts, device)
     return model, tokenizer, recipe
 
 
@@ -253,13 +259,15 @@ def make_model(
     tensors: Tensors,
     path: Path,
     counts: NDArray[np.int64],
+    device: str = "cpu",
 ) -> RecurrentLM:
     """The model of a checkpoint's tensors; CheckpointError, naming `path`, unless they fit."""
     from pynlm.heads.hierarchical import stored_tree
     from pynlm.models import RecurrentLM
 
     try:
-        model = RecurrentLM(config, dtype, counts=counts, tree=stored_tree(tensors))
+        tree = stored_tree(tensors)
+        model = RecurrentLM(config, dtype, counts=counts, tree=tree, device=device)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     check_parameters(model, tensors, path)
@@ -312,7 +320,8 @@ def _write_directory(directory: Path, snapshot: Snapshot) -> None:
     ):
         # One entry: the library writes several in random order; equal models are equal files.
         packed = {"pynlm": json.dumps(header, sort_keys=True)}
-        data = save({key: np.ascontiguousarray(x) for key, x in tensors.items()}, packed)
+        host = {key: np.ascontiguousarray(to_host(x)) for key, x in tensors.items()}
+        data = save(host, packed)
         _write_file(directory / name, data)
         files[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     state = {"format": FORMAT, **snapshot.state, "files": files}

@@ -149,6 +149,7 @@ class TrainConfig(_Section):
     which makes the gradient `bptt` times larger: Zaremba's rate 1.0 means the latter.
     `valid_stripes` > 1 validates faster on parallel stripes while training, a little
     pessimistically; the figures printed at the end always come from one stripe.
+    `math` is what products of float32 numbers are computed in on a GPU, with float32 sums.
     """
 
     batch_size: int = Field(default=20, ge=1)
@@ -158,10 +159,17 @@ class TrainConfig(_Section):
     clip_norm: float | None = Field(default=None, gt=0.0)
     clip_value: float | None = Field(default=None, gt=0.0)
     dtype: Literal["float32", "float64"] = "float32"
+    math: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
     valid_stripes: int = Field(default=1, ge=1)
     checkpoint_seconds: float = Field(default=60.0, ge=0.0)
     log_every: int = Field(default=50, ge=1)
     seed: int = Field(default=1, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.math != "float32" and self.dtype != "float32":
+            raise ValueError(f"math = {self.math!r} needs dtype = 'float32', got {self.dtype!r}")
+        return self
 
 
 class OptimiserConfig(_Section):

@@ -24,6 +24,7 @@ from pynlm.kernels import (
     sgd_update_rows,
     sum_squares,
 )
+from pynlm.kernels.queued import sums_of_squares
 from pynlm.layers.parameters import Group, Parameters
 from pynlm.train.config import OptimiserConfig
 
@@ -31,9 +32,12 @@ Array = NDArray[Any]
 
 
 class Optimiser(Protocol):
-    """What the trainer needs of an optimiser."""
+    """What the trainer needs of an optimiser.
 
-    def step(self, *, lr: float, scale: float = 1.0) -> None:
+    A `scale` is a number, or on a GPU what `pynlm.kernels.queued.clip_scale` returns.
+    """
+
+    def step(self, *, lr: float, scale: Any = 1.0) -> None:
         """Update all weights from `scale` times their gradients."""
 
     def state_dict(self) -> dict[str, Array]:
@@ -43,7 +47,22 @@ class Optimiser(Protocol):
         """Continue from a stored state; ValueError names what does not fit."""
 
 
-def gradient_norm(parameters: Parameters, *, backend: str = "cpu") -> float:
+def gradient_squares(parameters: Parameters) -> Array:
+    """Sums of squares of the gradient's parts, float64 [n] on the GPU, without waiting.
+
+    Together they are the square of `gradient_norm`.
+    """
+    parts = [
+        parameters.grad[block.start : block.stop]
+        for block in parameters.blocks()
+        if not block.group.frozen
+    ]
+    totals = parameters.pool.empty((len(parts),), np.float64)
+    sums_of_squares(totals=totals, parts=parts)
+    return totals
+
+
+def gradient_norm(parameters: Parameters, *, backend: str | None = None) -> float:
     """Euclidean norm of all gradients that are not frozen, in double precision.
 
     The order of the sum is fixed, so its bits do not depend on the number of threads.
@@ -58,7 +77,7 @@ def gradient_norm(parameters: Parameters, *, backend: str = "cpu") -> float:
     return math.sqrt(total)
 
 
-def clip_gradient_values(parameters: Parameters, limit: float, *, backend: str = "cpu") -> None:
+def clip_gradient_values(parameters: Parameters, limit: float, *, backend: str | None = None) -> None:
     """Limit every gradient element to [-limit, limit] in place."""
     for block in parameters.blocks():
         clip_values(x=parameters.grad[block.start : block.stop], limit=limit, backend=backend)
@@ -85,14 +104,15 @@ class _Flat:
         rule: dict[str, Any],
         *,
         weight_decay: float,
-        backend: str,
+        backend: str | None,
     ) -> None:
         self.parameters, self.weight_decay = parameters, weight_decay
-        self.state: dict[str, Array] = {name: np.zeros_like(parameters.data) for name in names}
+        data, zeros = parameters.data, parameters.pool.zeros
+        self.state: dict[str, Array] = {name: zeros(data.shape, data.dtype) for name in names}
         self._dense, self._rows = dense, rows
         self._rule = {**rule, "backend": backend}
 
-    def step(self, *, lr: float, scale: float = 1.0) -> None:
+    def step(self, *, lr: float, scale: Any = 1.0) -> None:
         """Update all weights from `scale` times their gradients."""
         p = self.parameters
         for start, stop, group in p.blocks():
@@ -122,9 +142,9 @@ class _Flat:
                     f"optimiser state {name!r} must be {own.dtype} {list(own.shape)}, got {found}"
                 )
         for name, own in self.state.items():
-            own[...] = state[name]
+            self.parameters.pool.load(own, state[name])
 
-    def _rule_for(self, group: Group, lr: float, scale: float) -> dict[str, Any]:
+    def _rule_for(self, group: Group, lr: float, scale: Any) -> dict[str, Any]:
         decay = self.weight_decay if group.decay else 0.0
         return {**self._rule, "lr": lr * group.lr, "scale": scale, "weight_decay": decay}
 
@@ -139,7 +159,7 @@ class SGD(_Flat):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
-        backend: str = "cpu",
+        backend: str | None = None,
     ) -> None:
         super().__init__(
             parameters,
@@ -164,7 +184,7 @@ class Adam(_Flat):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled: bool = False,
-        backend: str = "cpu",
+        backend: str | None = None,
     ) -> None:
         super().__init__(
             parameters,
@@ -177,7 +197,7 @@ class Adam(_Flat):
         )
         self.t = 0
 
-    def step(self, *, lr: float, scale: float = 1.0) -> None:
+    def step(self, *, lr: float, scale: Any = 1.0) -> None:
         """Update all weights from `scale` times their gradients."""
         self.t += 1
         super().step(lr=lr, scale=scale)
@@ -193,7 +213,7 @@ class Adam(_Flat):
         super().load_state_dict(state)
         self.t = int(state["t"][0])
 
-    def _rule_for(self, group: Group, lr: float, scale: float) -> dict[str, Any]:
+    def _rule_for(self, group: Group, lr: float, scale: Any) -> dict[str, Any]:
         return {**super()._rule_for(group, lr, scale), "t": self.t}
 
 
@@ -206,7 +226,7 @@ class Adagrad(_Flat):
         *,
         eps: float = 1e-10,
         weight_decay: float = 0.0,
-        backend: str = "cpu",
+        backend: str | None = None,
     ) -> None:
         super().__init__(
             parameters,
@@ -220,7 +240,7 @@ class Adagrad(_Flat):
 
 
 def make_optimiser(
-    config: OptimiserConfig, parameters: Parameters, *, backend: str = "cpu"
+    config: OptimiserConfig, parameters: Parameters, *, backend: str | None = None
 ) -> Optimiser:
     """The optimiser that a recipe's `[optimiser]` describes."""
     decay = config.weight_decay

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pynlm
 from pynlm.evaluate import Evaluation, TrainingLoss, evaluate_sentences, evaluate_stream
 from pynlm.evaluate.facts import start_of
+from pynlm.layers.pool import pool_on
 from pynlm.models import RecurrentLM
 from pynlm.text import write_aside
-from pynlm.train.bptt import BPTT, TrainingDiverged, all_finite
+from pynlm.train.bptt import BPTT, Pending, StepResult, TrainingDiverged, all_finite
 from pynlm.train.checkpoint import (
     CheckpointError,
     CheckpointMissing,
@@ -65,9 +68,10 @@ class Trainer:
     seed : of weights, dropout masks and shuffles.
     overrides : `"train.epochs=3"` strings, pairs, or a mapping of dotted keys.
     resume : go on from the folder's last checkpoint, to the same bits as without the break.
-    device : "cpu".
+    device : "cpu" or "cuda", the current GPU. It is no part of the run: what was begun on one may be
+        resumed on the other (to other bits), and is loaded anywhere.
     quiet : print nothing.
-    backend : kernels' backend, "cpu" or "reference" (NumPy, for tests).
+    backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
     on_step : called after each step.
 
     Attributes
@@ -97,11 +101,11 @@ class Trainer:
         resume: bool = False,
         device: str = "cpu",
         quiet: bool = False,
-        backend: str = "cpu",
+        backend: str | None = None,
         on_step: Callable[[Progress], None] | None = None,
     ) -> None:
-        if device != "cpu":
-            raise ValueError(f"Trainer: device must be 'cpu', got {device!r}")
+        # Its errors now, not after minutes of reading text.
+        self.device, gpu = device, pool_on(device, "Trainer").device
         settings = decide(
             recipe,
             corpus=corpus,
@@ -114,9 +118,14 @@ class Trainer:
             resume=resume,
         )
         self.recipe, self.folder, self.backend = settings.recipe, settings.run, backend
+        math = self.recipe.train.math
+        if gpu is None and math != "float32":
+            raise ValueError(f"train: train.math = {math!r} is for device 'cuda', got {device!r}")
         self._arrays, self._resumes = settings.arrays, settings.resumes
         self._quiet, self._on_step = quiet, on_step
         self._interruption = Interruption()
+        self._unsettled: list[StepResult | Pending] = []
+        self._result, self._loss = StepResult(nan, 0, nan), nan
         self._best_valid: Evaluation | None = None
         self._best_name: str | None = None
 
@@ -128,15 +137,18 @@ class Trainer:
         TrainingDiverged : NaN or infinite loss; the last good checkpoint is kept.
         CheckpointError : a checkpoint cannot be written or read, or does not fit.
         OSError, ValueError, IndexError : text that cannot be used.
+        MemoryError : the device's or the host's is full; saved as by Ctrl-C, as far as possible.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(self.folder)
         try:
             self._open()
             try:
-                with self._interruption.listening():
+                with self._interruption.listening(), self._mathematics():
                     stopped = self._train()
                     result = self._finish(stopped)
+            except MemoryError as error:
+                raise type(error)(f"{error}; {self._rescue()}") from None
             except (TrainingDiverged, FloatingPointError) as error:
                 self._log.write("diverged", step=self.position.step, reason=str(error))
                 raise TrainingDiverged(f"{error}: training stopped; {self._last_good()}") from None
@@ -162,11 +174,15 @@ class Trainer:
         counts = self.tokenizer.counts
         if snapshot is None:
             tree = given_tree(recipe, self.tokenizer)
-            self.model = RecurrentLM(config, recipe.train.dtype, counts=counts, tree=tree)
+            self.model = RecurrentLM(
+                config, recipe.train.dtype, counts=counts, tree=tree, device=self.device
+            )
         else:
             check_data(run, self.data, snapshot)
             place = run / "last" / "model.safetensors"
-            self.model = make_model(config, recipe.train.dtype, snapshot.model, place, counts)
+            self.model = make_model(
+                config, recipe.train.dtype, snapshot.model, place, counts, self.device
+            )
         self._head = self.model.head
         # Only now, so that what cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
@@ -270,6 +286,7 @@ class Trainer:
                 return False
             if time.monotonic() - self._saved >= train.checkpoint_seconds:
                 self._save()
+        self._settle()
         # Validation may be long; a kill during it must not cost the epoch's last minute.
         if p.epoch_tokens:
             self._save()
@@ -294,14 +311,15 @@ class Trainer:
     def _step(self, batch: Any, lr: float) -> None:
         p, recipe = self.position, self.recipe
         began = time.perf_counter()
-        result = self._bptt.step(batch, lr=lr, step=p.step + 1)
+        self._unsettled.append(self._bptt.step(batch, lr=lr, step=p.step + 1))
         p.seconds += time.perf_counter() - began
-        p.step, p.batch, p.tokens = p.step + 1, p.batch + 1, p.tokens + result.tokens
-        p.epoch_nats, p.epoch_tokens = p.epoch_nats + result.nats, p.epoch_tokens + result.tokens
-        p.logged_nats += result.nats
-        p.logged_tokens += result.tokens
-        loss = p.logged_nats / p.logged_tokens
-        if p.step % recipe.train.log_every == 0:
+        p.step, p.batch, p.tokens = p.step + 1, p.batch + 1, p.tokens + batch.tokens
+        logs = p.step % recipe.train.log_every == 0
+        # On a GPU the host goes on while steps wait there, unless somebody wants to know.
+        if logs or self.model.pool.device is None or self._on_step is not None:
+            self._settle()
+        loss, result = self._loss, self._result
+        if logs:
             self._log.write(
                 "step",
                 step=p.step,
@@ -319,6 +337,18 @@ class Trainer:
         if self._on_step is not None:
             nats = result.nats / result.tokens
             self._on_step(Progress(p.step, p.epoch + 1, nats, lr, result.grad_norm, p.tokens))
+
+    def _settle(self) -> None:
+        """Add up what the steps since the last call measured; on a GPU this waits for them."""
+        p, began = self.position, time.perf_counter()
+        for result in self._bptt.settle(self._unsettled):
+            p.epoch_nats += result.nats
+            p.epoch_tokens += result.tokens
+            p.logged_nats += result.nats
+            p.logged_tokens += result.tokens
+            self._result, self._loss = result, p.logged_nats / p.logged_tokens
+        self._unsettled.clear()
+        p.seconds += time.perf_counter() - began
 
     def _end_epoch(self, lr: float, loss: float, better: bool, seconds: float) -> None:
         p = self.position
@@ -377,6 +407,7 @@ class Trainer:
 
     def _save(self, *, best: bool = False) -> None:
         p = self.position
+        self._settle()
         if not all_finite(self.model):
             raise TrainingDiverged(f"a weight is not finite after step {p.step}")
         state = {
@@ -470,6 +501,28 @@ class Trainer:
             for line in result.lines():
                 say(line)
         return result
+
+    @contextmanager
+    def _mathematics(self) -> Iterator[None]:
+        """Within the block a GPU computes products of float32 numbers as the recipe says."""
+        device = self.model.pool.device
+        if device is None:
+            yield
+            return
+        before, device.math = device.math, self.recipe.train.math
+        try:
+            yield
+        finally:
+            device.math = before
+
+    def _rescue(self) -> str:
+        """Save a run whose step found no memory; weights are as the step before left them."""
+        try:
+            self._save()
+            found = f"saved in {self.folder / 'last'} (after step {self.position.step})"
+        except (MemoryError, TrainingDiverged, CheckpointError):
+            found = self._last_good()
+        return f"{found}; continue with: pynlm train --resume --out {self.folder}"
 
     def _last_good(self) -> str:
         try:

@@ -424,7 +424,7 @@ def test_integers_out_of_range_in_a_text_are_named(make: Make, tmp_path: Path) -
 def test_bad_arguments_are_named(make: Make, texts: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"'train.lr'; did you mean 'optimiser.lr'"):
         make(overrides=["train.lr=3"])
-    with pytest.raises(ValueError, match=r"device must be 'cpu', got 'tpu'"):
+    with pytest.raises(ValueError, match=r"device must be 'cpu' or 'cuda', got 'tpu'"):
         make(device="tpu")
     with pytest.raises(ValueError, match=r"give a corpus by name or texts, not both"):
         make(corpus="ptb")

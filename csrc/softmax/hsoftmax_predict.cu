@@ -1,0 +1,266 @@
+// Hierarchical softmax on a GPU (contract: hsoftmax.h): what it predicts, from the root down.
+#include "softmax/hsoftmax_node-inl.h"
+#include "common/philox.h"
+
+// parent [V + M, 2] of `children`, a thread a child; entries that are none are left out.
+NLM_KERNEL(hsoftmax_parents, 256, int32_t* parent, const int32_t* first, const int32_t* children,
+           int V, int M) {
+    for (int64_t i = grid_thread(); i < V + M - 1; i += grid_threads()) {
+        int low = 0;  // the node whose child it is
+        for (int high = M; high - low > 1;) {
+            const int middle = (low + high) / 2;
+            if (first[middle] <= i)
+                low = middle;
+            else
+                high = middle;
+        }
+        const int64_t entry = children[i];
+        if (entry < 0 || entry >= V + M) continue;
+        parent[2 * entry] = low;
+        parent[2 * entry + 1] = int32_t(i) - first[low];
+    }
+}
+
+constexpr int kWide = 32;  // rows of a node that a warp takes together
+
+// tops and log_sums [N, M] of all nodes, from logits z [N, V - 1] without bias, which is added to
+// them. Moves z twice; bound by memory, in float32 by exponentials in double precision.
+NLM_KERNEL(hsoftmax_norms, 256, REAL* tops, double* log_sums, REAL* z, const REAL* b,
+           const int32_t* first, int64_t N, int V, int M) {
+    const Tree t{nullptr, b, first, 0, V, M};
+    const int lane = int(threadIdx.x) % kWarp;
+    for (int64_t at = grid_thread() - lane; at < N * M; at += grid_threads()) {
+        const int64_t own = at + lane;
+        Node node{};
+        const bool mine = own < N * M && node_rows(t, int32_t(own % M), node);
+        if (mine && node.rows < kWide) {
+            REAL* const logits = z + own / M * (V - 1) + node.row;
+            REAL top = 0;
+            for (int r = 0; r < node.rows; ++r) {
+                if (b != nullptr) logits[r] += b[node.row + r];
+                top = logits[r] > top ? logits[r] : top;
+            }
+            if (node.rows == 1) {
+                tops[own] = top;
+                log_sums[own] = log1p(exp(-fabs(double(logits[0]))));
+            } else {
+                double sum = exp(-double(top));
+                for (int r = 0; r < node.rows; ++r) sum += double(exp(logits[r] - top));
+                tops[own] = top;
+                log_sums[own] = log(sum);
+            }
+        }
+        unsigned wide = __ballot_sync(kAllLanes, mine && node.rows >= kWide);
+        for (; wide != 0; wide &= wide - 1) {
+            const int64_t one = at + __ffs(int(wide)) - 1;
+            node_rows(t, int32_t(one % M), node);
+            REAL* const logits = z + one / M * (V - 1) + node.row;
+            REAL top = 0;
+            for (int r = lane; r < node.rows; r += kWarp) {
+                if (b != nullptr) logits[r] += b[node.row + r];
+                top = logits[r] > top ? logits[r] : top;
+            }
+            top = warp_max(top);
+            double sum = 0;
+            for (int r = lane; r < node.rows; r += kWarp) sum += double(exp(logits[r] - top));
+            sum = warp_sum(sum) + exp(-double(top));
+            if (lane == 0) {
+                tops[one] = top;
+                log_sums[one] = log(sum);
+            }
+        }
+    }
+}
+
+// log_prob [N, V], a thread each, up the token's path. Reads three numbers a node, from the second-
+// level cache, which bounds it.
+NLM_KERNEL(hsoftmax_log_probs, 256, REAL* log_prob, const REAL* z, const REAL* tops,
+           const double* log_sums, const int32_t* first, const int32_t* parent, int64_t N, int V,
+           int M) {
+    const Tree t{nullptr, nullptr, first, 0, V, M};
+    for (int64_t i = grid_thread(); i < N * V; i += grid_threads()) {
+        const int64_t n = i / V;
+        int64_t entry = i % V;
+        double sum = 0;
+        Node node{};
+        Step step;
+        while ((step = step_up(t, parent, entry, node)) == kNode) {
+            const double x =
+                node.child > 0 ? double(z[n * (V - 1) + node.row + node.child - 1]) : 0.0;
+            const int64_t at = n * M + node.number;
+            sum += (x - double(tops[at])) - log_sums[at];
+        }
+        log_prob[i] = step == kEnd ? REAL(sum) : REAL(nan_of_double());
+    }
+}
+
+// The place of token v in the order: larger log-probabilities first, NaN last, of equal ones
+// smaller ids. 8 bytes in float32, 12 in float64, of which the first in `high` come first.
+struct Place {
+    uint64_t high;
+    uint32_t low;
+};
+constexpr int kPlaceBytes = sizeof(REAL) + 4;
+
+NLM_FN Place place_of(REAL log_p, uint32_t v) {
+    const REAL x = log_p + REAL(0);  // no negative zero
+    if constexpr (sizeof(REAL) == 4) {
+        const uint32_t bits = *reinterpret_cast<const uint32_t*>(&x);
+        uint32_t falling = (bits >> 31) != 0 ? bits : ~bits & 0x7FFFFFFFu;
+        if (x != x) falling = 0xFFFFFFFFu;
+        return {uint64_t(falling) << 32 | v, 0};
+    } else {
+        const uint64_t bits = *reinterpret_cast<const uint64_t*>(&x);
+        uint64_t falling = (bits >> 63) != 0 ? bits : ~bits & 0x7FFFFFFFFFFFFFFFull;
+        if (x != x) falling = ~uint64_t(0);
+        return {falling, v};
+    }
+}
+NLM_FN bool before(const Place& a, const Place& b) {
+    return a.high != b.high ? a.high < b.high : a.low < b.low;
+}
+// The first `count` bytes, the others 0.
+NLM_FN Place first_bytes(const Place& a, int count) {
+    if (count >= 8)
+        return {a.high, count >= 12
+                            ? a.low
+                            : (count == 8 ? 0 : a.low >> (96 - 8 * count) << (96 - 8 * count))};
+    return {count == 0 ? 0 : a.high >> (64 - 8 * count) << (64 - 8 * count), 0};
+}
+NLM_FN uint32_t byte_at(const Place& a, int at) {
+    return at < 8 ? uint32_t(a.high >> (56 - 8 * at)) % 256 : (a.low >> (88 - 8 * at)) % 256;
+}
+
+// The K first of all tokens, a block a row: byte by byte, how many have which, until those up to
+// some byte are K; these are then ranked. Reads all [N, V] a few times; bound by memory.
+NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, const REAL* all,
+           int64_t N, int64_t V, int64_t K) {
+    uint32_t* const counts = nlm_shared<uint32_t>();  // [256]
+    uint32_t* const warps = counts + 256;             // [8]
+    uint32_t* const found = warps + 8;                // byte, how many are left, how many have it
+    const int thread = int(threadIdx.x), threads = int(blockDim.x);
+    for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
+        const REAL* const row = all + n * V;
+        int32_t* const own = chosen + n * K;
+        Place last{0, 0};  // of the first `known` bytes
+        uint32_t left = uint32_t(K);
+        int known = 0;
+        for (bool more = true; more;) {
+            counts[thread] = 0;
+            __syncthreads();
+            for (int64_t v = thread; v < V; v += threads) {
+                const Place place = place_of(row[v], uint32_t(v)),
+                            start = first_bytes(place, known);
+                if (start.high == last.high && start.low == last.low)
+                    atomicAdd(counts + byte_at(place, known), 1u);
+            }
+            __syncthreads();
+            const uint32_t count = counts[thread], earlier = block_sum_before(count, warps);
+            if (earlier < left && left <= earlier + count) {
+                found[0] = uint32_t(thread);
+                found[1] = left - earlier;
+                found[2] = count;
+            }
+            __syncthreads();
+            if (known < 8)
+                last.high |= uint64_t(found[0]) << (56 - 8 * known);
+            else
+                last.low |= found[0] << (88 - 8 * known);
+            left = found[1];
+            ++known;
+            more = left != found[2] && known < kPlaceBytes;
+            __syncthreads();
+        }
+        if (thread == 0) found[0] = 0;
+        __syncthreads();
+        for (int64_t v = thread; v < V; v += threads)
+            if (!before(last, first_bytes(place_of(row[v], uint32_t(v)), known)))
+                own[atomicAdd(found, 1u)] = int32_t(v);
+        __syncthreads();
+        for (int64_t i = thread; i < K; i += threads) {
+            const int32_t v = own[i];
+            const Place place = place_of(row[v], uint32_t(v));
+            int64_t rank = 0;
+            for (int64_t j = 0; j < K; ++j)
+                rank += before(place_of(row[own[j]], uint32_t(own[j])), place);
+            ids[n * K + rank] = v;
+            log_prob[n * K + rank] = row[v];
+        }
+        __syncthreads();
+    }
+}
+
+// The child of a node with logits z [rows] for u in [0, 1), by a warp; -1 where there is no
+// distribution.
+NLM_FN int draw_child(const REAL* z, int rows, double u) {
+    const int lane = int(threadIdx.x) % kWarp;
+    REAL top = 0;
+    for (int r = lane; r < rows; r += kWarp) top = z[r] > top ? z[r] : top;
+    top = warp_max(top);
+    double sum = 0;
+    for (int r = lane; r < rows; r += kWarp) sum += exp(double(z[r]) - double(top));
+    const double none = exp(-double(top));
+    sum = warp_sum(sum) + none;
+    if (!(sum <= 1e300)) return -1;
+    double rest = u * sum - none;
+    if (rest < 0) return 0;
+    int last = 0;  // if the sums rounded below `rest`
+    for (int r = 0; r < rows; r += kWarp) {
+        const double own = r + lane < rows ? exp(double(z[r + lane]) - double(top)) : 0.0;
+        double until = own;
+        for (int lanes = 1; lanes < kWarp; lanes *= 2) {
+            const double below = __shfl_up_sync(kAllLanes, until, unsigned(lanes));
+            if (lane >= lanes) until += below;
+        }
+        const unsigned beyond = __ballot_sync(kAllLanes, own > 0 && until > rest);
+        if (beyond != 0) return r + __ffs(int(beyond));
+        if (own > 0) last = r + lane + 1;
+        rest -= __shfl_sync(kAllLanes, until, kWarp - 1);
+    }
+    return warp_max(last);
+}
+
+// A warp a row, down from the root; z [warps, V - 1] is working memory for nodes of more than 32
+// rows. Row n is row n0 + n of the caller's. Reads the rows of the nodes that it passes; their
+// latency bounds it.
+NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, REAL* z, const REAL* h, const REAL* w, const REAL* b,
+           const int32_t* first, const int32_t* children, int64_t N, int64_t H, int V, int M,
+           uint32_t seed, uint32_t step, uint32_t time) {
+    const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    REAL* const batch = nlm_shared<REAL>() + warp * kWarp;
+    int32_t* const row = reinterpret_cast<int32_t*>(nlm_shared<REAL>() + blockDim.x) + warp * kWarp;
+    const Tree t{w, b, first, H, V, M};
+    with_packets<REAL>(uint64_t(w) | uint64_t(h), H, [&](auto lanes) {
+        constexpr int kLanes = decltype(lanes)::count;
+        for (int64_t n = grid_thread() / kWarp; n < N; n += grid_threads() / kWarp) {
+            int64_t entry = V == 1 ? 0 : V;
+            for (uint32_t depth = 0; entry >= V; ++depth) {
+                Node node{};
+                if (!node_rows(t, int32_t(entry - V), node)) {
+                    entry = -1;
+                    break;
+                }
+                REAL* const logits =
+                    node.rows > kWarp ? z + grid_thread() / kWarp * (V - 1) : batch;
+                for (int r = 0; r < node.rows; r += kWarp) {
+                    const int count = node.rows - r < kWarp ? node.rows - r : kWarp;
+                    if (lane < count) row[lane] = node.row + r + lane;
+                    __syncwarp();
+                    dot_rows<kLanes>(t, h + n * H, row, count, batch);
+                    if (lane < count)
+                        logits[r + lane] = b != nullptr ? batch[lane] + b[row[lane]] : batch[lane];
+                    __syncwarp();
+                }
+                const PhiloxWords drawn = philox(
+                    seed, step, {{depth, uint32_t(n), time, philox_purpose(kPhiloxSample, 0)}});
+                const int child = draw_child(logits, node.rows, uniform_53(drawn));
+                __syncwarp();
+                const int64_t next = child < 0 ? -1 : t.first[node.number] + child;
+                const int64_t below = next < 0 ? -1 : children[next];
+                const bool good = below < V || (below > entry && below < V + M);
+                entry = good ? below : -1;
+            }
+            if (lane == 0) ids[n] = entry < 0 ? -1 : int32_t(entry);
+        }
+    });
+}

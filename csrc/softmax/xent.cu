@@ -1,0 +1,139 @@
+// The fused cross-entropy on a GPU (contract: xent.h): what happens to the logits of a chunk of
+// tokens between cuBLAS's products.
+#include "common/cuda.h"
+#include "softmax/rows.cuh"
+
+// What a row's gradients need; arrays of N numbers one after another.
+enum { kTop, kScale, kShift, kTarget, kBound, kFacts };
+
+// Losses of N rows of logits z [N, width], and with `facts` [kFacts, N] what their gradients need.
+// Reads z once, 4 N V bytes in float32, with an exponential each: bound by memory (V of some
+// thousands: by the second-level cache).
+NLM_KERNEL(xent_losses, 256, REAL* nll, REAL* loss, REAL* facts, const REAL* z, const REAL* b,
+           const int32_t* targets, const REAL* weights, int64_t N, int V, int64_t width,
+           REAL inverse, double temperature, double label_smoothing, double z_loss,
+           double gradient_filter) {
+    const bool smooth = loss != nullptr && label_smoothing > 0;
+    for (int64_t n = first_row(); n < N; n += row_step()) {
+        const Row row{z + n * width, b, V, inverse, true};
+        const RowSums sums = smooth ? row_sums<true>(row) : row_sums<false>(row);
+        if (row_thread() != 0) continue;
+        const double log_sum = log(sums.sum);
+        const double offset = double(sums.top) - double(row.at(targets[n]));
+        const double log_z = double(sums.top) + log_sum;
+        nll[n] = REAL(offset + log_sum);
+        if (loss != nullptr) {
+            double all = (1 - label_smoothing) * offset + log_sum;
+            if (smooth) all += label_smoothing * (double(sums.top) - sums.total / V);
+            if (z_loss > 0) all += z_loss * log_z * log_z;
+            loss[n] = REAL(all);
+        }
+        if (facts != nullptr) {
+            const double slope = (weights != nullptr ? double(weights[n]) : 1) / temperature;
+            const double factor = z_loss > 0 ? 1 + 2 * z_loss * log_z : 1;
+            facts[kTop * N + n] = sums.top;
+            facts[kScale * N + n] = REAL(slope * factor / sums.sum);
+            // adding -0 leaves every number as it is
+            facts[kShift * N + n] =
+                label_smoothing > 0 ? REAL(-slope * label_smoothing / V) : REAL(-0.0);
+            facts[kTarget * N + n] = REAL(slope * (1 - label_smoothing));
+            facts[kBound * N + n] = REAL(gradient_filter * sums.sum);
+        }
+    }
+}
+
+constexpr int kMostSpan = 128;
+
+// dz in place of z, and its sums over each span of rows; `filtered`: 0 for words that are probable
+// in no row of the span and the target of none. A block's grid place: see tile_gradients.
+NLM_KERNEL(xent_dlogits, 256, REAL* z, REAL* sums, const REAL* b, const REAL* facts,
+           const int32_t* targets, int64_t N, int V, int64_t width, int span, REAL inverse,
+           int filtered) {
+    REAL* const parts = nlm_shared<REAL>();              // [8, kTileWords]
+    REAL* const rows = parts + kTileWarps * kTileWords;  // [kFacts, kMostSpan]
+    int32_t* const aims = reinterpret_cast<int32_t*>(rows + kFacts * kMostSpan);  // [kMostSpan]
+    uint32_t* const marks = reinterpret_cast<uint32_t*>(aims + kMostSpan);        // [8, 32]
+    const int64_t first = int64_t(blockIdx.y) * span;
+    const int count = int(first + span < N ? span : N - first);
+    const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+    for (int r = thread; r < count; r += int(blockDim.x)) {
+        for (int f = 0; f < kFacts; ++f) rows[f * kMostSpan + r] = facts[f * N + first + r];
+        aims[r] = targets[first + r];
+    }
+    __syncthreads();
+    const auto row = [=](int r) { return Row{z + (first + r) * width, b, V, inverse, true}; };
+    unsigned kept = ~0u;
+    if (filtered) {
+        const int v = int(blockIdx.x) * kTileWords + lane * kPacket;
+        unsigned mine = 0;
+        for (int r = warp; r < count; r += kTileWarps) {
+            const Logits x = row(r).packet(v);
+            const REAL top = rows[kTop * kMostSpan + r], bound = rows[kBound * kMostSpan + r];
+#pragma unroll
+            for (int j = 0; j < kPacket; ++j)
+                mine |= unsigned(exp(x.at[j] - top) >= bound || v + j == aims[r]) << j;
+        }
+        marks[thread] = mine;
+        __syncthreads();
+        kept = 0;
+        for (int w = 0; w < kTileWarps; ++w) kept |= marks[w * kWarp + lane];
+    }
+    const auto gradient = [=](int r, int v) {
+        Logits x = row(r).packet(v);
+        const REAL top = rows[kTop * kMostSpan + r], scale = rows[kScale * kMostSpan + r];
+        const REAL shift = rows[kShift * kMostSpan + r], target = rows[kTarget * kMostSpan + r];
+#pragma unroll
+        for (int j = 0; j < kPacket; ++j) {
+            REAL dz = exp(x.at[j] - top) * scale + shift;
+            if (v + j == aims[r]) dz -= target;
+            x.at[j] = (kept >> j & 1) != 0 ? dz : REAL(0);
+        }
+        return x;
+    };
+    tile_gradients(z + first * width, sums, count, V, width, parts, gradient);
+}
+
+// log p in place of z [N, V]. Reads z twice and writes it once.
+NLM_KERNEL(xent_log_prob, 256, REAL* z, const REAL* b, int64_t N, int V, REAL inverse) {
+    const bool aligned = V % kPacket == 0 && uint64_t(z) % 16 == 0;
+    for (int64_t n = first_row(); n < N; n += row_step()) {
+        REAL* const own = z + n * V;
+        const Row row{own, b, V, inverse, aligned};
+        const RowSums sums = row_sums<false>(row);
+        const REAL log_sum = log(REAL(sums.sum));
+        each_packet(row, [=](int v, Logits x) {
+#pragma unroll
+            for (int j = 0; j < kPacket; ++j) x.at[j] = (x.at[j] - sums.top) - log_sum;
+            if (aligned) {
+                store_packet(own + v, x);
+            } else {
+#pragma unroll
+                for (int j = 0; j < kPacket; ++j)
+                    if (v + j < V) own[v + j] = x.at[j];
+            }
+        });
+    }
+}
+
+// With t = z - top: log sum exp(t) - sum exp(t) t / sum exp(t). Reads z twice.
+NLM_KERNEL(xent_entropy, 256, REAL* entropy, const REAL* z, const REAL* b, int64_t N, int V,
+           int64_t width, REAL inverse) {
+    for (int64_t n = first_row(); n < N; n += row_step()) {
+        const Row row{z + n * width, b, V, inverse, true};
+        const RowSums sums = row_sums<false>(row);
+        RowSums weighted{0, 0, 0};
+        double* const weight = &weighted.sum;
+        each_packet(row, [=](int, const Logits& x) {
+            REAL part = 0;
+#pragma unroll
+            for (int j = 0; j < kPacket; ++j) {
+                const REAL t = x.at[j] - sums.top;
+                // a logit of -inf has no part: 0 times the bound
+                part -= exp(t) * (t < kLowest ? kLowest : t);
+            }
+            *weight += double(part);
+        });
+        weighted = join(weighted);
+        if (row_thread() == 0) entropy[n] = REAL(log(sums.sum) + weighted.sum / sums.sum);
+    }
+}

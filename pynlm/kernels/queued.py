@@ -1,0 +1,90 @@
+"""What a training step on a GPU calls in place of functions whose results would be waited for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pynlm.arrays import Array, Dims, check, check_any_shape, check_number, on_device
+
+FLOAT64 = np.dtype(np.float64)
+
+
+def embedding_backward_dense(*, dw: Array, ids: Array, dy: Array) -> None:
+    """`embedding_backward` into the whole table's gradient; how many rows it has is not asked.
+
+    Parameters
+    ----------
+    dw : [V, D], output
+        Row v is the sum of dy[n] over the n with ids[n] = v, in their order; 0 where there is none.
+    ids : int32 [N], dy : [N, D]
+        As `embedding_backward`'s.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that are not on a GPU; dtype, shape or layout.
+    """
+    from pynlm.cuda.embedding import embedding_backward_dense as backward
+
+    f = "embedding_backward_dense"
+    d: Dims = {}
+    check(ids, "N", d, func=f, name="ids", dtype=np.dtype(np.int32))
+    check(dy, "N D", d, func=f, name="dy")
+    check(dw, "V D", d, func=f, name="dw", out=True)
+    backward(dw=dw, ids=ids, dy=dy)
+
+
+def sums_of_squares(*, totals: Array, parts: list[Array]) -> None:
+    """totals[i] = `sum_squares(x=parts[i])`.
+
+    Parameters
+    ----------
+    totals : float64 [n], output
+    parts : n arrays of any shape
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dtype, shape or layout.
+    """
+    from pynlm.cuda.clip import sum_squares_on_device
+
+    f = "sums_of_squares"
+    check(totals, str(len(parts)), {}, func=f, name="totals", dtype=FLOAT64, out=True)
+    for i, x in enumerate(parts):
+        flat = check_any_shape(x, {}, func=f, name=f"parts[{i}]")
+        sum_squares_on_device(flat, totals[i : i + 1])
+
+
+def clip_scale(*, totals: Array, limit: float) -> Array:
+    """What to multiply a gradient by so that its norm is `limit` at most: the updates' `scale`.
+
+    Parameters
+    ----------
+    totals : float64 [n]
+        Sums of squares of the gradient's parts.
+    limit : float
+        Positive.
+
+    Returns
+    -------
+    float64 [1] on the GPU: min(1, limit / norm), 1 where the norm is NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dtype, shape or layout; a limit that is not positive.
+    """
+    from pynlm.cuda.clip import clip_scale as scale
+
+    check(totals, "N", {}, func="clip_scale", name="totals", dtype=FLOAT64)
+    check_number(limit, func="clip_scale", name="limit", low=0.0, low_open=True)
+    return scale(totals, limit)
+
+
+def check_scale(scale: object, *, func: str) -> None:
+    """Raise unless it is a finite number, or what `clip_scale` returns, which is not looked at."""
+    if on_device(scale):
+        check(scale, "1", {}, func=func, name="scale", dtype=FLOAT64)
+    else:
+        check_number(scale, func=func, name="scale")  # type: ignore[arg-type]

@@ -1,0 +1,229 @@
+"""What stands for CuPy in tests without a GPU: arrays that NumPy's functions do not take.
+
+NumPy arrays in the place of a GPU's would hide what fails on a GPU: a NumPy array where one of the
+device is wanted, or the reverse, and waits for the device. These arrays know what CuPy's know and
+are as strict, or stricter: an index must be on the device, too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pynlm.arrays import describe, device_types
+
+
+class DeviceArray:
+    """An array "on the device": NumPy's, behind a wall.
+
+    Attributes
+    ----------
+    waits
+        Of the class: how many times anything had to wait for the device.
+
+    Examples
+    --------
+    >>> x = Cupy().asarray(np.arange(3.0))
+    >>> (x + x).get()
+    array([0., 2., 4.])
+    >>> np.asarray(x)
+    Traceback (most recent call last):
+    TypeError: implicit conversion of a GPU's array to NumPy's
+    """
+
+    __slots__ = ("_array",)
+
+    waits = 0
+
+    def __init__(self, array: Any) -> None:
+        self._array = np.asarray(array)
+
+    # ---- what waits
+
+    def get(self) -> Any:
+        """A NumPy copy."""
+        DeviceArray.waits += 1
+        return self._array.copy()
+
+    def item(self) -> Any:
+        """The only element."""
+        return self.get().item()
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("implicit conversion of a GPU's array to NumPy's")
+
+    def __float__(self) -> float:
+        return float(self.get())
+
+    def __int__(self) -> int:
+        return int(self.get())
+
+    def __bool__(self) -> bool:
+        return bool(self.get())
+
+    __index__ = __int__
+
+    # ---- what does not
+
+    def set(self, array: Any) -> None:
+        """Overwrite by a NumPy array of the same shape and dtype."""
+        assert type(array) is np.ndarray and array.flags.c_contiguous
+        assert array.shape == self.shape and array.dtype == self.dtype, describe(array)
+        self._array[...] = array
+
+    @property
+    def flags(self) -> _Flags:
+        """Contiguity."""
+        return _Flags(self._array.flags)
+
+    @property
+    def T(self) -> DeviceArray:
+        """Transposed."""
+        return DeviceArray(self._array.T)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _FACTS:
+            return getattr(self._array, name)
+        if name not in _METHODS:
+            raise AttributeError(f"a GPU's array has no {name}")
+        return _wrapped(getattr(self._array, name))
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({self._array!r})"
+
+    def __getitem__(self, index: Any) -> DeviceArray:
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(i, DeviceArray) and i.dtype == bool for i in parts):
+            DeviceArray.waits += 1  # how large is the result?
+        return DeviceArray(self._array[unwrap(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._array[unwrap(index)] = unwrap(value)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method != "__call__":
+            return NotImplemented
+        return _wrapped(ufunc)(*inputs, **kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        raise TypeError(f"np.{function.__name__}: a GPU's array; call its own module")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Flags:
+    """CuPy's flags, of which there are few."""
+
+    def __init__(self, flags: Any) -> None:
+        self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
+
+
+class Cupy:
+    """The module `cupy`, as far as NumPy has the same functions."""
+
+    ndarray = DeviceArray
+
+    def asarray(self, x: Any, dtype: Any = None) -> DeviceArray:
+        """A copy on the device, or `x` itself if it is there."""
+        if isinstance(x, DeviceArray) and dtype in (None, x.dtype):
+            return x
+        return self.array(x, dtype)
+
+    def array(self, x: Any, dtype: Any = None) -> DeviceArray:
+        """A copy on the device."""
+        return DeviceArray(np.array(x._array if isinstance(x, DeviceArray) else x, dtype))
+
+    def empty(self, shape: Any, dtype: Any = float) -> DeviceArray:
+        """Memory filled with NaN or -1."""
+        dtype = np.dtype(dtype)
+        return DeviceArray(np.full(shape, np.nan if dtype.kind == "f" else -1).astype(dtype))
+
+    def empty_like(self, x: DeviceArray) -> DeviceArray:
+        """Memory filled with NaN or -1."""
+        return self.empty(x.shape, x.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(np, name)
+        if isinstance(found, type) or not callable(found):
+            return found
+        function = _wrapped(found)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name in _WAITING:
+                DeviceArray.waits += 1
+            return function(*args, **kwargs)
+
+        return call
+
+
+_FACTS = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides"}
+_METHODS = {
+    *("reshape", "ravel", "astype", "copy", "fill", "sum", "max", "min", "any", "all", "view"),
+    *("argmax", "argmin", "argsort", "take", "transpose", "mean", "cumsum", "dot"),
+}
+# How large their results are is known only when they are.
+_WAITING = {"unique", "nonzero", "flatnonzero", "argwhere", "array_equal"}
+
+
+def unwrap(x: Any) -> Any:
+    """The NumPy array behind the wall; TypeError for one in front of it."""
+    if isinstance(x, DeviceArray):
+        return x._array
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"NumPy's {describe(x)} among arrays of a GPU")
+    if isinstance(x, (tuple, list)):
+        return type(x)(map(unwrap, x))
+    return x
+
+
+def wrap(x: Any) -> Any:
+    """The inverse; scalars of NumPy become arrays, as CuPy has it."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return DeviceArray(x)
+    return tuple(map(wrap, x)) if isinstance(x, tuple) else x
+
+
+def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = {name: unwrap(value) for name, value in kwargs.items()}
+        return wrap(function(*unwrap(args), **given))
+
+    return call
+
+
+def _operators() -> None:
+    def infix(function: Callable[..., Any], *, swapped: bool) -> Callable[..., Any]:
+        def call(self: DeviceArray, other: Any) -> DeviceArray:
+            pair = (other, self) if swapped else (self, other)
+            return DeviceArray(function(*map(unwrap, pair)))
+
+        return call
+
+    def inplace(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: DeviceArray, other: Any) -> DeviceArray:
+            function(self._array, unwrap(other))
+            return self
+
+        return call
+
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
+        function = getattr(operator, f"__{name}__")
+        setattr(DeviceArray, f"__{name}__", infix(function, swapped=False))
+        setattr(DeviceArray, f"__r{name}__", infix(function, swapped=True))
+        setattr(DeviceArray, f"__i{name}__", inplace(getattr(operator, f"__i{name}__")))
+    for name in ("lt", "le", "eq", "ne", "gt", "ge", "and", "or", "xor"):
+        function = getattr(operator, f"__{name}__")
+        setattr(DeviceArray, f"__{name}__", infix(function, swapped=False))
+    for name in ("neg", "abs", "invert"):
+        function = getattr(operator, f"__{name}__")
+        setattr(DeviceArray, f"__{name}__", lambda self, f=function: DeviceArray(f(self._array)))
+
+
+_operators()
+device_types[DeviceArray] = Cupy()

@@ -1,0 +1,160 @@
+"""What a training step on a GPU has besides the public functions, in the emulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pynlm import cuda
+from pynlm.cuda._sorted import sort_ids
+from pynlm.cuda.clip import clip_scale, sum_squares_on_device
+from pynlm.cuda.embedding import embedding_backward_dense
+from pynlm.reference import philox
+from pynlm.testing import DTYPES, assert_close, assert_same_bits
+from pynlm.testing.emulated import EmulatedDevice, emulation
+from pynlm.testing.tolerances import kernel_tolerance
+
+Array = np.ndarray[Any, Any]
+
+
+@pytest.fixture(autouse=True)
+def device() -> Iterator[None]:
+    with emulation(EmulatedDevice()):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("n", "largest"), [(1, 0), (255, 3), (256, 255), (257, 256), (2500, 40), (5000, 70_000)]
+)
+def test_sort_is_stable(n: int, largest: int) -> None:
+    """At sizes of one and of several blocks, of one to three digits."""
+    ids = np.random.default_rng(n).integers(0, largest + 1, n).astype(np.int32)
+    found = sort_ids(ids, largest + 1)
+    places = np.argsort(ids, kind="stable")
+    distinct, begins = np.unique(ids[places], return_index=True)
+    np.testing.assert_array_equal(found.places, places)
+    np.testing.assert_array_equal(found.keys, ids[places])
+    assert found.count[0] == len(distinct)
+    np.testing.assert_array_equal(found.begins[: len(distinct) + 1], [*begins, n])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "V", "D"), [(0, 5, 3), (40, 11, 6), (1500, 300, 5), (33, 1, 1)])
+def test_dense_gradient_of_a_table(N: int, V: int, D: int, dtype: str) -> None:
+    """Every row of the table, the same bits on cards of another size."""
+    rng = np.random.default_rng(1)
+    ids, dy = (V * rng.random(N) ** 2).astype(np.int32), rng.normal(size=(N, D)).astype(dtype)
+    want = np.zeros((V, D))
+    np.add.at(want, ids, dy.astype(np.float64))
+    got = []
+    for processors in (1, 3):
+        dw = np.full((V, D), np.nan, dtype)
+        with emulation(EmulatedDevice(processors)):
+            embedding_backward_dense(dw=dw, ids=ids, dy=dy)
+        got.append(dw)
+    tolerance = kernel_tolerance("embedding", dtype)
+    assert_close(got[0], want, tolerance, what="dw", terms=max(1, N))
+    assert_same_bits(got[1], got[0], what="dw")
+
+
+UPDATES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "sgd_update": (("momentum_buffer",), {"momentum": 0.9, "weight_decay": 0.01}),
+    "adagrad_update": (("v",), {"eps": 1e-8, "weight_decay": 0.01}),
+    "adam_update": (
+        ("m", "v"),
+        {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.01, "decoupled": True, "t": 3},
+    ),
+}
+
+
+def _updated(function: str, module: Any, arrays: dict[str, Array], **given: Any) -> dict[str, Any]:
+    copies = {name: value.copy() for name, value in arrays.items()}
+    # a copy begins where memory is aligned; a view behind some numbers does not
+    shift = given.pop("shift", {})
+    for name, by in shift.items():
+        room = np.empty(arrays[name].size + by, arrays[name].dtype)
+        copies[name] = room[by:]
+        copies[name][...] = arrays[name]
+    getattr(module, function)(**copies, **UPDATES[function][1], lr=0.1, **given)
+    return copies
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [2, 1003])
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "apart"])
+@pytest.mark.parametrize("function", UPDATES)
+def test_updates_of_arrays_not_aligned(function: str, alike: bool, size: int, dtype: str) -> None:
+    """Views that all begin between two multiples of 16 bytes, and views of which one does."""
+    rng = np.random.default_rng(2)
+    names = ("w", "g", *UPDATES[function][0])
+    arrays = {name: (rng.normal(size=size) ** 2).astype(dtype) for name in names}
+    aligned = _updated(function, cuda, arrays, scale=0.5)
+    shift = dict.fromkeys(names, 1) if alike else {"w": 1}
+    shifted = _updated(function, cuda, arrays, scale=0.5, shift=shift)
+    for name in names:
+        assert_same_bits(shifted[name], aligned[name], what=f"{function} {name}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("D", [3, 6, 8])
+@pytest.mark.parametrize("function", UPDATES)
+def test_updates_by_a_scale_on_the_device(function: str, D: int, dtype: str) -> None:
+    """The same bits as by the number, of flat arrays and of tables with rows of any alignment."""
+    rng = np.random.default_rng(3)
+    names = ("w", "g", *UPDATES[function][0])
+    arrays = {name: (rng.normal(size=(9, D)) ** 2).astype(dtype) for name in names}
+    rows = np.array([1, 4, 8], np.int32)
+    arrays["g"][[i for i in range(9) if i not in rows]] = 0
+    total = np.empty(2)
+    for part, at in ((arrays["g"][:4], slice(0, 1)), (arrays["g"][4:], slice(1, 2))):
+        sum_squares_on_device(part.reshape(-1), total[at])
+    scale = clip_scale(total, 0.25)
+    flat = {name: value.reshape(-1) for name, value in arrays.items()}
+    want = _updated(function, cuda, flat, scale=float(scale[0]))
+    got = _updated(function, cuda, flat, scale=scale)
+    given = {**arrays, "rows": rows, "drows": arrays["g"][rows]}
+    del given["g"]
+    by_rows = _updated(f"{function}", _Rows, given, scale=scale)
+    for name in ("w", *UPDATES[function][0]):
+        assert_same_bits(got[name], want[name], what=f"{function} {name}")
+        assert_same_bits(by_rows[name].reshape(-1), want[name], what=f"{function}_rows {name}")
+    assert not np.array_equal(want["w"], flat["w"])
+
+
+class _Rows:
+    """The updates of tables under the names of those of flat arrays."""
+
+    sgd_update = staticmethod(cuda.sgd_update_rows)
+    adagrad_update = staticmethod(cuda.adagrad_update_rows)
+    adam_update = staticmethod(cuda.adam_update_rows)
+
+
+@pytest.mark.parametrize(
+    ("totals", "scale"),
+    [
+        ([9.0, 16.0], 0.4),
+        ([1.0], 1.0),
+        ([4.0], 1.0),
+        ([0.0], 1.0),
+        ([np.inf], 0.0),
+        ([np.nan], 1.0),
+    ],
+)
+def test_clip_scale(totals: list[float], scale: float) -> None:
+    assert clip_scale(np.array(totals), 2.0)[0] == scale
+
+
+def test_words_are_the_oracles() -> None:
+    """Whether word < round(p 2^32), asked at 33 thresholds: a wrong word cannot hide."""
+    x = np.ones((3, 5, 103), np.float32)
+    grid = philox.words(
+        np.arange(40, 43), np.arange(5), 103, site=philox.OUTPUT, layer=2, seed=7, step=11
+    )
+    where = {"seed": 7, "step": 11, "site": philox.OUTPUT, "layer": 2, "time0": 40}
+    for p in [*np.arange(1, 32) / 32, 2.0**-32, 1 - 2.0**-32]:
+        y = np.empty_like(x)
+        cuda.dropout(y=y, x=x, p=float(p), **where)
+        np.testing.assert_array_equal(y == 0, grid < np.uint32(round(p * 2**32)))

@@ -1,0 +1,309 @@
+"""Training, scoring and sampling with `--device cuda`, on arrays that NumPy does not take.
+
+Most tests are about what stands above the kernels: compiled kernels of the CPU stand for the GPU's,
+behind the wall of `pynlm.testing.device_arrays`. So they are fast, and all heads and cells take
+part. Those that train with the GPU's own kernels, in the emulation, say so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pynlm import _kernels
+from pynlm.arrays import to_host
+from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
+from pynlm.kernels import _backend
+from pynlm.language_model import LanguageModel, LMState
+from pynlm.layers import Context
+from pynlm.testing import FUNCTIONS, assert_close
+from pynlm.testing.device_arrays import DeviceArray, unwrap
+from pynlm.testing.emulated import StrictDevice, emulation
+from pynlm.testing.tolerances import device_tolerance
+from pynlm.train import RecipeError, Trainer, TrainingDiverged
+from pynlm.train.checkpoint import load_checkpoint
+from pynlm.train.position import Progress
+
+Make = Callable[..., Trainer]
+
+
+def behind_the_wall(name: str) -> Callable[..., Any]:
+    """A kernel of the CPU that takes arrays of the device only."""
+
+    def call(**given: Any) -> Any:
+        values = {key: unwrap(value) for key, value in given.items()}
+        if isinstance(values.get("scale"), np.ndarray):  # of `clip_scale`, not waited for
+            values["scale"] = values["scale"][0]
+        if values.get("variant") is not None:
+            values["variant"] = replace(values["variant"], rows=unwrap(values["variant"].rows))
+        count = getattr(_kernels, name)(**values)
+        if count is not None:
+            DeviceArray.waits += 1
+        return count
+
+    return call
+
+
+@pytest.fixture
+def device() -> Iterator[StrictDevice]:
+    with emulation(StrictDevice()) as found:
+        yield found
+
+
+@pytest.fixture
+def fast(device: StrictDevice, monkeypatch: pytest.MonkeyPatch) -> StrictDevice:
+    """The device, with kernels of the CPU in the place of the GPU's."""
+    for name in FUNCTIONS:
+        monkeypatch.setitem(_backend._found, (name, "cuda"), behind_the_wall(name))
+    return device
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "lstm": {},
+    "gru": {"model.cell": "gru"},
+    "reset-before": {"model.cell": "gru", "model.reset_before": True},
+    "rnn": {"model.cell": "rnn_relu"},
+    "variants": {
+        **{"model.layer_norm": True, "model.peephole": True, "model.zoneout": 0.1},
+        **{"model.zoneout_cell": 0.1, "model.weight_drop": 0.3, "model.recurrent_dropout": 0.2},
+        **{"model.projection": 5, "model.locked": True, "model.forget_bias": 1.0},
+    },
+    "residual": {"model.hidden_sizes": [7, 7], "model.residual": True, "model.init": "torch"},
+    "tied": {"model.tied": True, "model.hidden_sizes": [6], "model.init": "orthogonal"},
+    "sentences": {"data.batching": "sentences"},
+    "sentences-gru": {
+        **{"data.batching": "sentences", "model.cell": "gru", "model.zoneout": 0.2},
+        **{"model.recurrent_dropout": 0.2},
+    },
+    "smoothed": {"head.label_smoothing": 0.1, "head.z_loss": 0.01},
+    "adaptive": {"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 1.5},
+    "adaptive-input": {
+        **{"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 1.5},
+        **{"model.adaptive_input": True, "model.tied": True, "model.hidden_sizes": [9, 6]},
+    },
+    "mixture": {"head.kind": "mixture", "head.experts": 2},
+    "hierarchical": {"head.kind": "hierarchical"},
+    "sampled": {"head.kind": "sampled", "head.samples": 5},
+    "sampled-tied": {
+        **{"head.kind": "sampled", "head.samples": 5, "head.unique": False},
+        **{"head.sampler": "unigram", "model.tied": True, "model.hidden_sizes": [6]},
+    },
+    "nce": {"head.kind": "nce", "head.samples": 5, "head.log_z": "learned"},
+    "negative-sampling": {"head.kind": "negative-sampling", "head.samples": 5},
+    "values-clipped": {"train.clip_value": 0.05},
+    "momentum": {"optimiser.kind": "momentum", "optimiser.nesterov": True},
+    "adagrad": {"optimiser.kind": "adagrad"},
+    "sgd": {"optimiser.kind": "sgd", "train.loss": "sum_time", "train.clip_norm": "none"},
+}
+
+
+def losses(make: Make, out: str, device: str, overrides: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Loss and gradient's norm of each step, and the losses of validation and test."""
+    found: list[float] = []
+    trainer = make(
+        out,
+        device=device,
+        overrides={"train.epochs": 2, **overrides},
+        on_step=lambda p: found.extend((p.loss, p.grad_norm)),
+    )
+    result = trainer.run()
+    for heldout in (result.valid, result.test):
+        assert heldout is not None
+        found.append(heldout.nats_per_token)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in MODELS), ("adaptive-input", "float64")]
+)
+def test_every_model_trains_as_on_the_cpu(
+    name: str, dtype: str, make: Make, fast: StrictDevice
+) -> None:
+    chosen = {**MODELS[name], "train.dtype": dtype}
+    want = losses(make, "cpu", "cpu", chosen)
+    got = losses(make, "cuda", "cuda", chosen)
+    assert_close(got, want, device_tolerance(dtype), what="losses", case=name)
+
+
+# ---- what waits
+
+@pytest.mark.parametrize("name", ["lstm", "variants", "sentences", "adaptive-input", "mixture"])
+def test_steps_wait_for_nothing_but_the_logged_loss(
+    name: str, make: Make, fast: StrictDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer each `log_every` steps, and what a checkpoint and an evaluation read."""
+    trainer = make(
+        device="cuda", overrides={**MODELS[name], "train.epochs": 1, "train.log_every": 3}
+    )
+    waits = []
+    step = Trainer._step
+
+    def counted(self: Trainer, *args: Any) -> None:
+        before = DeviceArray.waits
+        step(self, *args)
+        waits.append(DeviceArray.waits - before)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    trainer.run()
+    assert len(waits) > 6
+    assert waits == [int(n % 3 == 0) for n in range(1, len(waits) + 1)]
+
+
+def test_a_diverging_run_ends_with_its_last_good_checkpoint(
+    make: Make, fast: StrictDevice, tmp_path: Path
+) -> None:
+    chosen = {"optimiser.kind": "sgd", "train.clip_norm": "none", "train.checkpoint_seconds": 0}
+    trainer = make(device="cuda", overrides={**chosen, "optimiser.lr": 1e30})
+    with pytest.raises(TrainingDiverged, match="last good checkpoint"):
+        trainer.run()
+    weights = load_checkpoint(tmp_path / "run" / "last").model
+    assert all(np.isfinite(w).all() for w in weights.values())
+
+
+# ---- runs that stop and go on
+
+
+def test_the_same_bits_again_and_after_an_interruption(
+    make: Make, fast: StrictDevice, weights_of: Callable[..., str], tmp_path: Path
+) -> None:
+    chosen = {"train.epochs": 2}
+    make("whole", device="cuda", overrides=chosen).run()
+    make("again", device="cuda", overrides=chosen).run()
+    trainer = make("broken", device="cuda", overrides=chosen)
+
+    def stop(p: Progress) -> None:
+        trainer._interruption.pressed = p.step == 7
+
+    trainer._on_step = stop
+    assert trainer.run().interrupted
+    resumed = Trainer(out=tmp_path / "broken", resume=True, device="cuda", quiet=True)
+    resumed.run()
+    whole, again, broken = (tmp_path / name for name in ("whole", "again", "broken"))
+    assert weights_of(whole) == weights_of(again) == weights_of(broken)
+    steps = [json.loads(line) for line in (broken / "log.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps if s["event"] == "epoch"] == [
+        json.loads(line)["step"]
+        for line in (whole / "log.jsonl").read_text().splitlines()
+        if '"epoch"' in line and json.loads(line)["event"] == "epoch"
+    ]
+
+
+def test_a_run_goes_on_elsewhere(make: Make, fast: StrictDevice, tmp_path: Path) -> None:
+    """Where a run was trained is no part of it."""
+    make(device="cuda", overrides={"train.epochs": 1}).run()
+    assert "cuda" not in (tmp_path / "run" / "config.toml").read_text()
+    result = Trainer(
+        out=tmp_path / "run", resume=True, overrides={"train.epochs": 2}, quiet=True
+    ).run()
+    assert result.epochs == 2
+    result = Trainer(
+        out=tmp_path / "run", resume=True, overrides={"train.epochs": 3}, quiet=True, device="cuda"
+    ).run()
+    assert result.epochs == 3
+
+
+def test_no_memory(make: Make, fast: StrictDevice, tmp_path: Path) -> None:
+    """The run says what was asked for and what is there, is saved, and goes on."""
+    trainer = make(device="cuda", overrides={"train.epochs": 1})
+
+    def fill(p: Progress) -> None:
+        fast.memory_limit = 200 if p.step == 5 else 1 << 30
+
+    trainer._on_step = fill
+    message = r"out of memory on the GPU: 0\.0 MiB asked for \(float32 \[.*\]\), .* free of .*; saved"
+    with pytest.raises(DeviceMemoryError, match=message + r" in .*last \(after step 5\); continue"):
+        trainer.run()
+    assert load_checkpoint(tmp_path / "run" / "last").state["position"]["step"] == 5
+    fast.memory_limit = 1 << 30
+    assert Trainer(out=tmp_path / "run", resume=True, device="cuda", quiet=True).run().epochs == 1
+    fast.memory_limit = 200
+    with pytest.raises(DeviceMemoryError, match="asked for"):
+        LanguageModel.load(tmp_path / "run", device="cuda")
+
+
+def test_mathematics(make: Make, fast: StrictDevice) -> None:
+    """`train.math` holds for the run's steps, and for a GPU only."""
+    seen = set()
+    trainer = make(
+        device="cuda",
+        overrides={"train.math": "bf16", "train.epochs": 1},
+        on_step=lambda p: seen.add(fast.math),
+    )
+    trainer.run()
+    assert seen == {"bf16"} and fast.math == "float32"
+    with pytest.raises(ValueError, match=r"train.math = 'bf16' is for device 'cuda', got 'cpu'"):
+        make("other", overrides={"train.math": "bf16"})
+    with pytest.raises(RecipeError, match="needs dtype = 'float32', got 'float64'"):
+        make("other", overrides={"train.math": "tf32", "train.dtype": "float64"})
+
+
+# ---- what is done with a model
+
+
+@pytest.fixture(params=["full", "adaptive", "mixture", "hierarchical", "nce"])
+def models(
+    request: pytest.FixtureRequest, make: Make, fast: StrictDevice, tmp_path: Path
+) -> tuple[LanguageModel, LanguageModel]:
+    """A run's model on the CPU and on the device."""
+    chosen = MODELS.get(request.param, {})
+    make(device="cuda", overrides={**chosen, "train.epochs": 1}).run()
+    there = LanguageModel.load(tmp_path / "run", device="cuda")
+    assert isinstance(there.model.parameters.data, DeviceArray)
+    return LanguageModel.load(tmp_path / "run"), there
+
+
+def test_a_model_says_the_same_on_both_devices(
+    models: tuple[LanguageModel, LanguageModel], texts: dict[str, Path]
+) -> None:
+    here, there = models
+    close = device_tolerance("float32")
+    text = texts["test"]
+    for carry in (True, False):
+        want, got = (lm.evaluate(text, carry=carry) for lm in models)
+        assert_close(got.nats, want.nats, close, what="nats", terms=want.tokens)
+        if want.log_z_mean is not None:
+            assert_close(got.log_z_mean, want.log_z_mean, close, what="log Z")
+        want_scores, got_scores = (lm.score(text, carry=carry) for lm in models)
+        for a, b in zip(got_scores, want_scores, strict=True):
+            assert_close(a.log2_probs, b.log2_probs, close, what="scores")
+    assert here.generate("the cat", 20, seed=3) == there.generate("the cat", 20, seed=3)
+    assert here.generate("the cat", 20, top_k=3) == there.generate("the cat", 20, top_k=3)
+    steps = []
+    for lm in models:
+        state = LMState.stack([lm.start(), lm.start()])
+        logp, state = lm.step(["the", "cat"], state)
+        logp, state = lm.step(["dog", "sat", "on"], state[[1, 0, 1]])
+        assert type(logp) is np.ndarray
+        steps.append(logp)
+        hidden = state.hidden
+        for values in (lm.model.head.entropy(hidden), *lm.model.head.top_k(hidden, 3)):
+            steps.append(to_host(values))
+        steps.append(lm.model.head.sample(hidden, Context(train=False, seed=5)))
+    for got_step, want_step in zip(steps[5:], steps[:5], strict=True):
+        assert_close(got_step, want_step, close, what="step")
+
+
+def test_a_model_moves(models: tuple[LanguageModel, LanguageModel]) -> None:
+    here, there = models
+    moved = here.to("cuda")
+    assert here.to("cpu") is here and moved.model.device == "cuda"
+    for a, b in ((moved, there), (there.to("cpu"), here)):
+        for name, w in a.model.state_dict().items():
+            np.testing.assert_array_equal(to_host(w), to_host(b.model.state_dict()[name]))
+    with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'gpu'"):
+        here.to("gpu")
+
+
+def test_without_cupy(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    import_cupy.cache_clear()
+    with pytest.raises(DeviceUnavailable, match=r"pip install 'pynlm\[cuda\]'"):
+        make(device="cuda")
+    assert not (tmp_path / "run").exists()
