@@ -171,20 +171,25 @@ struct GateNorm {
     }
 };
 
-// Of norm [2,T,B,GH] and rstd [2,T,B]; without rstd norm is one step's memory [B,GH].
+// Of norm [2,T,B,GH] and rstd [2,T,B] or more; without rstd norm is one step's memory [B,GH].
+template <int G>
+NLM_FN GateNorm<G> norm_of(const REAL* ln_gates, REAL* norm, REAL* rstd, REAL* partials,
+                           const Span& group, int rows, int units, int64_t T, int64_t B,
+                           int64_t H) {
+    const int saves = rstd != nullptr;
+    return {ln_gates != nullptr ? ln_gates + G * H : nullptr,
+            saves ? norm + T * B * G * H : norm,
+            saves ? rstd + T * B : nullptr,
+            saves,
+            units,
+            rows,
+            H,
+            {partials, nlm_shared<REAL>(), group, B}};
+}
 template <int G>
 NLM_FN GateNorm<G> norm_of(const Sequence& s, const REAL* ln_gates, REAL* norm, REAL* rstd,
                            REAL* partials) {
-    const int saves = rstd != nullptr;
-    const RowNorm stats{partials, nlm_shared<REAL>(), s.group(), s.B};
-    return {ln_gates != nullptr ? ln_gates + G * s.H : nullptr,
-            saves ? norm + s.T * s.B * G * s.H : norm,
-            saves ? rstd + s.T * s.B : nullptr,
-            saves,
-            s.units,
-            s.rows,
-            s.H,
-            stats};
+    return norm_of<G>(ln_gates, norm, rstd, partials, s.group(), s.rows, s.units, s.T, s.B, s.H);
 }
 
 // A step's products with the state: point(r, u, a) from a[g] = (w_hh h)[gate g of u] of `count`
