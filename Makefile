@@ -134,7 +134,7 @@ gpu: $(VENV)/.test-tools  ## on a machine with a GPU: the catalogue of cases on 
 lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs $(bin)/clang-format --dry-run --Werror
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(bin)/clang-format --dry-run --Werror
 	$(bin)/cython-lint pynlm
 	$(bin)/mypy
 	$(bin)/stubtest pynlm._kernels

@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Dims = dict[str, Any]
-"""Dimension symbol -> size; the key "dtype" holds the dtype that all float arguments share, "device"
-the name of the first argument on a GPU."""
+"""Dimension symbol -> size; the key "dtype" holds the dtype that all float arguments share, the key
+"device" the name of the first argument on a GPU."""
 
 FLOAT32 = np.dtype(np.float32)
 FLOAT64 = np.dtype(np.float64)
@@ -36,7 +36,7 @@ UINT32_MAX = 0xFFFFFFFF
 _MAY_BE_EMPTY = frozenset({"T", "B", "N", "R", "P"})
 
 device_types: dict[type, Any] = {}
-"""Types of arrays on a GPU besides CuPy's, and their modules: those that stand for them in tests."""
+"""Types of arrays on a GPU besides CuPy's, and their modules: what stands for them in tests."""
 
 
 def on_device(x: object) -> bool:
@@ -145,7 +145,7 @@ def check(
     else:
         good = flags.c_contiguous  # CuPy's arrays are aligned and writeable
     if not good:
-        raise ValueError(layout_message(x, func, name))
+        raise ValueError(layout_message(x, func, name))  # type: ignore[arg-type]
 
 
 def check_together(*, func: str, **given: object) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pynlm.arrays import to_host
 from pynlm.evaluate import (
     CHUNK,
     Detokeniser,
@@ -30,7 +30,7 @@ from pynlm.evaluate import (
 )
 from pynlm.evaluate.facts import ends_sentences
 from pynlm.evaluate.perplexity import Progress
-from pynlm.arrays import on_device, to_host, xp_of
+from pynlm.evaluate.state import LMState, frozen
 from pynlm.layers.context import Context
 
 if TYPE_CHECKING:
@@ -39,47 +39,6 @@ if TYPE_CHECKING:
 
 Text = Union[str, bytes, Path, Sequence[int], "NDArray[np.integer[Any]]"]
 """Running text (str, or bytes in UTF-8), a text file (Path), or token ids."""
-
-
-@dataclass(frozen=True)
-class LMState:
-    """What a model remembers of B histories. Never mutated: keep it, branch from it, go back.
-
-    ``layers`` holds one tuple of ``[B, H]`` arrays a layer; ``hidden`` ``[B, H]`` is the last
-    layer's output, from which the next token is predicted.
-    """
-
-    layers: tuple[tuple[NDArray[np.floating[Any]], ...], ...]
-    hidden: NDArray[np.floating[Any]]
-
-    @property
-    def batch(self) -> int:
-        """B, the number of histories."""
-        return len(self.hidden)
-
-    def __getitem__(self, rows: int | Sequence[int] | NDArray[np.integer[Any]] | slice) -> LMState:
-        """The histories ``rows`` as a new state (reorder or repeat the rows of a beam)."""
-        if isinstance(rows, (int, np.integer)):
-            rows = [int(rows)]
-        if on_device(self.hidden) and not isinstance(rows, slice):
-            rows = xp_of(self.hidden).asarray(np.asarray(rows))
-        return LMState(
-            tuple(tuple(_frozen(part[rows]) for part in layer) for layer in self.layers),
-            _frozen(self.hidden[rows]),
-        )
-
-    @staticmethod
-    def stack(states: Sequence[LMState]) -> LMState:
-        """One state with the histories of all ``states``, in order."""
-        layers = zip(*(state.layers for state in states), strict=True)
-        concatenate = xp_of(states[0].hidden).concatenate
-        return LMState(
-            tuple(
-                tuple(_frozen(concatenate(parts)) for parts in zip(*layer, strict=True))
-                for layer in layers
-            ),
-            _frozen(concatenate([state.hidden for state in states])),
-        )
 
 
 class LanguageModel:
@@ -125,13 +84,11 @@ class LanguageModel:
     # ---- making one
 
     @classmethod
-    def load(
-        cls, directory: str | Path, which: str = "best", device: str = "cpu"
-    ) -> LanguageModel:
+    def load(cls, directory: str | Path, which: str = "best", device: str = "cpu") -> LanguageModel:
         """The model of a run folder: its ``best`` checkpoint, or its ``last``.
 
-        ``device`` is ``"cpu"`` or ``"cuda"``, wherever it was trained. Figures and log-probabilities
-        come as NumPy arrays in any case, states are where the model is.
+        ``device`` is ``"cpu"`` or ``"cuda"``, wherever it was trained. Figures and
+        log-probabilities come as NumPy arrays in any case, states are where the model is.
 
         Its weights are read-only and packed when first needed, because a model that is loaded
         scores; ``.model.parameters.unpack()`` lets them change.
@@ -483,8 +440,8 @@ class LanguageModel:
     def _advance(self, ids: NDArray[np.int32], layers: Any) -> LMState:
         hidden, layers = self.model.hidden(ids, layers, self._context)
         return LMState(
-            tuple(tuple(_frozen(part) for part in layer) for layer in layers),
-            _frozen(hidden[-1].copy()),
+            tuple(tuple(frozen(part) for part in layer) for layer in layers),
+            frozen(hidden[-1].copy()),
         )
 
     def _after_start(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -502,9 +459,3 @@ class LanguageModel:
         if level == "integer" or not isinstance(text, (str, bytes)):
             return ids, None
         return ids, count_text(text, level)
-
-
-def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    if isinstance(array, np.ndarray):  # a GPU's cannot be
-        array.flags.writeable = False
-    return array

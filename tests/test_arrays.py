@@ -17,7 +17,11 @@ from pynlm.arrays import (
     check_number,
     check_rows,
     describe,
+    on_device,
+    to_host,
+    xp_of,
 )
+from pynlm.testing.device_arrays import Cupy, DeviceArray
 
 
 def error(function: Any, *given: Any, **named: Any) -> str:
@@ -130,3 +134,31 @@ def test_describe() -> None:
     assert describe(np.zeros((2, 3), np.int32)) == "int32 [2, 3]"
     assert describe("a" * 100) == "str"
     assert describe(3) == "int 3"
+
+
+def test_arrays_on_a_gpu_are_checked_without_waiting() -> None:
+    xp, before = Cupy(), DeviceArray.waits
+    dims: dict[str, Any] = {}
+    x = xp.zeros((2, 3, 5), np.float32)
+    check(x, "T B I", dims, func="f", name="x", out=True)
+    assert dims == {"T": 2, "B": 3, "I": 5, "dtype": np.float32, "device": "x"}
+    assert check_any_shape(x, {}, func="f", name="x").shape == (30,)
+    wrong = xp.array(np.array([7, -1, 3], np.int32))
+    check_ids(wrong, 5, func="f", name="ids")
+    check_rows(wrong, 5, func="f")
+    check_lengths(wrong, dims, func="f")
+    assert error(check, xp.zeros((28, 4), np.float32), "4H I", dims, func="f", name="w") == (
+        "ValueError: f: w must be float32 [4H=28, I=5], got float32 [28, 4] on a GPU"
+    )
+    assert error(check, xp.zeros(3, np.float64), "B", dims, func="f", name="h") == (
+        "TypeError: f: h must be float32 [B=3], got float64 [3] on a GPU"
+    )
+    assert error(check, x.T, "I B T", {}, func="f", name="x").startswith(
+        "ValueError: f: x must be C-contiguous"
+    )
+    assert error(check_any_shape, x.T, {}, func="f", name="x").startswith(
+        "ValueError: f: x must be C-contiguous"
+    )
+    assert on_device(x) and xp_of(x) is xp_of(x.T) and xp_of(np.zeros(1)) is np
+    assert DeviceArray.waits == before
+    assert to_host(x).shape == (2, 3, 5) and DeviceArray.waits == before + 1

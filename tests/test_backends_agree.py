@@ -5,21 +5,37 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pynlm import _kernels, kernels, reference
-from pynlm.testing import FUNCTIONS, arguments
+from pynlm import _kernels, cuda, kernels, reference
+from pynlm.kernels import Variant, _backend
+from pynlm.testing import FUNCTIONS, Case, arguments
+from pynlm.testing.device_arrays import Cupy, DeviceArray
+from pynlm.testing.emulated import StrictDevice, emulation
 
 # Public, but about the compiled backend itself.
 ABOUT_CPU = {"get_num_threads", "set_num_threads", "pack"}
 
 
+# Functions that the CUDA backend does not have yet.
+NOT_ON_A_GPU = {
+    *("gru_backward", "gru_forward", "rnn_backward", "rnn_forward"),
+}
+
+
 def public(module: Any) -> set[str]:
     return {name for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+
+
+def ordinary(function: str) -> Case:
+    """One with all arrays of an ordinary call."""
+    names = ("primes", "rows-plain", "size-13")
+    return next(c for c in FUNCTIONS[function].cases if c.name.startswith(names))
 
 
 def compiled_parameters(function: str) -> list[str]:
@@ -34,6 +50,7 @@ def test_same_functions() -> None:
     assert public(kernels) - ABOUT_CPU == set(FUNCTIONS)
     assert public(reference) == set(FUNCTIONS)
     assert set(FUNCTIONS) <= set(dir(_kernels))
+    assert public(cuda) == set(cuda.__all__) == set(FUNCTIONS) - NOT_ON_A_GPU
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -48,6 +65,10 @@ def test_same_parameters(function: str) -> None:
         assert parameter.default == wrapper[name].default
         assert parameter.annotation == wrapper[name].annotation
     assert compiled_parameters(function) == list(oracle)
+    if function in cuda.__all__:
+        own = inspect.signature(getattr(cuda, function)).parameters
+        facts = ((p.name, p.kind, p.default) for p in own.values())
+        assert list(facts) == [(p.name, p.kind, p.default) for p in oracle.values()]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -72,11 +93,58 @@ def test_wrapper_hands_over_every_argument(function: str) -> None:
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_arrays_choose_the_backend(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's arrays the compiled kernels, a GPU's the CUDA kernels; mixed ones are an error."""
+    called: list[str | None] = []
+
+    def call(backend: str | None, /, **given: Any) -> int:
+        called.append(backend)
+        return 0
+
+    for backend in (None, "cuda"):
+        monkeypatch.setitem(_backend._found, (function, backend), partial(call, backend))
+    kernel, given = getattr(kernels, function), arguments(function, ordinary(function), "float64")
+    kernel(**given)
+    arrays = {name: value for name, value in given.items() if isinstance(value, np.ndarray)}
+    there = {name: Cupy().asarray(value) for name, value in arrays.items()}
+    with emulation(StrictDevice()):
+        kernel(**{**given, **there})
+        assert called == [None, "cuda"]
+        for backend in ("cpu", "reference"):
+            with pytest.raises(TypeError, match=f"{function}: backend '{backend}' takes NumPy"):
+                kernel(**{**given, **there}, backend=backend)
+        for name, value in arrays.items():
+            if name != "lengths" and len(arrays) > 1:
+                with pytest.raises(TypeError, match=f"{function}: {name} must be on the GPU as"):
+                    kernel(**{**given, **there, name: value})
+    assert called == [None, "cuda"]
+
+
+def test_lengths_and_rows_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's are looked at and copied to the GPU, those on it are taken as they are."""
+    found: dict[str, Any] = {}
+    monkeypatch.setitem(_backend._found, ("lstm_forward", "cuda"), found.update)
+    given = arguments("lstm_forward", ordinary("lstm_forward"), "float32")
+    T, B, _ = given["x"].shape
+    given["variant"] = Variant(zoneout_h=0.5, rows=np.arange(B, dtype=np.int32))
+    lengths = np.linspace(T, 0, B).astype(np.int32)
+    arrays = {k: Cupy().asarray(v) for k, v in given.items() if isinstance(v, np.ndarray)}
+    with emulation(StrictDevice()):
+        for some in (lengths, Cupy().asarray(lengths)):
+            kernels.lstm_forward(**{**given, **arrays, "lengths": some})
+            assert isinstance(found["lengths"], DeviceArray)
+            assert isinstance(found["variant"].rows, DeviceArray)
+            assert isinstance(given["variant"].rows, np.ndarray)
+            np.testing.assert_array_equal(found["lengths"].get(), lengths)
+        with pytest.raises(ValueError, match="lstm_forward: lengths must be non-increasing"):
+            kernels.lstm_forward(**{**given, **arrays, "lengths": lengths[::-1].copy()})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_compiled_functions_guard_their_memory(function: str) -> None:
     """Called directly with a faulty array, a compiled function raises instead of crashing."""
     own = FUNCTIONS[function]
-    case = next(c for c in own.cases if c.name.startswith(("primes", "rows-plain", "size-13")))
-    given = arguments(function, case, "float64")
+    given = arguments(function, ordinary(function), "float64")
     compiled = getattr(_kernels, function)
     compiled(**{k: v.copy() if isinstance(v, np.ndarray) else v for k, v in given.items()})
     arrays = {name: value for name, value in given.items() if isinstance(value, np.ndarray)}

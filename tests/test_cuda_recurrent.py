@@ -8,7 +8,8 @@ import pytest
 
 from pynlm.cuda import recurrent
 from pynlm.cuda.recurrent import Part
-from pynlm.testing import FUNCTIONS, check_against_reference
+from pynlm.testing import arguments, check_against_reference, find_case
+from pynlm.testing.checks import assert_same_bits, run, specified
 from pynlm.testing.emulated import EmulatedDevice, emulation
 
 FUNCTIONS_HERE = ["lstm_forward", "lstm_backward"]
@@ -36,9 +37,26 @@ CASES = [
 def test_every_division_agrees_with_reference(
     function: str, case: str, processors: int, shared_limit: int
 ) -> None:
-    chosen = next(c for c in FUNCTIONS[function].cases if c.name == case)
+    chosen = find_case("lstm", case)
     with emulation(EmulatedDevice(processors, shared_limit)):
         check_against_reference(function, chosen, "float32", "cuda")
+
+
+@pytest.mark.parametrize("math", ["float32", "bf16"])
+@pytest.mark.parametrize("function", FUNCTIONS_HERE)
+def test_same_bits_in_any_order_of_threads(function: str, math: str) -> None:
+    chosen = find_case("lstm", "everything-ragged")
+    given = arguments(function, chosen, "float32")
+    results = []
+    for seed in (0, 1):
+        device = EmulatedDevice(processors=7, seed=seed)
+        device.math = math
+        with emulation(device):
+            results.append(run(function, given, "cuda"))
+    for name, value in results[0].items():
+        if value is not None:
+            parts = (specified(function, name, r[name], r, chosen) for r in results)
+            assert_same_bits(*parts, what=f"{function} {name} {math}")
 
 
 @dataclass

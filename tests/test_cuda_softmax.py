@@ -18,7 +18,8 @@ from pynlm.testing.checks import (
     run,
     run_oracle,
 )
-from pynlm.testing.emulated import EmulatedDevice, emulation
+from pynlm.testing.device_arrays import DeviceArray, unwrap
+from pynlm.testing.emulated import EmulatedDevice, StrictDevice, emulation
 from pynlm.testing.tolerances import kernel_tolerance
 
 XENT = [name for name in FUNCTIONS if name.startswith("xent_")]
@@ -87,6 +88,65 @@ def test_nan_shows(function: str, case: str) -> None:
     check_nan_shows(function, find_case("xent", case), "float32", "cuda")
 
 
+CANDIDATES = ["candidates_forward", "candidates_gradients"]
+
+
+@pytest.mark.parametrize("function", [*XENT, *CANDIDATES])
+def test_waits_for_nothing_but_a_count(function: str) -> None:
+    """And takes arrays that only the device's own functions take."""
+    case = FUNCTIONS[function].cases[0]
+    given = arguments(function, case, "float32")
+    if function == "xent_top_k":
+        given["ids"], given["log_prob"] = np.empty((13, 101), np.int32), np.empty((13, 101), "f4")
+    expected = run(function, given, "cuda")
+    with emulation(StrictDevice()) as strict:
+        mine = {
+            name: strict.xp.array(value) if isinstance(value, np.ndarray) else value
+            for name, value in given.items()
+        }
+        before = DeviceArray.waits
+        count = getattr(kernels, function)(**mine)
+        assert DeviceArray.waits - before == (function == "candidates_gradients")
+    assert count == expected.pop("return")
+    for name, value in expected.items():
+        part = slice(count if name in ("rows", "drows", "db") and count else None)
+        assert_same_bits(unwrap(mine[name])[part], value[part], what=name)
+
+
+@pytest.mark.parametrize("function", CANDIDATES)
+@pytest.mark.parametrize("objective", ["softmax", "logistic"])
+def test_tokens_of_sampled_losses_go_in_chunks(
+    function: str, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xent, "_CHUNK_BYTES", 1)
+    case = find_case("candidates", f"many-rows-{objective}")
+    check_against_reference(function, case, "float64", "cuda")
+
+
+@pytest.mark.parametrize("objective", ["softmax", "logistic"])
+def test_sampled_losses_show_nan(objective: str) -> None:
+    for name in ("hits-removed", "tiny-everything"):
+        case = find_case("candidates", f"{name}-{objective}")
+        check_nan_shows("candidates_forward", case, "float64", "cuda")
+        check_nan_shows("candidates_gradients", case, "float64", "cuda")
+
+
+@pytest.mark.parametrize("objective", ["softmax", "logistic"])
+def test_sampled_losses_have_the_same_bits_on_another_card(objective: str) -> None:
+    given = arguments(
+        "candidates_gradients", find_case("candidates", f"many-rows-{objective}"), "float32"
+    )
+    one = run("candidates_gradients", given, "cuda")
+    with emulation(EmulatedDevice(processors=7, seed=99)):
+        other = run("candidates_gradients", given, "cuda")
+    count = one["return"]
+    assert count == other["return"]
+    for name in ("loss", "dh"):
+        assert_same_bits(other[name], one[name], what=name)
+    for name in ("rows", "drows", "db"):
+        assert_same_bits(other[name][:count], one[name][:count], what=name)
+
+
 def top_k(z: Any, K: int) -> tuple[Any, Any]:
     """Of logits [N, V], by K probabilities and ids."""
     z = np.ascontiguousarray(z)
@@ -141,6 +201,13 @@ def test_forbidden_words_are_never_drawn() -> None:
         ids=ids, h=np.ones((64, 1)), w=np.zeros((3000, 1)), b=b, seed=1, step=2, backend="cuda"
     )
     assert set(ids.tolist()) == {17, 2999}
+
+
+def test_products_of_what_cublas_cannot_read_are_refused(device: Recording) -> None:
+    x, out = np.zeros((4, 6)), np.zeros((4, 4))
+    device.matmul(out[:, :2], x[:, :3], x[:3, :2])
+    with pytest.raises(ValueError, match="contiguous"):
+        device.matmul(out, x[:, ::2], x[:3, :4])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -84,7 +84,7 @@ def test_no_kernel_is_unlisted() -> None:
     public = {path.stem for path in (REPOSITORY / "pynlm/kernels").glob("[!_]*.py")}
     oracles = {path.stem for path in (REPOSITORY / "pynlm/reference").glob("[!_]*.py")}
     assert contracts == set(KERNELS)
-    assert public == {*KERNELS, *SHARED, "threads", "pack"}
+    assert public == {*KERNELS, *SHARED, "threads", "pack", "queued"}
     assert oracles == {*KERNELS, *SHARED, "philox"}
 
 

@@ -107,20 +107,29 @@ NLM_FN T block_sum(T value, T* warps) {
     return total;
 }
 
-// The sum of `value` over the block's earlier threads; `warps` as for block_sum.
-NLM_FN uint32_t block_sum_before(uint32_t value, uint32_t* warps) {
-    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-    uint32_t sum = value;
+// The sum of `value` over the warp's earlier lanes.
+template <class T>
+NLM_FN T warp_sum_before(T value) {
+    const int lane = int(threadIdx.x) % kWarp;
+    T sum = value;
     for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-        const uint32_t below = __shfl_up_sync(kAllLanes, sum, unsigned(lanes));
+        const T below = __shfl_up_sync(kAllLanes, sum, unsigned(lanes));
         if (lane >= lanes) sum += below;
     }
-    if (lane == kWarp - 1) warps[warp] = sum;
+    const T before = __shfl_up_sync(kAllLanes, sum, 1u);
+    return lane > 0 ? before : T(0);
+}
+
+// The sum of `value` over the block's earlier threads; `warps` as for block_sum.
+NLM_FN uint32_t block_sum_before(uint32_t value, uint32_t* warps) {
+    const int warp = int(threadIdx.x) / kWarp;
+    const uint32_t inside = warp_sum_before(value);
+    if (int(threadIdx.x) % kWarp == kWarp - 1) warps[warp] = inside + value;
     __syncthreads();
-    uint32_t before = 0;
+    uint32_t before = inside;
     for (int w = 0; w < warp; ++w) before += warps[w];
     __syncthreads();
-    return before + sum - value;
+    return before;
 }
 
 // A barrier of `blocks` blocks that are all on the card (a cooperative launch), in two halves.

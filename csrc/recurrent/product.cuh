@@ -5,12 +5,12 @@
 //
 // Workers compute tiles of kGroup columns by TILE_ROWS rows over every splits-th step of k; the
 // sums of the `splits` workers of a tile are added up in their order. Without tensor cores a worker
-// is a thread and a step one k: a warp reads 16 bytes of weights and TILE_ROWS numbers a lane from
-// shared memory for 4 TILE_ROWS multiply-adds, which at 10 rows takes 1.4 times as long as these.
-// With TF32, BF16 or FP16 (mma.h) a worker is a warp and a step eight words; reading shared memory
-// bounds it. Rows come from the second-level cache, 16 bytes a copy, the next chunk of k while one
-// is computed. Weights beyond `kept` do not fit into shared memory and come from the second-level
-// cache, too.
+// is a thread and a step one k: a warp reads kGroup weights and TILE_ROWS numbers a lane from
+// shared memory for kGroup TILE_ROWS multiply-adds, at 10 rows in 1.4 times the time of these for
+// four columns and 0.9 times for eight (TILE_FOURS = 2), which need more splits. With TF32, BF16 or
+// FP16 (mma.h) a worker is a warp and a step eight words; reading shared memory bounds it. Rows
+// come from the second-level cache, 16 bytes a copy, the next chunk of k while one is computed.
+// Weights beyond `kept` do not fit into shared memory and come from the second-level cache, too.
 #pragma once
 
 #include "common/cuda.h"
@@ -31,12 +31,17 @@ constexpr int kDepthGrain = kStep;
 typedef REAL Operand;
 NLM_FN Operand to_operand(REAL value) { return value; }
 constexpr int kWorkers = kThreads;
-constexpr int kGroup = 4;
+constexpr int kFours = TILE_FOURS;  // of columns
+constexpr int kGroup = 4 * kFours;
 constexpr int kStep = 1;
-constexpr int kDepthGrain = 4;
+constexpr int kDepthGrain = 4 * kFours;
+constexpr int kUnroll = sizeof(REAL) == 8 || kFours > 1 ? 2 : 4;  // as registers allow
 struct alignas(16) Four {
     REAL v[4];
 };
+// Where in a step's columns those of a four stand: such that eight neighbouring lanes, at
+// neighbouring k, read from different banks.
+NLM_FN int four_at(int four, int k) { return kFours == 2 ? four ^ (k >> 2 & 1) : four; }
 #endif
 constexpr int kCopy = 16 / int(sizeof(Operand));                // numbers of a copy
 constexpr int kOperands = int(sizeof(REAL) / sizeof(Operand));  // in the place of one REAL
@@ -84,7 +89,7 @@ struct Product {
         const int word = k % kStep / kPerWord, lane = row % 8 * 4 + word % 4;
         step[(lane * 4 + row / 8 + word / 4 * 2) * kPerWord + k % kPerWord] = to_operand(value);
 #else
-        step[row] = value;
+        step[four_at(row / 4, k) * 4 + row % 4] = value;
 #endif
     }
 };
@@ -162,19 +167,22 @@ struct Tile {
 };
 #else
 struct Tile {
-    REAL sum[kTileRows][4];
+    REAL sum[kTileRows][kGroup];
 
+    // w, x: at a multiple of 8 of k
     NLM_FN void add(const Operand* w, const Operand* x, int stride, int count, int split,
                     int splits) {
         const Four* const columns = reinterpret_cast<const Four*>(w);
-#pragma unroll 4
+#pragma unroll kUnroll
         for (int k = split; k < count; k += splits) {
-            const Four at = columns[k];
+            Four at[kFours];
+#pragma unroll
+            for (int f = 0; f < kFours; ++f) at[f] = columns[k * kFours + four_at(f, k)];
 #pragma unroll
             for (int r = 0; r < kTileRows; ++r) {
                 const REAL value = x[r * stride + k];
 #pragma unroll
-                for (int m = 0; m < 4; ++m) sum[r][m] += at.v[m] * value;
+                for (int m = 0; m < kGroup; ++m) sum[r][m] += at[m / 4].v[m % 4] * value;
             }
         }
     }
@@ -182,7 +190,7 @@ struct Tile {
 #pragma unroll
         for (int r = 0; r < kTileRows; ++r)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) (&p.at(m + i, row + r))[split] = sum[r][i];
+            for (int i = 0; i < kGroup; ++i) (&p.at(m + i, row + r))[split] = sum[r][i];
     }
 };
 #endif

@@ -35,52 +35,54 @@ NLM_FN double path_loss(const Tree& t, const int32_t* parent, bool root_done, in
                         const REAL* h, REAL weight, const PathOut& out, int32_t* row, REAL* z) {
     const int lane = int(threadIdx.x) % kWarp;
     int64_t entry = target, place = 0;
-    int held = 0;  // binary nodes that wait, one a lane
-    int32_t own_row = 0;
-    bool own_right = false, fresh = !root_done;
+    // Nodes of few rows wait until they have as many as there are lanes. Each lane knows one of
+    // the rows, and one of the nodes: where its rows begin, how many they are, and the child.
+    int rows = 0, nodes = 0, own_row = 0, own_begin = 0, own_rows = 0, own_child = 0;
+    bool fresh = !root_done;
     double loss = 0;
     for (bool more = true; more;) {
         Node node{};
         const Step step = step_up(t, parent, entry, node);
         more = step == kNode && !(root_done && node.number == 0);
-        if (step == kFault) loss = nan_of_double();
-        const bool wide = more && node.rows > 1;
-        if (more && !wide) {
-            if (lane == held) own_row = node.row, own_right = node.child == 1;
-            ++held;
+        const bool room =
+            out.z != nullptr ? place + rows + node.rows <= out.cost : node.rows < kWide;
+        if (step == kFault || (more && !room)) {
+            more = false;
+            loss = nan_of_double();
         }
-        const int rows = wide ? node.rows : 0;
-        if ((out.z != nullptr && place + held + rows > out.cost)) return nan_of_double();
-        if (held == kWarp || (held > 0 && !more)) {
-            if (lane < held) row[lane] = own_row;
+        if (rows > 0 && (!more || rows + node.rows > kWarp)) {
+            if (lane < rows) row[lane] = own_row;
             __syncwarp();
-            dot_rows<kLanes>(t, h, row, held, z);
+            dot_rows<kLanes>(t, h, row, rows, z);
+            if (lane < rows && t.b != nullptr) z[lane] += t.b[own_row];
+            __syncwarp();
             double part = 0;
-            if (lane < held) {
-                const REAL logit = t.b != nullptr ? z[lane] + t.b[own_row] : z[lane];
-                const double x = own_right ? double(logit) : -double(logit), e = exp(-fabs(x));
-                part = (x < 0 ? -x : 0) + log1p(e);
-                if (kGradients) {
-                    const double other = (x > 0 ? e : 1) / (1 + e);
-                    z[lane] = REAL(double(weight) * (own_right ? -other : other));
-                    out.z[place + lane] = z[lane];
-                    out.rows[place + lane] = own_row;
-                }
-            }
+            if (lane < nodes)
+                part = node_loss<false>(z + own_begin, own_rows, own_child, weight, kGradients);
             loss += warp_sum(part);
             if (kGradients) {
                 __syncwarp();
-                add_rows<kLanes>(t, out.dh, row, z, held, fresh);
+                if (lane < rows) {
+                    out.z[place + lane] = z[lane];
+                    out.rows[place + lane] = own_row;
+                }
+                add_rows<kLanes>(t, out.dh, row, z, rows, fresh);
                 fresh = false;
+                place += rows;
             }
-            place += held;
-            held = 0;
+            rows = nodes = 0;
         }
-        if (!wide) continue;
-        // binary nodes that wait come after this one, in other lanes' registers
+        if (!more) break;
+        if (node.rows < kWide) {
+            if (lane >= rows && lane < rows + node.rows) own_row = node.row + lane - rows;
+            if (lane == nodes) own_begin = rows, own_rows = node.rows, own_child = node.child;
+            rows += node.rows;
+            ++nodes;
+            continue;
+        }
         REAL* const logits = out.z + place;
-        for (int r = 0; r < rows; r += kWarp) {
-            const int count = rows - r < kWarp ? rows - r : kWarp;
+        for (int r = 0; r < node.rows; r += kWarp) {
+            const int count = node.rows - r < kWarp ? node.rows - r : kWarp;
             if (lane < count) row[lane] = node.row + r + lane;
             __syncwarp();
             dot_rows<kLanes>(t, h, row, count, z);
@@ -90,15 +92,16 @@ NLM_FN double path_loss(const Tree& t, const int32_t* parent, bool root_done, in
             }
             __syncwarp();
         }
-        loss += node_loss(logits, rows, node.child, weight, kGradients);
-        for (int r = 0; r < rows && kGradients; r += kWarp) {
-            const int count = rows - r < kWarp ? rows - r : kWarp;
+        loss += node_loss<true>(logits, node.rows, node.child, weight, kGradients);
+        if (!kGradients) continue;
+        for (int r = 0; r < node.rows; r += kWarp) {
+            const int count = node.rows - r < kWarp ? node.rows - r : kWarp;
             if (lane < count) row[lane] = node.row + r + lane, z[lane] = logits[r + lane];
             __syncwarp();
             add_rows<kLanes>(t, out.dh, row, z, count, fresh);
             fresh = false;
         }
-        place += rows;
+        place += node.rows;
     }
     if (kGradients) {
         // what is left of the token's pairs belongs to no row
@@ -109,7 +112,8 @@ NLM_FN double path_loss(const Tree& t, const int32_t* parent, bool root_done, in
 }
 
 // A warp a token: nll, and with `rows` [N, cost] also dh, the rows met and, in z [N, cost], the
-// gradients of their logits. Without, z is null if all nodes are binary, else [warps, cost].
+// gradients of their logits. Without, z is [warps, cost], or
+// null if no path has a wide node.
 // root_loss [N], if not null, is of the root, which is then left out, and dh is added to. Reads
 // cost H numbers of w a token (twice with gradients, mostly from the caches); their traffic from
 // the second-level cache bounds it.
@@ -160,7 +164,8 @@ NLM_KERNEL(hsoftmax_root, 256, double* loss, REAL* z, const REAL* b, const int32
         __syncwarp();
         const bool good = step == kNode && node.rows == R;
         const REAL weight = weights != nullptr ? weights[n] : REAL(1);
-        const double own = node_loss(logits, R, good ? node.child : 0, weight, gradients != 0);
+        const double own =
+            node_loss<true>(logits, R, good ? node.child : 0, weight, gradients != 0);
         if (lane == 0) loss[n] = good ? own : nan_of_double();
     }
 }

@@ -90,27 +90,30 @@ NLM_FN void dot_rows(const Tree& t, const REAL* h, const int32_t* row, int count
     __syncwarp();
 }
 
-// Of a node with logits z [rows] and 0 for child 0: -log p(child), by a warp; with `gradients`
-// those of weight times it, in place of z. The other children are summed apart: what is near 0
-// keeps its digits. The warp may read z before and after it.
+constexpr int kWide = 32;  // rows of a node that a warp takes together; fewer are a lane's
+
+// Of a node with logits z [rows] and 0 for child 0: -log p(child), by a warp, or by a thread; with
+// `gradients` those of weight times it, in place of z. The other children are summed apart: what
+// is near 0 keeps its digits. A warp may read z before and after it.
+template <bool kByWarp>
 NLM_FN double node_loss(REAL* z, int rows, int child, REAL weight, bool gradients) {
-    const int lane = int(threadIdx.x) % kWarp;
+    const int first = kByWarp ? int(threadIdx.x) % kWarp : 0, step = kByWarp ? kWarp : 1;
     const double chosen = child > 0 ? double(z[child - 1]) : 0.0;
     REAL top = 0;
-    for (int r = lane; r < rows; r += kWarp) top = z[r] > top ? z[r] : top;
-    top = warp_max(top);
+    for (int r = first; r < rows; r += step) top = z[r] > top ? z[r] : top;
+    if (kByWarp) top = warp_max(top);
     double others = 0;
-    for (int r = lane; r < rows; r += kWarp)
+    for (int r = first; r < rows; r += step)
         if (r != child - 1) others += double(exp(z[r] - top));
-    others = warp_sum(others);
+    if (kByWarp) others = warp_sum(others);
     if (child > 0) others += exp(-double(top));
     const double own = exp(chosen - double(top)), sum = own + others;
     if (gradients) {
         const REAL scale = REAL(double(weight) / sum);
-        for (int r = lane; r < rows; r += kWarp)
+        for (int r = first; r < rows; r += step)
             z[r] =
                 r == child - 1 ? REAL(-double(weight) * (others / sum)) : exp(z[r] - top) * scale;
-        __syncwarp();
+        if (kByWarp) __syncwarp();
     }
     return own >= others ? log1p(others / own) : (double(top) - chosen) + log(sum);
 }

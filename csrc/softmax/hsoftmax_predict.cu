@@ -21,14 +21,13 @@ NLM_KERNEL(hsoftmax_parents, 256, int32_t* parent, const int32_t* first, const i
     }
 }
 
-constexpr int kWide = 32;  // rows of a node that a warp takes together
-
 // tops and log_sums [N, M] of all nodes, from logits z [N, V - 1] without bias, which is added to
 // them. Moves z twice; bound by memory, in float32 by exponentials in double precision.
 NLM_KERNEL(hsoftmax_norms, 256, REAL* tops, double* log_sums, REAL* z, const REAL* b,
            const int32_t* first, int64_t N, int V, int M) {
     const Tree t{nullptr, b, first, 0, V, M};
     const int lane = int(threadIdx.x) % kWarp;
+    const bool any_wide = V - 1 - M >= kWide - 1;  // what all nodes have beyond a row each
     for (int64_t at = grid_thread() - lane; at < N * M; at += grid_threads()) {
         const int64_t own = at + lane;
         Node node{};
@@ -50,6 +49,7 @@ NLM_KERNEL(hsoftmax_norms, 256, REAL* tops, double* log_sums, REAL* z, const REA
                 log_sums[own] = log(sum);
             }
         }
+        if (!any_wide) continue;
         unsigned wide = __ballot_sync(kAllLanes, mine && node.rows >= kWide);
         for (; wide != 0; wide &= wide - 1) {
             const int64_t one = at + __ffs(int(wide)) - 1;
@@ -135,31 +135,43 @@ NLM_FN uint32_t byte_at(const Place& a, int at) {
 // some byte are K; these are then ranked. Reads all [N, V] a few times; bound by memory.
 NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, const REAL* all,
            int64_t N, int64_t V, int64_t K) {
-    uint32_t* const counts = nlm_shared<uint32_t>();  // [256]
-    uint32_t* const warps = counts + 256;             // [8]
-    uint32_t* const found = warps + 8;                // byte, how many are left, how many have it
-    const int thread = int(threadIdx.x), threads = int(blockDim.x);
+    constexpr int kBytes = 256, kShare = kBytes / kWarp;
+    uint32_t* const counts = nlm_shared<uint32_t>();  // [2, 256]: of this byte, of the next
+    uint32_t* const found = counts + 2 * kBytes;      // byte, how many are left, how many have it
+    uint32_t* const taken = found + 3;
+    const int thread = int(threadIdx.x);
     for (int64_t n = blockIdx.x; n < N; n += gridDim.x) {
         const REAL* const row = all + n * V;
         int32_t* const own = chosen + n * K;
         Place last{0, 0};  // of the first `known` bytes
         uint32_t left = uint32_t(K);
         int known = 0;
+        counts[thread] = 0;
+        if (thread == 0) *taken = 0;
+        __syncthreads();
         for (bool more = true; more;) {
-            counts[thread] = 0;
-            __syncthreads();
-            for (int64_t v = thread; v < V; v += threads) {
+            uint32_t* const now = counts + known % 2 * kBytes;
+            counts[(known + 1) % 2 * kBytes + thread] = 0;
+            for (int64_t v = thread; v < V; v += kBytes) {
                 const Place place = place_of(row[v], uint32_t(v)),
                             start = first_bytes(place, known);
                 if (start.high == last.high && start.low == last.low)
-                    atomicAdd(counts + byte_at(place, known), 1u);
+                    atomicAdd(now + byte_at(place, known), 1u);
             }
             __syncthreads();
-            const uint32_t count = counts[thread], earlier = block_sum_before(count, warps);
-            if (earlier < left && left <= earlier + count) {
-                found[0] = uint32_t(thread);
-                found[1] = left - earlier;
-                found[2] = count;
+            if (thread < kWarp) {  // a lane has kShare values of the byte
+                uint32_t share = 0;
+                for (int i = 0; i < kShare; ++i) share += now[thread * kShare + i];
+                uint32_t earlier = warp_sum_before(share);
+                for (int i = 0; i < kShare; ++i) {
+                    const uint32_t count = now[thread * kShare + i];
+                    if (earlier < left && left <= earlier + count) {
+                        found[0] = uint32_t(thread * kShare + i);
+                        found[1] = left - earlier;
+                        found[2] = count;
+                    }
+                    earlier += count;
+                }
             }
             __syncthreads();
             if (known < 8)
@@ -167,17 +179,15 @@ NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, 
             else
                 last.low |= found[0] << (88 - 8 * known);
             left = found[1];
-            ++known;
-            more = left != found[2] && known < kPlaceBytes;
-            __syncthreads();
+            more = left != found[2] && ++known < kPlaceBytes;
         }
-        if (thread == 0) found[0] = 0;
-        __syncthreads();
-        for (int64_t v = thread; v < V; v += threads)
+        // of the last byte looked at, too
+        known = known < kPlaceBytes ? known + 1 : known;
+        for (int64_t v = thread; v < V; v += kBytes)
             if (!before(last, first_bytes(place_of(row[v], uint32_t(v)), known)))
-                own[atomicAdd(found, 1u)] = int32_t(v);
+                own[atomicAdd(taken, 1u)] = int32_t(v);
         __syncthreads();
-        for (int64_t i = thread; i < K; i += threads) {
+        for (int64_t i = thread; i < K; i += kBytes) {
             const int32_t v = own[i];
             const Place place = place_of(row[v], uint32_t(v));
             int64_t rank = 0;
@@ -186,49 +196,53 @@ NLM_KERNEL(hsoftmax_select, 256, REAL* log_prob, int32_t* ids, int32_t* chosen, 
             ids[n * K + rank] = v;
             log_prob[n * K + rank] = row[v];
         }
-        __syncthreads();
     }
 }
 
-// The child of a node with logits z [rows] for u in [0, 1), by a warp; -1 where there is no
-// distribution.
-NLM_FN int draw_child(const REAL* z, int rows, double u) {
-    const int lane = int(threadIdx.x) % kWarp;
+// The child of a node with logits z [rows] plus b [rows], which may be null, for u in [0, 1), by a
+// warp; -1 where there is no distribution.
+NLM_FN int draw_child(const REAL* z, const REAL* b, int rows, double u) {
+    const auto logit = [&](int r) { return b != nullptr ? z[r] + b[r] : z[r]; };
+    // few rows: each lane does the same
+    const bool few = rows < 4;
+    const int lane = int(threadIdx.x) % kWarp, first = few ? 0 : lane, step = few ? 1 : kWarp;
     REAL top = 0;
-    for (int r = lane; r < rows; r += kWarp) top = z[r] > top ? z[r] : top;
-    top = warp_max(top);
+    for (int r = first; r < rows; r += step) top = logit(r) > top ? logit(r) : top;
+    if (!few) top = warp_max(top);
     double sum = 0;
-    for (int r = lane; r < rows; r += kWarp) sum += exp(double(z[r]) - double(top));
+    for (int r = first; r < rows; r += step) sum += exp(double(logit(r)) - double(top));
+    if (!few) sum = warp_sum(sum);
     const double none = exp(-double(top));
-    sum = warp_sum(sum) + none;
+    sum += none;
     if (!(sum <= 1e300)) return -1;
     double rest = u * sum - none;
     if (rest < 0) return 0;
     int last = 0;  // if the sums rounded below `rest`
-    for (int r = 0; r < rows; r += kWarp) {
-        const double own = r + lane < rows ? exp(double(z[r + lane]) - double(top)) : 0.0;
-        double until = own;
-        for (int lanes = 1; lanes < kWarp; lanes *= 2) {
-            const double below = __shfl_up_sync(kAllLanes, until, unsigned(lanes));
-            if (lane >= lanes) until += below;
+    for (int r = 0; r < rows; r += step) {
+        const int at = few ? r : r + lane;
+        const double own = at < rows ? exp(double(logit(at)) - double(top)) : 0.0;
+        if (own > 0) last = at + 1;
+        const double until = few ? own : own + warp_sum_before(own);
+        const bool beyond = own > 0 && until > rest;
+        if (few && beyond) return last;
+        if (!few) {
+            const unsigned lanes = __ballot_sync(kAllLanes, beyond);
+            if (lanes != 0) return r + __ffs(int(lanes));
         }
-        const unsigned beyond = __ballot_sync(kAllLanes, own > 0 && until > rest);
-        if (beyond != 0) return r + __ffs(int(beyond));
-        if (own > 0) last = r + lane + 1;
-        rest -= __shfl_sync(kAllLanes, until, kWarp - 1);
+        rest -= few ? until : __shfl_sync(kAllLanes, until, kWarp - 1);
     }
-    return warp_max(last);
+    return few ? last : warp_max(last);
 }
 
-// A warp a row, down from the root; z [warps, V - 1] is working memory for nodes of more than 32
-// rows. Row n is row n0 + n of the caller's. Reads the rows of the nodes that it passes; their
-// latency bounds it.
-NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, REAL* z, const REAL* h, const REAL* w, const REAL* b,
-           const int32_t* first, const int32_t* children, int64_t N, int64_t H, int V, int M,
-           uint32_t seed, uint32_t step, uint32_t time) {
+// A warp a row, down from the root. z [N, V - 1] are all logits without bias; null in a binary
+// tree, whose nodes take a row each. Row n is the caller's row0 + n. The latency of a node's row,
+// one after another, bounds it.
+NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, const REAL* z, const REAL* h, const REAL* w,
+           const REAL* b, const int32_t* first, const int32_t* children, int64_t N, int64_t H,
+           int V, int M, uint32_t seed, uint32_t step, uint32_t time, uint32_t row0) {
     const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-    REAL* const batch = nlm_shared<REAL>() + warp * kWarp;
-    int32_t* const row = reinterpret_cast<int32_t*>(nlm_shared<REAL>() + blockDim.x) + warp * kWarp;
+    REAL* const one = nlm_shared<REAL>() + warp;  // a logit
+    int32_t* const row = reinterpret_cast<int32_t*>(nlm_shared<REAL>() + kWarp) + warp;
     const Tree t{w, b, first, H, V, M};
     with_packets<REAL>(uint64_t(w) | uint64_t(h), H, [&](auto lanes) {
         constexpr int kLanes = decltype(lanes)::count;
@@ -236,25 +250,23 @@ NLM_KERNEL(hsoftmax_sample, 128, int32_t* ids, REAL* z, const REAL* h, const REA
             int64_t entry = V == 1 ? 0 : V;
             for (uint32_t depth = 0; entry >= V; ++depth) {
                 Node node{};
-                if (!node_rows(t, int32_t(entry - V), node)) {
+                const REAL* logits = one;
+                if (!node_rows(t, int32_t(entry - V), node) || (z == nullptr && node.rows > 1)) {
                     entry = -1;
                     break;
                 }
-                REAL* const logits =
-                    node.rows > kWarp ? z + grid_thread() / kWarp * (V - 1) : batch;
-                for (int r = 0; r < node.rows; r += kWarp) {
-                    const int count = node.rows - r < kWarp ? node.rows - r : kWarp;
-                    if (lane < count) row[lane] = node.row + r + lane;
+                if (z != nullptr) {
+                    logits = z + n * (V - 1) + node.row;
+                } else {
+                    if (lane == 0) *row = node.row;
                     __syncwarp();
-                    dot_rows<kLanes>(t, h + n * H, row, count, batch);
-                    if (lane < count)
-                        logits[r + lane] = b != nullptr ? batch[lane] + b[row[lane]] : batch[lane];
-                    __syncwarp();
+                    dot_rows<kLanes>(t, h + n * H, row, 1, one);
                 }
-                const PhiloxWords drawn = philox(
-                    seed, step, {{depth, uint32_t(n), time, philox_purpose(kPhiloxSample, 0)}});
-                const int child = draw_child(logits, node.rows, uniform_53(drawn));
-                __syncwarp();
+                const PhiloxWords drawn =
+                    philox(seed, step,
+                           {{depth, row0 + uint32_t(n), time, philox_purpose(kPhiloxSample, 0)}});
+                const int child = draw_child(logits, b != nullptr ? b + node.row : nullptr,
+                                             node.rows, uniform_53(drawn));
                 const int64_t next = child < 0 ? -1 : t.first[node.number] + child;
                 const int64_t below = next < 0 ? -1 : children[next];
                 const bool good = below < V || (below > entry && below < V + M);

@@ -9,6 +9,10 @@
 #ifndef ROW_WARPS
 #define ROW_WARPS 8
 #endif
+// Whether rows have a hidden word.
+#ifndef ROW_HIDES
+#define ROW_HIDES 0
+#endif
 constexpr int kRowWarps = ROW_WARPS, kRowThreads = kRowWarps * kWarp;
 constexpr int kRowsABlock = 8 / kRowWarps;
 
@@ -17,42 +21,63 @@ using Logits = Packet<REAL, kPacket>;
 constexpr REAL kLowest =
     sizeof(REAL) == 4 ? REAL(-3.402823466e+38) : REAL(-1.7976931348623157e+308);
 
-// One row: (z + b) * inverse, -inf for the word `hidden`. z is followed by what makes its length a
-// multiple of a packet if `aligned`.
+// Packets that a thread has on their way at a time, and what is between them.
+constexpr int kAhead = sizeof(REAL) == 4 ? 2 : 1;
+constexpr int kStep = kRowThreads * kPacket;
+
+// The bias of words v and following, 0 beyond V.
+NLM_FN Logits bias_packet(const REAL* b, int v, int V) {
+    if (uint64_t(b) % 16 == 0 && v + kPacket <= V) return load_packet<REAL, kPacket>(b + v);
+    Logits x;
+#pragma unroll
+    for (int j = 0; j < kPacket; ++j) x.at[j] = v + j < V ? b[v + j] : REAL(0);
+    return x;
+}
+
+// One row: (z + b) * inverse, -inf for the word `hidden` (where ROW_HIDES).
 struct Row {
     const REAL* z;
     const REAL* b;  // may be null
     int V;
     REAL inverse;
-    bool aligned;
+    bool aligned;  // z, to 16 bytes
     int hidden = -1;
 
     NLM_FN REAL at(int v) const {
-        if (v == hidden) return REAL(-nlm_infinity());
-        return (z[v] + (b != nullptr ? b[v] : REAL(0))) * inverse;
+        const REAL x = (z[v] + (b != nullptr ? b[v] : REAL(0))) * inverse;
+        return ROW_HIDES && v == hidden ? REAL(-nlm_infinity()) : x;
     }
-    // Those of v and following, v a multiple of kPacket; -inf beyond V.
-    NLM_FN Logits packet(int v) const {
-        Logits x, shift;
-        if (aligned && v < V) {
-            x = load_packet<REAL, kPacket>(z + v);
+    // Those of v + u kStep and following; -inf beyond V.
+    NLM_FN void packets(int v, Logits (&x)[kAhead]) const {
+        if (aligned && v + (kAhead - 1) * kStep + kPacket <= V) {
+#pragma unroll
+            for (int u = 0; u < kAhead; ++u) x[u] = load_packet<REAL, kPacket>(z + v + u * kStep);
+            if (b != nullptr) {
+                Logits shift[kAhead];
+#pragma unroll
+                for (int u = 0; u < kAhead; ++u) shift[u] = bias_packet(b, v + u * kStep, V);
+#pragma unroll
+                for (int u = 0; u < kAhead; ++u)
+#pragma unroll
+                    for (int j = 0; j < kPacket; ++j) x[u].at[j] += shift[u].at[j];
+            }
+#pragma unroll
+            for (int u = 0; u < kAhead; ++u)
+#pragma unroll
+                for (int j = 0; j < kPacket; ++j) {
+                    x[u].at[j] *= inverse;
+                    if (ROW_HIDES && v + u * kStep + j == hidden)
+                        x[u].at[j] = REAL(-nlm_infinity());
+                }
         } else {
 #pragma unroll
-            for (int j = 0; j < kPacket; ++j) x.at[j] = v + j < V ? z[v + j] : REAL(0);
-        }
-        if (b != nullptr && uint64_t(b) % 16 == 0 && v + kPacket <= V) {
-            shift = load_packet<REAL, kPacket>(b + v);
-        } else {
+            for (int u = 0; u < kAhead; ++u)
 #pragma unroll
-            for (int j = 0; j < kPacket; ++j)
-                shift.at[j] = b != nullptr && v + j < V ? b[v + j] : REAL(0);
+                for (int j = 0; j < kPacket; ++j) {
+                    const int word = v + u * kStep + j;
+                    x[u].at[j] = word < V ? at(word) : REAL(-nlm_infinity());
+                }
         }
-#pragma unroll
-        for (int j = 0; j < kPacket; ++j) {
-            const bool there = v + j < V && v + j != hidden;
-            x.at[j] = there ? (x.at[j] + shift.at[j]) * inverse : REAL(-nlm_infinity());
-        }
-        return x;
     }
 };
 
@@ -69,26 +94,25 @@ struct RowSums {
     double sum, total;
 };
 
-// Packets that a thread has on their way at a time.
-constexpr int kAhead = sizeof(REAL) == 4 ? 4 : 1;
-
 // Calls body(first word, logits) for a thread's share of a row, in packets.
 template <class Body>
 NLM_FN void each_packet(const Row& row, const Body& body) {
-    constexpr int kStep = kRowThreads * kPacket;
-#pragma unroll kAhead
-    for (int v = row_thread() * kPacket; v < row.V; v += kStep) body(v, row.packet(v));
+    for (int v = row_thread() * kPacket; v < row.V; v += kAhead * kStep) {
+        Logits x[kAhead];
+        row.packets(v, x);
+#pragma unroll
+        for (int u = 0; u < kAhead; ++u)
+            if (v + u * kStep < row.V) body(v + u * kStep, x[u]);
+    }
 }
 
 // Of this thread's share.
 template <bool kTotal>
 NLM_FN RowSums thread_sums(const Row& row) {
-    constexpr int kStep = kRowThreads * kPacket;
     RowSums mine{kLowest, 0, 0};
     for (int v = row_thread() * kPacket; v < row.V; v += kAhead * kStep) {
         Logits x[kAhead];
-#pragma unroll
-        for (int u = 0; u < kAhead; ++u) x[u] = row.packet(v + u * kStep);
+        row.packets(v, x);
         REAL top = mine.top, sum = 0;
 #pragma unroll
         for (int u = 0; u < kAhead; ++u)
@@ -159,34 +183,84 @@ NLM_FN RowSums row_sums(const Row& row) {
     return join(thread_sums<kTotal>(row));
 }
 
-// Gradients of logits in place of them, for `span` rows by 32 packets of words; block (words,
-// span). gradient(row of the span, first word, logits) gives a packet. sums[blockIdx.y, v], where
-// not null, are those over the span. Reads and writes each logit once; bound by memory.
-constexpr int kTileWords = kWarp * kPacket, kTileWarps = 8;
-// Of double precision one more would not fit into the registers that full occupancy leaves.
-constexpr int kAheadRows = sizeof(REAL) == 4 ? 4 : 1;
+// Gradients of logits are made in tiles: a span of rows, equal over the grid's second dimension, by
+// 32 packets of words over its first. What rows need of their losses (`kinds` numbers each) and an
+// id of each are in shared memory.
+constexpr int kTileWords = kWarp * kPacket, kTileWarps = 8, kMostSpan = 128;
+constexpr int kRowsAhead = sizeof(REAL) == 4 ? 4 : 2;
 
-template <class Gradient>
-NLM_FN void tile_gradients(REAL* z, REAL* sums, int count, int V, int64_t width, REAL* shared,
-                           const Gradient& gradient) {
+struct Span {
+    int64_t first;
+    int count;
+    const REAL* facts;   // [kinds, kMostSpan]
+    const int32_t* ids;  // [kMostSpan]
+    REAL* parts;         // [kTileWarps, kTileWords], for tile_gradients
+    void* rest;
+
+    NLM_FN REAL fact(int kind, int r) const { return facts[kind * kMostSpan + r]; }
+};
+
+// From facts [kinds, N] and ids [N].
+NLM_FN Span load_span(const REAL* facts, int kinds, const int32_t* ids, int64_t N, int span) {
+    REAL* const parts = nlm_shared<REAL>();
+    REAL* const own = parts + kTileWarps * kTileWords;
+    int32_t* const own_ids = reinterpret_cast<int32_t*>(own + kinds * kMostSpan);
+    const int64_t first = int64_t(blockIdx.y) * span;
+    const int count = int(first + span < N ? span : N - first);
+    for (int r = int(threadIdx.x); r < count; r += int(blockDim.x)) {
+        for (int k = 0; k < kinds; ++k) own[k * kMostSpan + r] = facts[k * N + first + r];
+        own_ids[r] = ids[first + r];
+    }
+    __syncthreads();
+    return {first, count, own, own_ids, parts, own_ids + kMostSpan};
+}
+
+// Calls body(row of the span, first word, logits) for a thread's share of a tile, in packets;
+// what is beyond V is arbitrary.
+template <class Body>
+NLM_FN void each_tile_packet(const Span& span, const REAL* z, const REAL* b, int V, int64_t width,
+                             REAL inverse, const Body& body) {
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-    const int first = int(blockIdx.x) * kTileWords, v = first + lane * kPacket;
-    Logits sum = {};
-    if (v < V) {
-#pragma unroll kAheadRows
-        for (int r = warp; r < count; r += kTileWarps) {
-            const Logits dz = gradient(r, v);
+    const int v = int(blockIdx.x) * kTileWords + lane * kPacket;
+    if (v >= V) return;
+    const Logits shift = b != nullptr ? bias_packet(b, v, V) : Logits{};
+    const REAL* const own = z + span.first * width + v;
+    for (int first = warp; first < span.count; first += kRowsAhead * kTileWarps) {
+        Logits x[kRowsAhead];
 #pragma unroll
-            for (int j = 0; j < kPacket; ++j) sum.at[j] += dz.at[j];
-            store_packet(z + r * width + v, dz);
+        for (int u = 0; u < kRowsAhead; ++u) {
+            const int r = first + u * kTileWarps;
+            if (r < span.count) x[u] = load_packet<REAL, kPacket>(own + r * width);
+        }
+#pragma unroll
+        for (int u = 0; u < kRowsAhead; ++u) {
+            const int r = first + u * kTileWarps;
+            if (r >= span.count) continue;
+#pragma unroll
+            for (int j = 0; j < kPacket; ++j) x[u].at[j] = (x[u].at[j] + shift.at[j]) * inverse;
+            body(r, v, x[u]);
         }
     }
+}
+
+// gradient(row of the span, first word, logits) gives a packet, which goes to z; sums[blockIdx.y,
+// v], where not null, are those over the span. Reads and writes each logit once; bound by memory.
+template <class Gradient>
+NLM_FN void tile_gradients(const Span& span, REAL* z, REAL* sums, const REAL* b, int V,
+                           int64_t width, REAL inverse, const Gradient& gradient) {
+    const int thread = int(threadIdx.x), first = int(blockIdx.x) * kTileWords;
+    Logits sum = {};
+    each_tile_packet(span, z, b, V, width, inverse, [&](int r, int v, const Logits& x) {
+        const Logits dz = gradient(r, v, x);
+#pragma unroll
+        for (int j = 0; j < kPacket; ++j) sum.at[j] += dz.at[j];
+        store_packet(z + (span.first + r) * width + v, dz);
+    });
     if (sums == nullptr) return;
-    store_packet(shared + warp * kTileWords + lane * kPacket, sum);
+    store_packet(span.parts + thread * kPacket, sum);
     __syncthreads();
-    const int thread = int(threadIdx.x);
     if (thread >= kTileWords || first + thread >= V) return;
     REAL all = 0;
-    for (int w = 0; w < kTileWarps; ++w) all += shared[w * kTileWords + thread];
+    for (int w = 0; w < kTileWarps; ++w) all += span.parts[w * kTileWords + thread];
     sums[int64_t(blockIdx.y) * V + first + thread] = all;
 }

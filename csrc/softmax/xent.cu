@@ -42,55 +42,40 @@ NLM_KERNEL(xent_losses, 256, REAL* nll, REAL* loss, REAL* facts, const REAL* z, 
     }
 }
 
-constexpr int kMostSpan = 128;
-
 // dz in place of z, and its sums over each span of rows; `filtered`: 0 for words that are probable
-// in no row of the span and the target of none. A block's grid place: see tile_gradients.
+// in no row of the span and the target of none.
 NLM_KERNEL(xent_dlogits, 256, REAL* z, REAL* sums, const REAL* b, const REAL* facts,
-           const int32_t* targets, int64_t N, int V, int64_t width, int span, REAL inverse,
+           const int32_t* targets, int64_t N, int V, int64_t width, int rows, REAL inverse,
            int filtered) {
-    REAL* const parts = nlm_shared<REAL>();              // [8, kTileWords]
-    REAL* const rows = parts + kTileWarps * kTileWords;  // [kFacts, kMostSpan]
-    int32_t* const aims = reinterpret_cast<int32_t*>(rows + kFacts * kMostSpan);  // [kMostSpan]
-    uint32_t* const marks = reinterpret_cast<uint32_t*>(aims + kMostSpan);        // [8, 32]
-    const int64_t first = int64_t(blockIdx.y) * span;
-    const int count = int(first + span < N ? span : N - first);
-    const int thread = int(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-    for (int r = thread; r < count; r += int(blockDim.x)) {
-        for (int f = 0; f < kFacts; ++f) rows[f * kMostSpan + r] = facts[f * N + first + r];
-        aims[r] = targets[first + r];
-    }
-    __syncthreads();
-    const auto row = [=](int r) { return Row{z + (first + r) * width, b, V, inverse, true}; };
+    const Span span = load_span(facts, kFacts, targets, N, rows);
     unsigned kept = ~0u;
     if (filtered) {
-        const int v = int(blockIdx.x) * kTileWords + lane * kPacket;
-        unsigned mine = 0;
-        for (int r = warp; r < count; r += kTileWarps) {
-            const Logits x = row(r).packet(v);
-            const REAL top = rows[kTop * kMostSpan + r], bound = rows[kBound * kMostSpan + r];
+        const int thread = int(threadIdx.x);
+        uint32_t* const marks = static_cast<uint32_t*>(span.rest);  // [8, 32]
+        uint32_t mine = 0;
+        each_tile_packet(span, z, b, V, width, inverse, [&](int r, int v, const Logits& x) {
+            const REAL top = span.fact(kTop, r), bound = span.fact(kBound, r);
 #pragma unroll
             for (int j = 0; j < kPacket; ++j)
-                mine |= unsigned(exp(x.at[j] - top) >= bound || v + j == aims[r]) << j;
-        }
+                mine |= uint32_t(exp(x.at[j] - top) >= bound || v + j == span.ids[r]) << j;
+        });
         marks[thread] = mine;
         __syncthreads();
         kept = 0;
-        for (int w = 0; w < kTileWarps; ++w) kept |= marks[w * kWarp + lane];
+        for (int w = 0; w < kTileWarps; ++w) kept |= marks[w * kWarp + thread % kWarp];
     }
-    const auto gradient = [=](int r, int v) {
-        Logits x = row(r).packet(v);
-        const REAL top = rows[kTop * kMostSpan + r], scale = rows[kScale * kMostSpan + r];
-        const REAL shift = rows[kShift * kMostSpan + r], target = rows[kTarget * kMostSpan + r];
+    tile_gradients(span, z, sums, b, V, width, inverse, [=](int r, int v, const Logits& x) {
+        const REAL top = span.fact(kTop, r), scale = span.fact(kScale, r);
+        const REAL shift = span.fact(kShift, r), target = span.fact(kTarget, r);
+        Logits dz;
 #pragma unroll
         for (int j = 0; j < kPacket; ++j) {
-            REAL dz = exp(x.at[j] - top) * scale + shift;
-            if (v + j == aims[r]) dz -= target;
-            x.at[j] = (kept >> j & 1) != 0 ? dz : REAL(0);
+            dz.at[j] = exp(x.at[j] - top) * scale + shift;
+            if (v + j == span.ids[r]) dz.at[j] -= target;
+            if ((kept >> j & 1) == 0) dz.at[j] = 0;
         }
-        return x;
-    };
-    tile_gradients(z + first * width, sums, count, V, width, parts, gradient);
+        return dz;
+    });
 }
 
 // log p in place of z [N, V]. Reads z twice and writes it once.

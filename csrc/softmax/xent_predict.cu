@@ -113,8 +113,6 @@ NLM_KERNEL(xent_top_k, 256, REAL* log_prob, int32_t* ids, const REAL* z, const R
     }
 }
 
-constexpr uint32_t kPhiloxSample = 7;  // site
-
 // The largest logit of a row, found by its block.
 NLM_FN REAL row_top(const Row& row, double* tops, double* result) {
     REAL top = kLowest;

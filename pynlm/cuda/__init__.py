@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .adagrad import adagrad_update, adagrad_update_rows
 from .adam import adam_update, adam_update_rows
+from .candidates import candidates_forward, candidates_gradients
 from .clip import clip_values, sum_squares
 from .dropout import dropout
 from .embedding import embedding_backward, embedding_forward
@@ -38,6 +39,8 @@ __all__ = [
     "adagrad_update_rows",
     "adam_update",
     "adam_update_rows",
+    "candidates_forward",
+    "candidates_gradients",
     "clip_values",
     "dropout",
     "embedding_backward",

@@ -74,6 +74,13 @@ class Device(ABC):
     def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
         return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
 
+    def explained(self, error: MemoryError) -> MemoryError:
+        """An error of CuPy's own, with what is free."""
+        if isinstance(error, DeviceMemoryError):
+            return error
+        free, total = map(_mebibytes, self.memory())
+        return DeviceMemoryError(f"out of memory on the GPU: {error}; {free} free of {total}")
+
     def _out_of_memory(self, shape: tuple[int, ...], dtype: Any) -> DeviceMemoryError:
         free, total = self.memory()
         asked = math.prod(shape) * np.dtype(dtype).itemsize
@@ -267,9 +274,9 @@ class CupyDevice(Device):
             return
         cublas = self.xp.cuda.cublas
         # cuBLAS counts columns first: it computes out.T = b.T @ a.T.
-        left, left_stride = _columns_first(b)
-        right, right_stride = _columns_first(a)
-        out_transposed, out_stride = _columns_first(out)
+        left, left_stride = columns_first(b)
+        right, right_stride = columns_first(a)
+        out_transposed, out_stride = columns_first(out)
         if out_transposed:
             raise ValueError("matmul: out must have contiguous rows")
         handle = self.xp.cuda.device.get_cublas_handle()
@@ -303,8 +310,14 @@ _CUDA_R_32F = 0
 _DEFAULT_ALGORITHM = -1
 
 
-def _columns_first(x: Array) -> tuple[int, int]:
-    """Whether cuBLAS must transpose x.T, and the leading dimension."""
+def columns_first(x: Array) -> tuple[int, int]:
+    """Whether cuBLAS, which counts columns first, must transpose x.T, and the leading dimension.
+
+    Raises
+    ------
+    ValueError
+        Neither rows nor columns of x are contiguous.
+    """
     if x.flags.c_contiguous:  # strides of dimensions of size 1 say nothing
         return 0, max(x.shape[1], 1)
     if x.flags.f_contiguous:

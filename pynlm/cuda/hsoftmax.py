@@ -12,7 +12,7 @@ from ._sorted import sort_ids, sum_sorted
 from .device import Array, current
 
 _SOURCE, _PREDICT = "softmax/hsoftmax.cu", "softmax/hsoftmax_predict.cu"
-_WIDE_ROWS = 32  # a root of so many rows and more is a matrix product
+_WIDE_ROWS = 32  # a node of so many and more is wide (hsoftmax_node-inl.h)
 _BLOCK_NUMBERS = 1 << 25  # logits of all nodes at a time
 _THREADS = 128  # of the kernels that walk, a warp a row
 _WARPS = _THREADS // 32
@@ -43,7 +43,7 @@ def hsoftmax_forward(
 ) -> None:  # fmt: skip
     """Loss of every row; see `pynlm.kernels.hsoftmax_forward`.
 
-    Waits when it first meets a tree that is not binary.
+    Waits when it first meets a tree that may have nodes of 32 rows and more.
     """
     tree = _shape(first, parent, len(w) + 1)
     root_loss = None
@@ -152,13 +152,18 @@ def _paths(
     device = current()
     N, H = h.shape
     blocks = device.blocks_for(32 * N, _THREADS)
-    if rows is None and tree.M != tree.V - 1:
+    if rows is None and _may_be_wide(tree.V, tree.M):
         z = device.empty((blocks * _WARPS, tree.cost), h.dtype)
     device.launch(
-        _SOURCE, "hsoftmax_paths", blocks, real=h.dtype, shared=_THREADS * (h.itemsize + 4), nll=nll,
-        dh=dh, rows=rows, z=z, h=h, w=w, b=b, first=first, parent=parent, targets=targets,
+        _SOURCE, "hsoftmax_paths", blocks, real=h.dtype, shared=_THREADS * (h.itemsize + 4),
+        nll=nll, dh=dh, rows=rows, z=z, h=h, w=w, b=b, first=first, parent=parent, targets=targets,
         weights=weights, root_loss=root_loss, N=N, H=H, cost=tree.cost, V=tree.V, M=tree.M,
     )  # fmt: skip
+
+
+def _may_be_wide(V: int, M: int) -> bool:
+    """Whether a tree of M nodes may have a wide one: what all have beyond a row each."""
+    return V - 1 - M >= _WIDE_ROWS - 1
 
 
 # Shapes of the trees met, by the two arrays' ids; gone with either array.
@@ -166,13 +171,13 @@ _shapes: dict[tuple[int, int], _Shape] = {}
 
 
 def _shape(first: Array, parent: Array, V: int, *, measure: bool = False) -> _Shape:
-    """What the kernels need to know of a tree; without `measure` not the cost of a binary one.
+    """What the kernels need to know of a tree; without `measure` only what wide nodes need.
 
     Reads the tree when these two arrays are first met, for which it waits. They must not change
     after that.
     """
     M = len(first) - 1
-    if V == 1 or (M == V - 1 and not measure):
+    if V == 1 or not (measure or _may_be_wide(V, M)):
         return _Shape(V, M, 0, 0)
     key = id(first), id(parent)
     known = _shapes.get(key)
@@ -236,7 +241,7 @@ def hsoftmax_top_k(
         hsoftmax_log_prob(log_prob=everything, h=h[rows], w=w, b=b, first=first, children=children)
         device.launch(
             _PREDICT, "hsoftmax_select", device.blocks_for(some, 1), real=h.dtype,
-            shared=4 * (256 + 8 + 3), log_prob=log_prob[rows], ids=ids[rows],
+            shared=4 * (2 * 256 + 4), log_prob=log_prob[rows], ids=ids[rows],
             chosen=device.empty((some, K), np.int32), all=everything, N=some, V=V, K=K,
         )  # fmt: skip
 
@@ -247,14 +252,18 @@ def hsoftmax_sample(
 ) -> None:  # fmt: skip
     """One token of every row; see `pynlm.kernels.hsoftmax_sample`."""
     device = current()
-    (N, H), V, M = h.shape, len(w) + 1, len(first) - 1
-    blocks = max(1, min(device.blocks_for(32 * N, _THREADS), _BLOCK_NUMBERS // (_WARPS * V)))
-    z = None if M == V - 1 else device.empty((blocks * _WARPS, V - 1), h.dtype)
-    device.launch(
-        _PREDICT, "hsoftmax_sample", blocks, real=h.dtype, shared=_THREADS * (h.itemsize + 4), ids=ids,
-        z=z, h=h, w=w, b=b, first=first, children=children, N=N, H=H, V=V, M=M, seed=seed,
-        step=step, time=time,
-    )  # fmt: skip
+    V, M = len(w) + 1, len(first) - 1
+    for n, some in _blocks(len(h), V):
+        rows, z = slice(n, n + some), None
+        if M != V - 1:
+            z = device.empty((some, V - 1), h.dtype)
+            device.matmul(z, h[rows], w.T)
+        device.launch(
+            _PREDICT, "hsoftmax_sample", device.blocks_for(32 * some, _THREADS), real=h.dtype,
+            shared=32 * h.itemsize + 4 * _WARPS, ids=ids[rows], z=z, h=h[rows], w=w, b=b,
+            first=first, children=children, N=some, H=h.shape[1], V=V, M=M, seed=seed, step=step,
+            time=time, row0=n,
+        )  # fmt: skip
 
 
 def _blocks(N: int, V: int) -> list[tuple[int, int]]:

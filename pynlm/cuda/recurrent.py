@@ -60,21 +60,25 @@ class Form:
         return -(-depth // self.grain) * self.grain
 
     def cycles(self, tile_rows: int) -> float:
-        """Cycles of a warp's step, for which shared memory is read 128 bytes at a time."""
-        if self.defines:
+        """Cycles of a warp's step: shared memory is read 128 bytes at a time."""
+        if self.workers < _THREADS:
             return 4 + 2 * tile_rows / 8
-        return (4 + tile_rows) * self.itemsize / 4
+        return max(self.group + tile_rows, self.group * tile_rows / 4) * self.itemsize / 4
 
 
-def form_of(math_: str, itemsize: int) -> Form:
-    """The form of products of a dtype with so many bytes under `Device.math`."""
+def forms_of(math_: str, itemsize: int) -> tuple[Form, ...]:
+    """The forms of products of a dtype with so many bytes under `Device.math`."""
     if itemsize == 8:
-        return Form((), 8, 8, _THREADS, 4, 1, 4, (4, 8))
+        return (Form(("TILE_FOURS=1",), 8, 8, _THREADS, 4, 1, 4, (4, 8)),)
     if math_ == "float32":
-        return Form((), 4, 4, _THREADS, 4, 1, 4, (4, 8, 10))
+        return (
+            Form(("TILE_FOURS=1",), 4, 4, _THREADS, 4, 1, 4, (4, 8, 10)),
+            Form(("TILE_FOURS=2",), 4, 4, _THREADS, 8, 1, 8, (8, 10)),
+        )
+    macros, warps, rows = (f"{math_.upper()}=1",), _THREADS // 32, (8, 16, 24, 32)
     if math_ == "tf32":
-        return Form(("TF32=1",), 4, 4, _THREADS // 32, 16, 8, 8, (8, 16, 24, 32))
-    return Form((f"{math_.upper()}=1",), 4, 2, _THREADS // 32, 16, 16, 16, (8, 16, 24, 32))
+        return (Form(macros, 4, 4, warps, 16, 8, 8, rows),)
+    return (Form(macros, 4, 2, warps, 16, 16, 16, rows),)
 
 
 @dataclass(frozen=True)
@@ -186,22 +190,30 @@ def divide(
     ValueError
         The card has too little shared memory for so many units.
     """
-    form = form_of(device.math, itemsize)
-    return _divide(device.processors, device.shared_limit, form, batch, parts, norms)
+    forms = forms_of(device.math, itemsize)
+    return _divide(device.processors, device.shared_limit, forms, batch, parts, norms)
 
 
 @functools.lru_cache(1024)
 def _divide(
-    processors: int, limit: int, form: Form, batch: int, parts: tuple[Part, ...], norms: bool
+    processors: int,
+    limit: int,
+    forms: tuple[Form, ...],
+    batch: int,
+    parts: tuple[Part, ...],
+    norms: bool,
 ) -> Division:
     found = []
     for row_groups in range(1, min(batch, processors) + 1):
         rows = -(-batch // row_groups)
         if -(-batch // rows) != row_groups:
             continue  # some would have none
-        for smaller, tile_rows in zip((0, *form.tile_rows), form.tile_rows, strict=False):
-            if rows > smaller:
-                found += _grid(processors, limit, form, row_groups, rows, tile_rows, parts, norms)
+        for form in forms:
+            for smaller, tile_rows in zip((0, *form.tile_rows), form.tile_rows, strict=False):
+                if rows > smaller:
+                    found += _grid(
+                        processors, limit, form, row_groups, rows, tile_rows, parts, norms
+                    )
     if not found:
         most = max(part.count for part in parts)
         raise ValueError(

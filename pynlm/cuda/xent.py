@@ -35,8 +35,7 @@ class Logits(NamedTuple):
     rows : slice
         The tokens.
     z : [n, width]
-        The logits are z[:, :V]. Rows begin at multiples of 128 bytes, for cuBLAS and packets, whatever
-        V is.
+        The logits are z[:, :V]. Rows begin at multiples of 128 bytes, for cuBLAS and packets.
     """
 
     rows: slice
@@ -108,9 +107,7 @@ def xent_gradients(
             if gradient is not None:
                 gradient.fill(0)
         return
-    span = -(-N // -(-N // _SPAN))
-    item = h.dtype.itemsize
-    tile = 32 * 16 // item
+    span = span_of(N)
     for rows, z in chunks(device, h, w, multiple=span):
         count, start = len(z), rows.start
         facts = device.empty((_FACTS, count), h.dtype)
@@ -119,30 +116,15 @@ def xent_gradients(
             temperature=temperature, label_smoothing=label_smoothing, z_loss=z_loss,
             gradient_filter=gradient_filter,
         )  # fmt: skip
-        spans = -(-count // span)
-        sums = None if db is None else device.empty((spans, V), h.dtype)
-        device.launch(
-            _SOURCE,
-            "xent_dlogits",
-            (-(-V // tile), spans),
-            real=h.dtype,
-            shared=(8 * tile + _FACTS * _SPAN) * item + 4 * (_SPAN + _BLOCK),
-            z=z,
-            sums=sums,
-            b=b,
-            facts=facts,
-            targets=targets[rows],
-            N=count,
-            V=V,
-            width=z.shape[1],
-            span=span,
-            inverse=inverse(temperature, h.dtype),
-            filtered=gradient_filter > 0,
-        )
+        sums = launch_tiles(
+            device, _SOURCE, "xent_dlogits", z, V, span, kinds=_FACTS, more=4 * _BLOCK,
+            summed=db is not None, b=b, facts=facts, targets=targets[rows],
+            inverse=inverse(temperature, h.dtype), filtered=gradient_filter > 0,
+        )  # fmt: skip
         dz = z[:, :V]
         device.matmul(dh[rows], dz, w)
         device.matmul(dw, dz.T, h[rows], accumulate=start > 0)
-        if db is not None:
+        if sums is not None:
             sum_parts(db, sums, accumulate=start > 0)
 
 
@@ -278,7 +260,7 @@ def _losses(
     weights: Array | None,
     V: int,
     temperature: float,
-    **options: float,
+    **options: Any,
 ) -> None:
     launch_rows(
         device, "xent_losses", z.dtype, len(z), V, nll=nll[rows],
@@ -308,6 +290,40 @@ def launch_rows(
         source, kernel, blocks, real=real, defines=(f"ROW_WARPS={warps}",),
         shared=shared + (_JOIN_BYTES if warps > 1 else 0), N=N, V=V, **given,
     )  # fmt: skip
+
+
+def span_of(N: int) -> int:
+    """Rows of a tile: all tiles but the last have as many, at most 128."""
+    return -(-N // -(-N // _SPAN))
+
+
+def launch_tiles(
+    device: Device,
+    source: str,
+    kernel: str,
+    z: Array,
+    V: int,
+    span: int,
+    *,
+    kinds: int,
+    more: int = 0,
+    summed: bool,
+    **given: Any,
+) -> Array | None:
+    """Make gradients in place of logits z; return their sums over spans of rows [spans, V].
+
+    `kinds` numbers of each row, and `more` bytes, are in shared memory. `summed` False: None.
+    """
+    N, width = z.shape
+    spans, item = -(-N // span), z.dtype.itemsize
+    words = 32 * 16 // item
+    sums = device.empty((spans, V), z.dtype) if summed else None
+    device.launch(
+        source, kernel, (-(-V // words), spans), real=z.dtype,
+        shared=(8 * words + kinds * _SPAN) * item + 4 * _SPAN + more,
+        z=z, sums=sums, N=N, V=V, width=width, rows=span, **given,
+    )  # fmt: skip
+    return sums
 
 
 def inverse(temperature: float, dtype: Any) -> float:

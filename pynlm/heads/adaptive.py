@@ -227,7 +227,13 @@ class Adaptive(FusedHead):
             self._open_clusters(log_prob, ids, entries, found, h, ctx)
 
     def _open_clusters(
-        self, log_prob: Array, ids: IntArray, entries: Array, found: IntArray, h: Array, ctx: Context
+        self,
+        log_prob: Array,
+        ids: IntArray,
+        entries: Array,
+        found: IntArray,
+        h: Array,
+        ctx: Context,
     ) -> None:
         """Fill log_prob and ids, given the head's best entries; NumPy arrays but for h."""
         k = ids.shape[1]

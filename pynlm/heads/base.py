@@ -319,8 +319,7 @@ class BaseHead:
         return self.pool.bring(ids)
 
     def _drawn(self, ids: IntArray) -> IntArray:
-        """What a kernel has drawn, as a NumPy array, or ValueError for a row of which it could not.
-        """
+        """What a kernel drew, as a NumPy array; ValueError for a row of which it could not."""
         ids = to_host(ids)
         if (ids < 0).any():
             raise ValueError(

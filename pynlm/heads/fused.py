@@ -152,7 +152,8 @@ class FusedBackprop(Once):
         head: FusedHead
         made: Gradients | None
         head, h, ids, ctx, weights, made = self._take()
-        if made is None or getattr(scale, "ndim", 0):
+        per_token: int = getattr(scale, "ndim", 0)
+        if made is None or per_token:
             made = None  # lets go of the weights' gradients, for the next line to write there
             factors = head._scaled(weights, scale, len(h))
             nll = head.pool.empty((len(h),), head.dtype)

@@ -18,6 +18,7 @@ from pynlm.kernels.hsoftmax import (
     hsoftmax_sample,
     hsoftmax_top_k,
 )
+from pynlm.kernels.queued import hsoftmax_gradients_dense
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray
 from pynlm.layers.parameters import Parameter, Spec
@@ -117,6 +118,8 @@ class Hierarchical(FusedHead):
         ctx: Context,
         weights: Array | None,
     ) -> Gradients:
+        if self.pool.device is not None:
+            return self._gradients_dense(nll, h, ids, ctx, weights)
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         size = self.weight.data.shape[1]
         room = min(self.vocab_size - 1, int(self.tree.cost[ids].sum()))
@@ -133,6 +136,20 @@ class Hierarchical(FusedHead):
             return Gradients(dh, [dw])
         return Gradients(dh, [dw, claim_rows(self.bias, rows[:count], db[:count])])
 
+    def _gradients_dense(
+        self, nll: Array, h: Array, ids: IntArray, ctx: Context, weights: Array | None
+    ) -> Gradients:
+        """`_gradients` on a GPU, where nobody waits for the number of rows."""
+        given = {**self._tree("first", "parent"), **self._map(h, ctx)}
+        del given["backend"]
+        dh, dw = self.pool.like(h), self.weight.claim()
+        db = None if self.bias is None else self.bias.claim()
+        hsoftmax_gradients_dense(
+            nll=nll, dh=dh, dw=dw.array, db=None if db is None else db.array,
+            targets=self._there(ids), weights=weights, **given,
+        )  # fmt: skip
+        return Gradients(dh, [dw] if db is None else [dw, db])
+
     def _map(self, h: Array, ctx: Context) -> dict[str, Any]:
         b = None if self.bias is None else self.bias.data
         return {"h": h, "w": self.weight.data, "b": b, "backend": ctx.backend}
@@ -141,7 +158,7 @@ class Hierarchical(FusedHead):
         """What a walk from the root down needs."""
         return {**self._tree("first", "children"), **self._map(h, ctx)}
 
-    def _tree(self, *names: str) -> dict[str, Array]:
+    def _tree(self, *names: str) -> dict[str, Any]:
         """Arrays of the tree where the weights are."""
         for name in names:
             if name not in self._links:

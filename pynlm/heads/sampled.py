@@ -13,6 +13,7 @@ from pynlm.heads.full import Full
 from pynlm.heads.fused import Gradients, RowsClaim, claim_rows
 from pynlm.heads.samplers import TokenSampler
 from pynlm.kernels.candidates import candidates_forward, candidates_gradients
+from pynlm.kernels.queued import candidates_gradients_dense
 from pynlm.layers.context import Context
 from pynlm.layers.convert import IntArray, as_floats, as_ids
 from pynlm.layers.parameters import Group, Parameter, Spec
@@ -119,6 +120,8 @@ class SampledHead(Full):
         weights: Array | None,
     ) -> Gradients:
         given = self._inputs(h, ids, ctx)
+        if self.pool.device is not None:
+            return self._gradients_dense(nll, h, {**given, "weights": weights})
         room = len(h) + len(given["samples"])
         rows: IntArray = self.pool.lease((room,), np.int32)
         drows = self.pool.lease((room, self.weight.data.shape[1]), self.dtype)
@@ -130,6 +133,18 @@ class SampledHead(Full):
         if self.bias is not None:
             claims.append(claim_rows(self.bias, rows[:n], db[:n]))
         self._claim_constants(claims, db[:n])
+        return Gradients(dh, claims)
+
+    def _gradients_dense(self, nll: Array, h: Array, given: dict[str, Any]) -> Gradients:
+        """`_gradients` on a GPU, where nobody waits for the number of rows."""
+        del given["backend"]
+        size = (len(self.weight.data),)
+        dh, dw = self.pool.like(h), self.weight.claim()
+        own = None if self.bias is None else self.bias.claim()
+        db = self.pool.lease(size, self.dtype) if own is None else own.array
+        candidates_gradients_dense(loss=nll, dh=dh, dw=dw.array, db=db, **given)
+        claims: list[Any] = [dw] if own is None else [dw, own]
+        self._claim_constants(claims, db)
         return Gradients(dh, claims)
 
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
@@ -254,6 +269,18 @@ class NCE(SampledHead):
             return super()._corrections(expected + self.log_z)
         # A constant on the device is not waited for.
         return super()._corrections(expected) + self._learned.data
+
+    def _gradients_dense(self, nll: Array, h: Array, given: dict[str, Any]) -> Gradients:
+        """`_gradients` on a GPU, where nobody waits for the number of rows."""
+        del given["backend"]
+        size = (len(self.weight.data),)
+        dh, dw = self.pool.like(h), self.weight.claim()
+        own = None if self.bias is None else self.bias.claim()
+        db = self.pool.lease(size, self.dtype) if own is None else own.array
+        candidates_gradients_dense(loss=nll, dh=dh, dw=dw.array, db=db, **given)
+        claims: list[Any] = [dw] if own is None else [dw, own]
+        self._claim_constants(claims, db)
+        return Gradients(dh, claims)
 
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
         if self._learned is not None:

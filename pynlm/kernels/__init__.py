@@ -2,8 +2,9 @@
 
 Every function takes keyword arguments only, writes into arrays that the caller allocated
 (overwriting them), checks its contract, and runs on a backend: "cpu" (compiled) for NumPy arrays,
-"cuda" for CuPy arrays, or, if asked for, "reference" (plain NumPy). Order of the arguments: outputs, saved, inputs, weights, scalars. Outputs
-must not overlap other arguments unless the function says so.
+"cuda" for CuPy arrays, or, if asked for, "reference" (plain NumPy). Order of the arguments:
+outputs, saved, inputs, weights, scalars. Outputs must not overlap other arguments unless the
+function says so.
 
 Dimensions: T time, B batch, N rows, I input, H hidden, O output, D embedding, V vocabulary. Arrays
 are C-contiguous; floats are all float32 or all float64; ids, targets and lengths are int32.

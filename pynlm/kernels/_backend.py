@@ -17,7 +17,6 @@ _MODULES = {"cpu": "pynlm._kernels", "cuda": "pynlm.cuda", "reference": "pynlm.r
 _found: dict[tuple[str, str | None], Callable[..., Any]] = {}
 
 
-
 def function(name: str, backend: str | None, dims: Dims) -> Callable[..., Any]:
     """Return a backend's function `name`, importing the backend on first use.
 
@@ -72,7 +71,8 @@ def _call_on_device(name: str, backend: str | None, first: str, /, **given: Any)
             given[argument] = replace(value, rows=_there(value.rows))
         elif isinstance(value, np.ndarray):
             raise TypeError(
-                f"{name}: {argument} must be on the GPU as {first} is, got NumPy's {describe(value)}"
+                f"{name}: {argument} must be on the GPU as {first} is, "
+                f"got NumPy's {describe(value)}"
             )
     return function(name, "cuda", {})(**given)
 

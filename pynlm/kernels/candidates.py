@@ -216,7 +216,7 @@ def _check_inputs(
         check(target_log_expected, "N", d, func=f, name="target_log_expected")
     check_ids(targets, d["V"], func=f, name="targets")
     check_ids(samples, d["V"], func=f, name="samples")
-    falls = () if on_device(samples) else np.flatnonzero(samples[1:] <= samples[:-1])
+    falls = samples[:0] if on_device(samples) else np.flatnonzero(samples[1:] <= samples[:-1])
     if len(falls):
         k = int(falls[0])
         raise ValueError(

@@ -267,7 +267,9 @@ def hsoftmax_top_k(
     check(log_prob, "N K", d, func=f, name="log_prob", out=True)
     check(ids, "N K", d, func=f, name="ids", dtype=INT32, out=True)
     check_integer(d["K"], func=f, name="K", low=1, high=d["V"])
-    function(f, backend, d)(log_prob=log_prob, ids=ids, h=h, w=w, b=b, first=first, children=children)
+    function(f, backend, d)(
+        log_prob=log_prob, ids=ids, h=h, w=w, b=b, first=first, children=children
+    )
 
 
 def hsoftmax_sample(

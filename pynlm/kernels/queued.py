@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from pynlm.arrays import Array, Dims, check, check_any_shape, check_number, on_device
+from pynlm.arrays import INT32, Array, Dims, check, check_any_shape, check_number, on_device
 
 FLOAT64 = np.dtype(np.float64)
 
@@ -28,10 +30,70 @@ def embedding_backward_dense(*, dw: Array, ids: Array, dy: Array) -> None:
 
     f = "embedding_backward_dense"
     d: Dims = {}
-    check(ids, "N", d, func=f, name="ids", dtype=np.dtype(np.int32))
+    check(ids, "N", d, func=f, name="ids", dtype=INT32)
     check(dy, "N D", d, func=f, name="dy")
     check(dw, "V D", d, func=f, name="dw", out=True)
     backward(dw=dw, ids=ids, dy=dy)
+
+
+def candidates_gradients_dense(
+    *, loss: Array, dh: Array, dw: Array, db: Array | None = None, **inputs: Any
+) -> None:
+    """`candidates_gradients` with the whole gradients, of which most rows are 0.
+
+    Parameters
+    ----------
+    loss : [N], dh : [N, H], dw : [V, H], db : [V] or None, output
+    inputs
+        As `candidates_gradients`'s, without the backend.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that are not on a GPU; dtype, shape or layout.
+    """
+    from pynlm.cuda.candidates import candidates_gradients_dense as gradients
+
+    _check_outputs("candidates_gradients_dense", loss, dh, dw, db, inputs)
+    gradients(loss=loss, dh=dh, dw=dw, db=db, **inputs)
+
+
+def hsoftmax_gradients_dense(
+    *, nll: Array, dh: Array, dw: Array, db: Array | None = None, **inputs: Any
+) -> None:
+    """`hsoftmax_gradients` with the whole gradients, of which most rows are 0.
+
+    Parameters
+    ----------
+    nll : [N], dh : [N, H], dw : [V - 1, H], db : [V - 1] or None, output
+    inputs
+        As `hsoftmax_gradients`'s, without the backend.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Arrays that are not on a GPU; dtype, shape or layout.
+    """
+    from pynlm.cuda.hsoftmax import hsoftmax_gradients_dense as gradients
+
+    _check_outputs("hsoftmax_gradients_dense", nll, dh, dw, db, inputs)
+    gradients(nll=nll, dh=dh, dw=dw, db=db, **inputs)
+
+
+def _check_outputs(
+    f: str, loss: Array, dh: Array, dw: Array, db: Array | None, inputs: dict[str, Any]
+) -> None:
+    d: Dims = {}
+    for name in ("h", "w", "b", "targets", "weights"):
+        if inputs.get(name) is not None:
+            spec = {"h": "N H", "w": "R H", "b": "R"}.get(name, "N")
+            dtype = INT32 if name == "targets" else None
+            check(inputs[name], spec, d, func=f, name=name, dtype=dtype)
+    check(loss, "N", d, func=f, name="loss", out=True)
+    check(dh, "N H", d, func=f, name="dh", out=True)
+    check(dw, "R H", d, func=f, name="dw", out=True)
+    if db is not None:
+        check(db, "R", d, func=f, name="db", out=True)
 
 
 def sums_of_squares(*, totals: Array, parts: list[Array]) -> None:

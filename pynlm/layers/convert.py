@@ -135,7 +135,7 @@ class RowOrder:
     def _index(self, x: Array, pool: Pool, *, back: bool) -> Array:
         """One of the two orders where `x` is."""
         index = self._back if back else self.rows
-        if isinstance(x, np.ndarray):
+        if not on_device(x):
             return index
         if back not in self._there:
             self._there[back] = pool.bring(index)
@@ -175,9 +175,8 @@ def take(x: Array, index: npt.NDArray[np.intp], pool: Pool, axis: int = 0) -> Ar
     The index, in range, is NumPy's or where `x` is.
     """
     if pool.device is not None:
-        if isinstance(x, np.ndarray):
-            return x.take(index, axis)
-        found: Array = x.take(pool.bring(index) if isinstance(index, np.ndarray) else index, axis)
+        there = not on_device(x) or on_device(index)
+        found: Array = x.take(index if there else pool.bring(index), axis)
         return found
     shape = x.shape[:axis] + index.shape + x.shape[axis + 1 :]
     # mode="clip" spares the buffered output that "raise" makes; nothing is clipped.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, insort
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
@@ -131,6 +133,27 @@ class Pool:
             return np.zeros(shape, dtype)
         made: Array = self.device.zeros(shape, dtype)
         return made
+
+    def flat_zeros(self, size: int, dtype: np.dtype[Any]) -> Array:
+        """Zeros [size] that begin at a multiple of 64 bytes."""
+        return aligned_zeros(size, dtype) if self.device is None else self.zeros((size,), dtype)
+
+    @contextmanager
+    def computing_in(self, math: str) -> Iterator[None]:
+        """Within the block a GPU computes products of float32 numbers in `math`, see its `MATH`."""
+        device = self.device
+        if device is None:
+            yield
+            return
+        before, device.math = device.math, math
+        try:
+            yield
+        finally:
+            device.math = before
+
+    def explained(self, error: MemoryError) -> MemoryError:
+        """The same, with what is free on a GPU."""
+        return error if self.device is None else self.device.explained(error)
 
     def bring(self, x: Array) -> Array:
         """A NumPy array to where the pool's are: itself, or a copy on the GPU, without waiting."""

@@ -34,7 +34,7 @@ class DeviceArray:
     TypeError: implicit conversion of a GPU's array to NumPy's
     """
 
-    __slots__ = ("_array",)
+    __slots__ = ("__weakref__", "_array")
 
     waits = 0
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pynlm.cuda import device as devices
-from pynlm.cuda.device import Array, Device
+from pynlm.cuda.device import Array, Device, columns_first
 from pynlm.cuda.source import Kernel, Source, root
 from pynlm.testing.device_arrays import Cupy, DeviceArray, unwrap
 
@@ -95,6 +95,8 @@ class EmulatedDevice(Device):
             raise RuntimeError(f"{kernel.name}: {error.value.decode()}")
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
+        for x in (out, a, b):  # as cuBLAS would
+            columns_first(x)
         product = a @ b
         out[...] = out + product if accumulate else product
 

@@ -10,7 +10,7 @@ The kernels take float32 and float64 tensors on the CPU, in place. All else is l
 implementation, which every module still has: other dtypes and devices, empty tensors, torch.func,
 forward-mode differentiation, tracing and scripting, and gradients of gradients. A variant, which
 torch has not, raises NotImplementedError there (RuntimeError for gradients of gradients). Small
-steps of plain cells and small products are torch's own, too, for the sake of speed.
+steps of plain cells, GRUs and RNNs and small products are torch's own, too, for the sake of speed.
 
 Under autocast the modules compute in the dtype of their weights and return that. torch.compile puts
 them into its graph as one operator each; for that, importing this package sets

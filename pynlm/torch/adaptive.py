@@ -106,6 +106,11 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
 
         Weights are the head's, its bias (or None), and two of each cluster.
         """
+        if not torch.compiler.is_compiling() and (
+            (input.numel() * self.n_classes < FEWEST and not torch.is_autocast_enabled("cpu"))
+            or watched()
+        ):
+            return None
         pairs: Any = self.tail
         linears: list[Any] = [linear for pair in pairs for linear in pair]
         if not (
@@ -129,10 +134,6 @@ class AdaptiveLogSoftmaxWithLoss(nn.AdaptiveLogSoftmaxWithLoss):
                     and target.dtype is torch.int64
                     and target.is_cpu
                 )
-            )
-            and (
-                torch.compiler.is_compiling()
-                or (input.numel() * self.n_classes >= FEWEST and not watched())
             )
         )
         return given if fits else None

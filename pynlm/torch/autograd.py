@@ -24,18 +24,20 @@ from pynlm.torch.tensors import (
 )
 from pynlm.torch.threads import follow_threads
 
-_CELLS: dict[str, Any] = {
+NATIVE_CELLS: dict[str, Any] = {
     "LSTM": _VF.lstm_cell,
     "GRU": _VF.gru_cell,
     "RNN_TANH": _VF.rnn_tanh_cell,
     "RNN_RELU": _VF.rnn_relu_cell,
 }
-_NATIVE: dict[str, Any] = {
+"""torch's own steps, by mode."""
+NATIVE: dict[str, Any] = {
     "LSTM": _VF.lstm,
     "GRU": _VF.gru,
     "RNN_TANH": _VF.rnn_tanh,
     "RNN_RELU": _VF.rnn_relu,
 }
+"""torch's own layers, by mode."""
 
 
 class Call:
@@ -226,9 +228,9 @@ class Call:
             state: Any = hx[own] if cx is None else (hx[own], cx[own])
             given = (list(weights[layer * D * n : (layer + 1) * D * n]), stack.bias, 1, 0.0, True)
             if self.batch_sizes is None:
-                found = _NATIVE[stack.mode](x, state, *given, D == 2, False)
+                found = NATIVE[stack.mode](x, state, *given, D == 2, False)
             else:
-                found = _NATIVE[stack.mode](x, self.batch_sizes, state, *given, D == 2)
+                found = NATIVE[stack.mode](x, self.batch_sizes, state, *given, D == 2)
             x, *states = found
             last.append(states)
         return x, *(torch.cat(states) for states in zip(*last, strict=True))
@@ -243,7 +245,7 @@ class Call:
         if c is None and stack.has_cell_state:
             c = torch.zeros_like(h)
         biases = weights[2:4] if stack.bias else (None, None)
-        out = _CELLS[stack.mode](x, h if c is None else (h, c), *weights[:2], *biases)
+        out = NATIVE_CELLS[stack.mode](x, h if c is None else (h, c), *weights[:2], *biases)
         return (out,) if c is None else tuple(out)
 
 

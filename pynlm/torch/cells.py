@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynlm.torch.autograd import Call, RecurrentCell, dense
+from pynlm.torch.autograd import NATIVE_CELLS, Call, RecurrentCell, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
@@ -19,9 +19,6 @@ from pynlm.torch.module import (
 from pynlm.torch.operators import context, recurrent
 from pynlm.torch.stack import extra_weights
 from pynlm.torch.tensors import NUMPY, readable, uniform, watched
-
-SMALL_STEP = 1 << 20
-"""Multiplications below which a plain step is torch's own: what surrounds ours would cost more."""
 
 _OWN = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -93,6 +90,9 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             within torch.func's transforms.
         """
         compiling = torch.compiler.is_compiling()
+        plain = self.options is None and not compiling
+        if plain and self._is_small(input.shape[0] if input.dim() == 2 else 1):
+            return self._small(input, hx)
         if compiling:
             weights = [getattr(self, name) for name in self._weight_names()]
             # an exported graph is to run where pynlm is not
@@ -108,10 +108,6 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
         if not uniform(weights, x.dtype):
             return self._elsewhere(input, hx)
         flat = x.dim() == 1
-        if not compiling and self.options is None:
-            rows = 1 if flat else x.shape[0]
-            if rows * (weights[0].numel() + weights[1].numel()) < SMALL_STEP:
-                return super().forward(input, hx)
         if flat:
             x = x[None]
         shape = (self.hidden_size,) if flat else (x.shape[0], self.hidden_size)
@@ -130,7 +126,7 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
             )  # fmt: skip
             out: Any = (y[0], c_n[0]) if self.cell == "LSTM" else y[0]
         else:
-            call = calls[self.training]
+            call = calls[self.draws and self.training]
             if seed is not None:
                 call = Call(stack, context(True, seed), call.memory)
             if saves:
@@ -141,6 +137,26 @@ class _Cell(Variants, torch.nn.modules.rnn.RNNCellBase):
         if not flat:
             return out
         return (out[0][0], out[1][0]) if self.cell == "LSTM" else out[0]
+
+    def _small(self, x: Tensor, hx: Any) -> Any:
+        """torch's operation, without most of what its module does around it."""
+        own: Any = self._parameters
+        try:
+            weights = own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+        except KeyError:  # parametrised
+            return super().forward(x, hx)
+        if x.dim() != 2 or not (hx is None or self._is_rows(hx)):
+            return super().forward(x, hx)
+        if hx is None:
+            hx = torch.zeros((x.shape[0], self.hidden_size), dtype=x.dtype, device=x.device)
+            hx = (hx, hx) if self.cell == "LSTM" else hx
+        return NATIVE_CELLS[self._mode()](x, hx, *weights)
+
+    def _is_rows(self, hx: Any) -> bool:
+        """Whether a state is one of rows, whose sizes torch's operation checks."""
+        if self.cell != "LSTM":
+            return isinstance(hx, Tensor) and hx.dim() == 2
+        return isinstance(hx, tuple) and len(hx) == 2 and hx[0].dim() == hx[1].dim() == 2
 
     def _twin(self) -> torch.nn.Module:
         return self.torch_class(
@@ -170,7 +186,7 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
     torch.Size([2, 5])
     """
 
-    cell = "LSTM"
+    cell, gates = "LSTM", 4
     torch_class = torch.nn.LSTMCell
 
 
@@ -195,7 +211,7 @@ class GRUCell(_Cell, torch.nn.GRUCell):
     torch.Size([2, 5])
     """
 
-    cell = "GRU"
+    cell, gates = "GRU", 3
     torch_class = torch.nn.GRUCell
 
 
@@ -221,7 +237,7 @@ class RNNCell(_Cell, torch.nn.RNNCell):
     torch.Size([2, 5])
     """
 
-    cell = "RNN"
+    cell, gates = "RNN", 1
     torch_class = torch.nn.RNNCell
 
     def _mode(self) -> str:
@@ -230,5 +246,5 @@ class RNNCell(_Cell, torch.nn.RNNCell):
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         """As torch's module."""
         if self.nonlinearity not in ("tanh", "relu"):  # torch's error
-            return torch.nn.RNNCell.forward(self, input, hx)
+            return self.torch_class.forward(self, input, hx)
         return super().forward(input, hx)

@@ -192,7 +192,13 @@ def _fits(
         and 0 <= label_smoothing <= 1
         and (
             torch.compiler.is_compiling()
-            or (input.numel() * len(linear_weight) >= FEWEST and not watched())
+            or (
+                (
+                    input.numel() * len(linear_weight) >= FEWEST
+                    or torch.is_autocast_enabled("cpu")  # torch's products are of bfloat16 there
+                )
+                and not watched()
+            )
         )
     )
 

@@ -20,6 +20,9 @@ from pynlm.torch.tensors import Memory, is_narrower, kind_of
 VARIANTS = tuple(f.name for f in fields(RecurrentOptions) if f.name != "projection")
 """Keyword arguments that torch's modules do not have; `proj_size` is torch's own."""
 
+SMALL_STEP = 1 << 20
+"""Multiplications below which a plain step is torch's own: what surrounds ours would cost more."""
+
 
 class Variants(torch.nn.Module):
     """Options of a module, and what happens where the kernels cannot run."""
@@ -34,7 +37,10 @@ class Variants(torch.nn.Module):
     extra_names: tuple[str, ...] = ()
     """A variant's own parameters; in a module of layers by layer and direction."""
 
+    input_size: int
+    hidden_size: int
     cell: ClassVar[str]
+    gates: ClassVar[int]
     torch_class: ClassVar[type[torch.nn.Module]]
 
     def extra_repr(self) -> str:
@@ -81,6 +87,15 @@ class Variants(torch.nn.Module):
             calls = {train: Call(stack, context(train, None), memory) for train in (False, True)}
             found = self.__dict__["_pynlm"] = stack, self._weight_names(), calls
         return found
+
+    def _is_small(self, rows: int) -> bool:
+        """Whether torch's own code takes less time for steps of so many rows in all.
+
+        Never under autocast, which gives it other dtypes.
+        """
+        size = self.hidden_size
+        work = rows * size * (self.input_size + size) * self.gates
+        return work < SMALL_STEP and not torch.is_autocast_enabled("cpu")
 
     def _weights(self, names: list[str]) -> list[Tensor]:
         """The weights of these names."""

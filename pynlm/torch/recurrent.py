@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pynlm.layers import RecurrentOptions
-from pynlm.torch.autograd import Call, RecurrentStack, dense
+from pynlm.torch.autograd import NATIVE, Call, RecurrentStack, dense
 from pynlm.torch.module import (
     Variants,
     add_extras,
@@ -26,6 +26,9 @@ from pynlm.torch.tensors import NUMPY, readable, uniform, watched
 
 class _Recurrent(Variants, torch.nn.RNNBase):
     """What the three share; stands before torch's class among the bases."""
+
+    few_steps: ClassVar[int]
+    """As many as torch's own code takes sooner where there is little to compute."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         options = self._take_options(kwargs)
@@ -110,6 +113,12 @@ class _Recurrent(Variants, torch.nn.RNNBase):
         """
         packed = isinstance(input, PackedSequence)
         compiling = torch.compiler.is_compiling()
+        plain = self.few_steps and self.options is None and not packed and not compiling
+        if plain and input.dim() == 3:
+            steps, rows = input.shape[:2]
+            few = (rows if self.batch_first else steps) <= self.few_steps
+            if few and self._is_small(steps * rows * self.num_layers):
+                return self._small(input, hx)
         if packed:
             x, sizes, order, back = input
         else:
@@ -167,6 +176,23 @@ class _Recurrent(Variants, torch.nn.RNNBase):
                 y, h_n, c_n, _ = call.run(x, dense(h), dense(c), rest, False)
                 out = (y, h_n) if c_n is None else (y, h_n, c_n)
         return self._results(out, input, flat)
+
+    def _small(self, x: Tensor, hx: Any) -> Any:
+        """torch's operation, without most of what its module does around it."""
+        weights = self._weights(self._flat_weights_names)
+        both = bool(self.bidirectional)
+        fits = x.shape[2] == self.input_size and x.dtype is weights[0].dtype and x.numel() > 0
+        if not fits or not (hx is None or isinstance(hx, Tensor)):
+            return super().forward(x, hx)
+        shape = (self.num_layers * (1 + both), x.shape[not self.batch_first], self.hidden_size)
+        if hx is None:
+            hx = torch.zeros(shape, dtype=x.dtype, device=x.device)
+        elif hx.shape != shape:
+            return super().forward(x, hx)
+        return NATIVE[self.mode](
+            x, hx, weights, self.bias, self.num_layers, self.dropout, self.training, both,
+            self.batch_first,
+        )  # fmt: skip
 
     def _state_shapes(self, batch: int | None) -> list[tuple[int, ...]]:
         """Shapes of h and (LSTM) c, without batch unbatched."""
@@ -241,7 +267,7 @@ class LSTM(_Recurrent, torch.nn.LSTM):
     True
     """
 
-    cell = "LSTM"
+    cell, gates, few_steps = "LSTM", 4, 0
     torch_class = torch.nn.LSTM
 
 
@@ -267,7 +293,7 @@ class GRU(_Recurrent, torch.nn.GRU):
     torch.Size([7, 2, 10])
     """
 
-    cell = "GRU"
+    cell, gates, few_steps = "GRU", 3, 1
     torch_class = torch.nn.GRU
 
 
@@ -293,7 +319,7 @@ class RNN(_Recurrent, torch.nn.RNN):
     torch.Size([7, 2, 5])
     """
 
-    cell = "RNN"
+    cell, gates, few_steps = "RNN", 1, 2
     torch_class = torch.nn.RNN
 
 

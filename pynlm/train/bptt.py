@@ -22,6 +22,7 @@ from pynlm.train.optimisers import (
     gradient_norm,
     gradient_squares,
 )
+from pynlm.train.position import Position
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -210,6 +211,36 @@ class BPTT:
                 found.append(self.model.pool.bring(np.array(x)))
             layers.append(tuple(found))
         self.state = tuple(layers)
+
+
+class Measured:
+    """What steps measured, added up in a run's position once it is known.
+
+    Attributes
+    ----------
+    last : the last step that is known.
+    loss : mean over the known steps since the log was last written.
+    """
+
+    def __init__(self, bptt: BPTT, position: Position) -> None:
+        self._bptt, self._position = bptt, position
+        self._steps: list[StepResult | Pending] = []
+        self.last, self.loss = StepResult(math.nan, 0, math.nan), math.nan
+
+    def add(self, result: StepResult | Pending) -> None:
+        """One more step."""
+        self._steps.append(result)
+
+    def settle(self) -> None:
+        """Add up all steps; see `BPTT.settle`."""
+        p = self._position
+        for result in self._bptt.settle(self._steps):
+            p.epoch_nats += result.nats
+            p.epoch_tokens += result.tokens
+            p.logged_nats += result.nats
+            p.logged_tokens += result.tokens
+            self.last, self.loss = result, p.logged_nats / p.logged_tokens
+        self._steps.clear()
 
 
 def _check_loss(loss: float, step: int) -> None:

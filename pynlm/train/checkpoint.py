@@ -162,6 +162,15 @@ def find_checkpoint(run: Path, which: str = "best") -> Path:
     raise CheckpointMissing(f"{run} holds no checkpoint")
 
 
+def last_good(run: Path) -> str:
+    """What to say of the last checkpoint when a run ends in an error."""
+    try:
+        step = load_checkpoint(find_checkpoint(run, "last")).state["position"]["step"]
+    except CheckpointError:
+        return "no checkpoint had been saved yet"
+    return f"the last good checkpoint is {run / 'last'} (after step {step})"
+
+
 def restore_links(run: Path, last: Path, best: str | None) -> str | None:
     """Before a run continues: make `last` and `best` links again, `best` the recorded one.
 

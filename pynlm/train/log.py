@@ -9,7 +9,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pynlm.train.config import Recipe
+    from pynlm.train.data import Data
 
 BAR_SECONDS = 0.1
 """Between two drawings of the bar."""
@@ -182,3 +186,14 @@ def _bar(total: int, done: int) -> tuple[Any, Any]:
     task = bar.add_task("train", total=total, completed=done, label="", numbers="")
     bar.start()
     return bar, task
+
+
+def heading(recipe: Recipe, data: Data, parameters: int, vocabulary: int) -> str:
+    """What is trained, on how much text."""
+    sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
+    layers = "-".join(map(str, recipe.model.hidden_sizes))
+    return (
+        f"recipe {recipe.name}, seed {recipe.train.seed}: {recipe.model.cell} {layers}, "
+        f"{parameters:,} parameters; {sizes} tokens "
+        f"({' / '.join(data.digests)}), vocabulary {vocabulary:,}"
+    )

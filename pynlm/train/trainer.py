@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from math import nan
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pynlm
-from pynlm.evaluate import Evaluation, TrainingLoss, evaluate_sentences, evaluate_stream
-from pynlm.evaluate.facts import start_of
+from pynlm.evaluate import Evaluation
 from pynlm.layers.pool import pool_on
 from pynlm.models import RecurrentLM
 from pynlm.text import write_aside
-from pynlm.train.bptt import BPTT, Pending, StepResult, TrainingDiverged, all_finite
+from pynlm.train.bptt import BPTT, Measured, TrainingDiverged, all_finite
 from pynlm.train.checkpoint import (
     CheckpointError,
     CheckpointMissing,
     RunLock,
     Snapshot,
     find_checkpoint,
+    last_good,
     load_checkpoint,
     make_model,
     restore_links,
@@ -32,8 +30,9 @@ from pynlm.train.checkpoint import (
 from pynlm.train.config import Recipe, to_mapping, to_toml
 from pynlm.train.curve import draw_curve
 from pynlm.train.data import IntArray, Source, make_batches, prepare, unigram_perplexity
+from pynlm.train.heldout import evaluate_heldout
 from pynlm.train.interrupt import Interruption
-from pynlm.train.log import Reporter, RunLog, perplexity_of, shown
+from pynlm.train.log import Reporter, RunLog, heading, perplexity_of, shown
 from pynlm.train.optimisers import make_optimiser
 from pynlm.train.position import Position, Progress
 from pynlm.train.result import TrainResult
@@ -68,8 +67,8 @@ class Trainer:
     seed : of weights, dropout masks and shuffles.
     overrides : `"train.epochs=3"` strings, pairs, or a mapping of dotted keys.
     resume : go on from the folder's last checkpoint, to the same bits as without the break.
-    device : "cpu" or "cuda", the current GPU. It is no part of the run: what was begun on one may be
-        resumed on the other (to other bits), and is loaded anywhere.
+    device : "cpu" or "cuda", the current GPU. It is no part of the run: what was begun on one may
+        be resumed on the other (to other bits), and is loaded anywhere.
     quiet : print nothing.
     backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
     on_step : called after each step.
@@ -124,8 +123,6 @@ class Trainer:
         self._arrays, self._resumes = settings.arrays, settings.resumes
         self._quiet, self._on_step = quiet, on_step
         self._interruption = Interruption()
-        self._unsettled: list[StepResult | Pending] = []
-        self._result, self._loss = StepResult(nan, 0, nan), nan
         self._best_valid: Evaluation | None = None
         self._best_name: str | None = None
 
@@ -137,21 +134,25 @@ class Trainer:
         TrainingDiverged : NaN or infinite loss; the last good checkpoint is kept.
         CheckpointError : a checkpoint cannot be written or read, or does not fit.
         OSError, ValueError, IndexError : text that cannot be used.
-        MemoryError : the device's or the host's is full; saved as by Ctrl-C, as far as possible.
+        MemoryError : no more of it, on the GPU or at all; what there is is saved.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(self.folder)
         try:
             self._open()
             try:
-                with self._interruption.listening(), self._mathematics():
+                math = self.model.pool.computing_in(self.recipe.train.math)
+                with self._interruption.listening(), math:
                     stopped = self._train()
                     result = self._finish(stopped)
             except MemoryError as error:
-                raise type(error)(f"{error}; {self._rescue()}") from None
+                told = self.model.pool.explained(error)
+                raise MemoryError(f"{told}; {self._rescue()}") from None
             except (TrainingDiverged, FloatingPointError) as error:
                 self._log.write("diverged", step=self.position.step, reason=str(error))
-                raise TrainingDiverged(f"{error}: training stopped; {self._last_good()}") from None
+                raise TrainingDiverged(
+                    f"{error}: training stopped; {last_good(self.folder)}"
+                ) from None
             finally:
                 self._reporter.close()
                 self._log.close()
@@ -171,18 +172,14 @@ class Trainer:
         recipe = self.recipe = with_cutoffs(self.recipe, self.tokenizer.counts)
         total = make_batches(recipe, self.data, 0).tokens * recipe.train.epochs
         config = model_config(recipe, self.tokenizer.vocab_size)
-        counts = self.tokenizer.counts
+        counts, dtype = self.tokenizer.counts, recipe.train.dtype
         if snapshot is None:
             tree = given_tree(recipe, self.tokenizer)
-            self.model = RecurrentLM(
-                config, recipe.train.dtype, counts=counts, tree=tree, device=self.device
-            )
+            self.model = RecurrentLM(config, dtype, counts=counts, tree=tree, device=self.device)
         else:
             check_data(run, self.data, snapshot)
             place = run / "last" / "model.safetensors"
-            self.model = make_model(
-                config, recipe.train.dtype, snapshot.model, place, counts, self.device
-            )
+            self.model = make_model(config, dtype, snapshot.model, place, counts, self.device)
         self._head = self.model.head
         # Only now, so that what cannot be used leaves no run behind.
         with write_aside(run / "config.toml") as file:
@@ -199,6 +196,7 @@ class Trainer:
         else:
             self._restore(snapshot)
             kept = int(snapshot.state["log_bytes"])
+        self._measured = Measured(self._bptt, self.position)
         self._log = RunLog(run / "log.jsonl", kept)
         self._saved = time.monotonic()
         self._drawn = 0.0
@@ -249,13 +247,7 @@ class Trainer:
         )
         for note in (*data.notes, *head_notes(recipe, self.tokenizer.counts)):
             say(note)
-        sizes = " / ".join(f"{facts['tokens']:,}" for facts in data.digests.values())
-        layers = "-".join(map(str, recipe.model.hidden_sizes))
-        say(
-            f"recipe {recipe.name}, seed {recipe.train.seed}: {recipe.model.cell} {layers}, "
-            f"{self.model.parameters.count:,} parameters; {sizes} tokens "
-            f"({' / '.join(data.digests)}), vocabulary {self.tokenizer.vocab_size:,}"
-        )
+        say(heading(recipe, data, self.model.parameters.count, self.tokenizer.vocab_size))
         if resumed:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:
@@ -311,14 +303,14 @@ class Trainer:
     def _step(self, batch: Any, lr: float) -> None:
         p, recipe = self.position, self.recipe
         began = time.perf_counter()
-        self._unsettled.append(self._bptt.step(batch, lr=lr, step=p.step + 1))
+        self._measured.add(self._bptt.step(batch, lr=lr, step=p.step + 1))
         p.seconds += time.perf_counter() - began
         p.step, p.batch, p.tokens = p.step + 1, p.batch + 1, p.tokens + batch.tokens
         logs = p.step % recipe.train.log_every == 0
         # On a GPU the host goes on while steps wait there, unless somebody wants to know.
         if logs or self.model.pool.device is None or self._on_step is not None:
             self._settle()
-        loss, result = self._loss, self._result
+        loss, result = self._measured.loss, self._measured.last
         if logs:
             self._log.write(
                 "step",
@@ -339,16 +331,10 @@ class Trainer:
             self._on_step(Progress(p.step, p.epoch + 1, nats, lr, result.grad_norm, p.tokens))
 
     def _settle(self) -> None:
-        """Add up what the steps since the last call measured; on a GPU this waits for them."""
-        p, began = self.position, time.perf_counter()
-        for result in self._bptt.settle(self._unsettled):
-            p.epoch_nats += result.nats
-            p.epoch_tokens += result.tokens
-            p.logged_nats += result.nats
-            p.logged_tokens += result.tokens
-            self._result, self._loss = result, p.logged_nats / p.logged_tokens
-        self._unsettled.clear()
-        p.seconds += time.perf_counter() - began
+        """Know what the steps so far measured; on a GPU this waits for them."""
+        began = time.perf_counter()
+        self._measured.settle()
+        self.position.seconds += time.perf_counter() - began
 
     def _end_epoch(self, lr: float, loss: float, better: bool, seconds: float) -> None:
         p = self.position
@@ -386,22 +372,8 @@ class Trainer:
         return (self.position.tokens - self._first) / seconds if seconds > 0.0 else 0.0
 
     def _evaluate(self, ids: IntArray, stripes: int = 1) -> Evaluation:
-        start_id, start_token = start_of(self.tokenizer)
-        eos = self.tokenizer.eos_id
-        facts: dict[str, Any] = {
-            "unk_id": self.tokenizer.unk_id,
-            "start_token": start_token,
-            "backend": self.backend,
-            "progress": self._heed,
-        }
-        learns, seed = self._head.learns_likelihood, self.recipe.train.seed
-        model: Any = self.model if learns else TrainingLoss(self.model, seed)
-        if self.recipe.data.batching == "sentences" and eos is not None:
-            found = evaluate_sentences(model, ids, start_id, eos, **facts)
-        else:
-            stripes = min(stripes, len(ids))
-            found = evaluate_stream(model, ids, start_id, stripes=stripes, eos_id=eos, **facts)
-        return found if learns else replace(found, loss=self.recipe.head.kind)
+        how = {"stripes": stripes, "backend": self.backend, "progress": self._heed}
+        return evaluate_heldout(self.model, ids, self.tokenizer, self.recipe, **how)
 
     # ---- saving and ending
 
@@ -502,35 +474,14 @@ class Trainer:
                 say(line)
         return result
 
-    @contextmanager
-    def _mathematics(self) -> Iterator[None]:
-        """Within the block a GPU computes products of float32 numbers as the recipe says."""
-        device = self.model.pool.device
-        if device is None:
-            yield
-            return
-        before, device.math = device.math, self.recipe.train.math
-        try:
-            yield
-        finally:
-            device.math = before
-
     def _rescue(self) -> str:
         """Save a run whose step found no memory; weights are as the step before left them."""
         try:
             self._save()
             found = f"saved in {self.folder / 'last'} (after step {self.position.step})"
         except (MemoryError, TrainingDiverged, CheckpointError):
-            found = self._last_good()
+            found = last_good(self.folder)
         return f"{found}; continue with: pynlm train --resume --out {self.folder}"
-
-    def _last_good(self) -> str:
-        try:
-            directory = find_checkpoint(self.folder, "last")
-            step = load_checkpoint(directory).state["position"]["step"]
-        except CheckpointError:
-            return "no checkpoint had been saved yet"
-        return f"the last good checkpoint is {self.folder / 'last'} (after step {step})"
 
     def _heed(self, _: int = 0) -> None:
         """After each step, and each piece of an evaluation: say once that Ctrl-C was heard."""

@@ -207,10 +207,10 @@ def test_errors_are_one_line(
         (("score", run_folder, tmp_path / "missing.txt"), "missing.txt"),
         (("score", run_folder, tmp_path / "latin.txt"), "line 2, byte offset 15"),
         (("generate", run_folder, "--top-p", 1.5), "top_p must be in (0, 1], got 1.5"),
-        (("generate", run_folder, "--device", "cuda"), "CUDA backend"),
+        (("generate", run_folder, "--device", "cuda"), "pip install 'pynlm[cuda]'"),
         (("train", "--recipe", "defualt"), "did you mean 'default'"),
         (("train", "--text", texts / "train.txt", "--set", "train.bptx=3"), "train.bptt"),
-        (("train", "--device", "cuda"), "pynlm[cuda]"),
+        (("train", "--device", "cuda"), "CuPy"),
         (
             ("train", "--text", texts / "train.txt", "--out", tmp_path / "short"),
             "the corpus is shorter than one batch",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pynlm
+from pynlm.torch import adaptive, cross_entropy, linear, module
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +20,15 @@ def one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(before[0])
     pynlm.set_num_threads(before[1])
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These calls would be torch's."""
+    monkeypatch.setattr(module, "SMALL_STEP", 0)
+    monkeypatch.setattr(linear, "SMALL_PRODUCT", 0)
+    for losses in (adaptive, cross_entropy):
+        monkeypatch.setattr(losses, "FEWEST", 0)
 
 
 @pytest.fixture

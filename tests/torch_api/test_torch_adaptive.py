@@ -31,12 +31,6 @@ WANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go to the kernels, too."""
-    monkeypatch.setattr(module, "FEWEST", 0)
-
-
 @contextmanager
 def kernels_only() -> Iterator[None]:
     """Within, falling back to torch's code is an error."""

@@ -9,15 +9,9 @@ import torch
 
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, outcome, pair, states, tensors
-from pynlm.torch import cells
+from pynlm.torch import module as shared
 
 B = 4
-
-
-@pytest.fixture(autouse=True)
-def no_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These steps would be torch's."""
-    monkeypatch.setattr(cells, "SMALL_STEP", 0)
 
 
 KINDS = ("LSTMCell", "GRUCell", "RNNCell")
@@ -137,9 +131,66 @@ def test_small_steps_are_torchs(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     theirs, ours = pair(kind, I, H)
     rows = 1 + 1000 // sum(w.numel() for w in (ours.weight_ih, ours.weight_hh))
     x = torch.randn(rows, I, requires_grad=True)
-    monkeypatch.setattr(cells, "SMALL_STEP", 10**6)
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**6)
     y = next(tensors(ours(x)))
     assert torch.equal(y, next(tensors(theirs(x))))
     assert "RecurrentCell" not in type(y.grad_fn).__name__
-    monkeypatch.setattr(cells, "SMALL_STEP", 1000)
+    monkeypatch.setattr(shared, "SMALL_STEP", 1000)
     assert "RecurrentCell" in type(next(tensors(ours(x))).grad_fn).__name__
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [(), (B,), (0,)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps(
+    kind: str, rows: tuple[int, ...], bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**6)
+    theirs, ours = pair(kind, I, H, bias=bias)
+    x = torch.randn(*rows, I, requires_grad=True)
+    for hx in (None, states(kind, rows, requires_grad=True)):
+        assert_same(outcome(ours, x, hx), outcome(theirs, x, hx))
+    for module in (ours, theirs):
+        torch.nn.utils.parametrizations.weight_norm(module, "weight_hh")
+    assert_same(outcome(ours, x), outcome(theirs, x))
+
+
+@pytest.mark.parametrize("mistake", ["input", "dimensions", "dtype", "state", "kind of state"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_mistakes_in_small_steps(kind: str, mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**6)
+    x, h = torch.zeros(B, I), torch.zeros(B, H)
+    bad = torch.zeros(B, H + 1)
+    given: dict[str, tuple[Any, ...]] = {
+        "input": (torch.zeros(B, I + 1),),
+        "dimensions": (torch.zeros(2, 2, B, I),),
+        "dtype": (x.double(),),
+        "state": (x, (h, bad) if kind == "LSTMCell" else bad),
+        "kind of state": (x, (h,) if kind == "LSTMCell" else (h, h)),
+    }
+    theirs, ours = pair(kind, I, H)
+    with pytest.raises(Exception) as wanted:
+        theirs(*given[mistake])
+    with pytest.raises(type(wanted.value)) as got:
+        ours(*given[mistake])
+    assert str(got.value) == str(wanted.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mode_of_plain_cells_is_nothing(kind: str) -> None:
+    """PyTorch's own tests take the attribute away."""
+    theirs, ours = pair(kind, I, H)
+    del ours.training
+    x = torch.randn(B, I)
+    assert_same({"y": next(tensors(ours(x)))}, {"y": next(tensors(theirs(x)))})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps_under_autocast(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the dtype of the weights, as larger ones."""
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**6)
+    _, ours = pair(kind, I, H)
+    x = torch.randn(B, I)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for input in (x, x.bfloat16()):
+            assert next(tensors(ours(input))).dtype == torch.float32

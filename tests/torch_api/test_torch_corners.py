@@ -13,20 +13,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, pair, tensors
-from pynlm.torch import adaptive, cells, cross_entropy, linear
+from pynlm.torch import adaptive, cross_entropy
+from pynlm.torch.autograd import Call
 from pynlm.torch.operators import recurrent
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These would be torch's."""
-    monkeypatch.setattr(cells, "SMALL_STEP", 0)
-    monkeypatch.setattr(linear, "SMALL_PRODUCT", 0)
-    for module in (adaptive, cross_entropy):
-        monkeypatch.setattr(module, "FEWEST", 0)
 
 
 def both(theirs: Any, ours: Any, *given: Any) -> None:
@@ -266,3 +258,53 @@ def test_compile_with_inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         y = run(x)[0]
         found.append([y, *torch.autograd.grad(y.square().sum(), [x, *model.parameters()])])
     torch.testing.assert_close(found[1], found[0])
+
+
+FROZEN = [*KINDS, "LSTMCell", "GRUCell", "RNNCell", "Linear"]
+
+
+@pytest.mark.parametrize("frozen", ["ih", "hh", "weight", "bias", ""])
+@pytest.mark.parametrize("kind", FROZEN)
+def test_frozen_parameters(kind: str, frozen: str) -> None:
+    """Gradients where they are wanted; the others stay None."""
+    results = []
+    for module in pair(kind, I, H):
+        for name, p in module.named_parameters():
+            p.requires_grad_(frozen not in name)
+        x = torch.randn(T, I, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        next(tensors(module(x))).square().sum().backward()
+        grads = {name: p.grad for name, p in module.named_parameters()} | {"x": x.grad}
+        assert all((g is None) == (n != "x" and frozen in n) for n, g in grads.items())
+        results.append({name: g for name, g in grads.items() if g is not None})
+    assert_same(*results)
+
+
+def called(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a gradient was computed")
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["frozen", "no_grad"])
+def test_nothing_is_made_for_no_gradient(grad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All frozen, or within no_grad: no gradient, and nothing that one would need."""
+    monkeypatch.setattr(cross_entropy, "xent_gradients", called)
+    monkeypatch.setattr(adaptive, "_Made", called)
+    kept: list[bool] = []
+    size = Call.buffer_size
+
+    def buffer_size(call: Call, shape: tuple[int, ...], saves: bool) -> int:
+        kept.append(saves)
+        return size(call, shape, saves)
+
+    monkeypatch.setattr(Call, "buffer_size", buffer_size)
+    x, target = torch.randn(T, 8), torch.arange(T)
+    with torch.set_grad_enabled(grad):
+        for kind in FROZEN:
+            module = getattr(pynlm.torch, kind)(8, H).requires_grad_(not grad)
+            assert not any(y.requires_grad for y in tensors(module(x)))
+        for kind, more in (
+            ("LinearCrossEntropyLoss", (9,)),
+            ("AdaptiveLogSoftmaxWithLoss", (9, [3])),
+        ):
+            module = getattr(pynlm.torch, kind)(8, *more).requires_grad_(not grad)
+            assert not any(y.requires_grad for y in tensors(module(x, target)))
+    assert kept == [False] * 6

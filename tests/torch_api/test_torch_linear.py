@@ -27,12 +27,6 @@ class Call(torch.nn.Module):
         return self.module(x)
 
 
-@pytest.fixture(autouse=True)
-def no_product_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These would be torch's."""
-    monkeypatch.setattr(linear, "SMALL_PRODUCT", 0)
-
-
 def is_ours(y: torch.Tensor) -> bool:
     return "_Product" in type(y.grad_fn).__name__
 

@@ -28,12 +28,6 @@ DTYPES = [torch.float32, torch.float64]
 REDUCTIONS = ["none", "mean", "sum"]
 
 
-@pytest.fixture(autouse=True)
-def small_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go to the kernel, too."""
-    monkeypatch.setattr(module, "FEWEST", 0)
-
-
 @contextmanager
 def kernels_only() -> Iterator[None]:
     """Within, falling back to torch's function is an error."""

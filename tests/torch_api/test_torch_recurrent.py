@@ -10,6 +10,7 @@ import torch
 
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, P, assert_same, outcome, packed, pair, states, tensors
+from pynlm.torch import module as shared
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
@@ -414,3 +415,58 @@ def test_changed_weights_count_at_once() -> None:
         module.weight_ih_l0.data = torch.randn(4 * H, I)
         module.bias_ih_l0 = torch.nn.Parameter(torch.randn(4 * H))
     assert_same(outcome(ours, x), outcome(theirs, x))
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"num_layers": 2, "dropout": 0.5}], ids=ids)
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+def test_few_small_steps_are_torchs(
+    kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, and as fast; more of them are not."""
+    theirs, ours = pair(kind, I, H, **settings)
+    x, hx = data(kind, settings, torch.float32)
+    one, three = (x[:, :1], x[:, :3]) if settings.get("batch_first") else (x[:1], x[:3])
+    assert "RecurrentStack" in graph(ours(one)[0])
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**9)
+    for state in (None, hx):
+        torch.manual_seed(1)
+        y = ours(one, state)[0]
+        torch.manual_seed(1)
+        assert torch.equal(y, theirs(one, state)[0])
+        assert "RecurrentStack" not in graph(y)
+        torch.manual_seed(1)
+        found = outcome(ours, one, state)
+        torch.manual_seed(1)
+        assert_same(found, outcome(theirs, one, state))
+    assert "RecurrentStack" in graph(ours(three)[0])
+
+
+def graph(y: torch.Tensor) -> str:
+    """What a tensor was computed by, views left out."""
+    node: Any = y.grad_fn
+    while type(node).__name__.startswith(("Transpose", "Squeeze", "Unsqueeze")):
+        node = node.next_functions[0][0]
+    return type(node).__name__
+
+
+@pytest.mark.parametrize("kind", ["GRU", "RNN"])
+def test_mistakes_in_small_steps(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**6)
+    theirs, ours = pair(kind, I, H)
+    x, h = torch.zeros(1, B, I), torch.zeros(1, B, H)
+    bad: list[tuple[Any, ...]] = [
+        (torch.zeros(1, B, I + 1),),
+        (x.double(),),
+        (x, torch.zeros(1, B + 1, H)),
+        (x, torch.zeros(B, H)),
+        (x, h.double()),
+        (x, (h, h)),
+        (x, "state"),
+    ]
+    for given in bad:
+        with pytest.raises(Exception) as wanted:
+            theirs(*given)
+        with pytest.raises(type(wanted.value)) as got:
+            ours(*given)
+        assert str(got.value) == str(wanted.value)
+    assert ours(x[:, :0])[0].shape == (1, 0, H)

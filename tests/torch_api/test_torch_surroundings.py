@@ -15,18 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 import pynlm.torch
 from pynlm.testing.torch_modules import H, I, assert_same, outcome, packed, pair, tensors
-from pynlm.torch import cells
 from pynlm.torch import tensors as tensors_module
 from pynlm.torch.operators import recurrent
 
 T, B = 6, 4
 KINDS = ("LSTM", "GRU", "RNN")
-
-
-@pytest.fixture(autouse=True)
-def no_step_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cells' steps would be torch's."""
-    monkeypatch.setattr(cells, "SMALL_STEP", 0)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "LSTMCell", "GRUCell", "RNNCell"])

@@ -12,7 +12,6 @@ import torch
 
 import pynlm
 import pynlm.torch
-from pynlm.torch import adaptive, cells, cross_entropy, linear
 
 X = torch.randn(5, 4)
 TARGET = torch.arange(5)
@@ -32,15 +31,6 @@ CALLS: dict[str, Callable[[Callable[[Any], Any]], Any]] = {
     "adaptive": call_adaptive,
     "loss": call_loss,
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These would be torch's."""
-    monkeypatch.setattr(cells, "SMALL_STEP", 0)
-    monkeypatch.setattr(linear, "SMALL_PRODUCT", 0)
-    for module in (adaptive, cross_entropy):
-        monkeypatch.setattr(module, "FEWEST", 0)
 
 
 def compile_whole(module: Any) -> Any:
