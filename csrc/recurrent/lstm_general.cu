@@ -40,8 +40,8 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     const Span outs = span_of(w_hr != nullptr ? units_2 : units, int(blockIdx.x), P);
     const Exchange exchange = exchange_of(states, B, P), between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
-    const GateNorm<G> gate_norm =
-        norm_of<G>(ln_gates, norm, rstd, partials, group, rows, units, T, B, H);
+    const GateNorm<G> gate_norm{
+        ln_gates, norm, rstd, T, B, H, units, rows, {partials, nlm_shared<REAL>(), group, B}};
     const RowNorm& stats = gate_norm.stats;
     REAL* shared = nlm_shared<REAL>() + gate_norm.shared();
     Product product =
@@ -97,20 +97,43 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     for (int64_t t = 0; t < T; ++t) {
         const int count = active_rows(lengths, group, t), end = group.begin + count;
         const auto cell_of = [&](int64_t r) { return norm_c + (saves ? t * B + r : r) * H; };
-        gates_of(product, exchange, gate_norm, own, t, count, others,
-                 [&](int64_t r, int64_t u, REAL* a) {
-                     REAL* const saved = gates + (t * B + r) * G * H + u;
-                     for (int g = 0; g < G; ++g)
-                         a[g] += b != nullptr ? saved[g * H] + b[g * H + u] : saved[g * H];
-                     const REAL cell = state(t, r, u, a);
-                     if (gate_norm) {
-                         cell_of(r)[u] = cell;
-                         saved[kOutput * H] = a[kOutput];
-                     } else {
-                         output(t, r, u, a[kOutput], cell, cell);
-                     }
-                 });
+        // gates_of() written out: by a function of its own, registers spill.
+        multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
+            const int from = group.begin + first;
+            if (gate_norm)
+                stats.moments(0, from, from + n, product.columns,
+                              [&](int r, int i) { return product.at(i, r - from); });
+            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
+                const REAL* const saved = gates + (t * B + r) * G * H + u;
+                const int at = (int(u) - own.begin) * G, column = int(r) - from;
+                REAL a[G];
+                for (int g = 0; g < G; ++g) {
+                    a[g] = product.at(at + g, column);
+                    if (gate_norm)
+                        gate_norm.row(t, r)[g * H + u] = a[g];
+                    else
+                        a[g] += saved[g * H] + b[g * H + u];
+                }
+                if (gate_norm) return;
+                const REAL cell = state(t, r, u, a);
+                output(t, r, u, a[kOutput], cell, cell);
+            });
+        });
         if (gate_norm && count > 0) {
+            others.barrier();
+            stats.merge_moments(0, group.begin, end, gate_norm.rstd_of(t),
+                                [&](int x) { return G * span_of(units, x, H).size(); });
+            each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
+                REAL* const saved = gates + (t * B + r) * G * H + u;
+                REAL a[G];
+                for (int g = 0; g < G; ++g) {
+                    REAL& hat = gate_norm.row(t, r)[g * H + u];
+                    hat = (hat - stats.total(r, 0)) * stats.total(r, 1);
+                    a[g] = saved[g * H] + gate_norm.gain(g * H + u) * hat;
+                }
+                cell_of(r)[u] = state(t, r, u, a);
+                saved[kOutput * H] = a[kOutput];
+            });
             __syncthreads();
             stats.moments(1, group.begin, end, own.size(),
                           [&](int r, int i) { return cell_of(r)[own.begin + i]; });
@@ -165,8 +188,8 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
     const Span own = span_of(own_units, int(blockIdx.x), H);
     const Exchange exchange = exchange_of(states, B, G * H), between = exchange_of(middle, B, P);
     RowGroup others = row_group(counters);
-    const GateNorm<G> gate_norm =
-        norm_of<G>(ln_gates, norm, rstd, partials, group, rows, own_units, T, B, H);
+    const GateNorm<G> gate_norm{
+        ln_gates, norm, rstd, T, B, H, own_units, rows, {partials, nlm_shared<REAL>(), group, B}};
     const RowNorm& stats = gate_norm.stats;
     REAL* shared = nlm_shared<REAL>() + gate_norm.shared();
     Product product =
