@@ -269,8 +269,10 @@ struct State {
         const int64_t at = r * P + u;
         h = zoneout.mix(t, r, u, h_last[at], CudaFn<REAL>::clamp(h, clip));
         y[t * exchange.batch * P + at] = h_last[at] = h;
-        h = entering(r, u);
-        if (h_in != nullptr) h_in[t * exchange.batch * P + at] = h;
+        if (mask_h != nullptr) {
+            h *= mask_h[at];
+            h_in[t * exchange.batch * P + at] = h;
+        }
         exchange.put(t + 1, r, u, h);
     }
     NLM_FN void clear(int64_t t, int64_t r, int64_t u) const {
