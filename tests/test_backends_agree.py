@@ -24,7 +24,6 @@ ABOUT_CPU = {"get_num_threads", "set_num_threads", "pack"}
 
 # Functions that the CUDA backend does not have yet.
 NOT_ON_A_GPU = {
-    *("gru_backward", "gru_forward", "rnn_backward", "rnn_forward"),
 }
 
 
