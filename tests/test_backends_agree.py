@@ -22,11 +22,6 @@ from pynlm.testing.emulated import StrictDevice, emulation
 ABOUT_CPU = {"get_num_threads", "set_num_threads", "pack"}
 
 
-# Functions that the CUDA backend does not have yet.
-NOT_ON_A_GPU = {
-}
-
-
 def public(module: Any) -> set[str]:
     return {name for name in module.__all__ if inspect.isfunction(getattr(module, name))}
 
@@ -49,7 +44,7 @@ def test_same_functions() -> None:
     assert public(kernels) - ABOUT_CPU == set(FUNCTIONS)
     assert public(reference) == set(FUNCTIONS)
     assert set(FUNCTIONS) <= set(dir(_kernels))
-    assert public(cuda) == set(cuda.__all__) == set(FUNCTIONS) - NOT_ON_A_GPU
+    assert public(cuda) == set(cuda.__all__) == set(FUNCTIONS)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
