@@ -101,14 +101,15 @@ define sanitised_build
 	  -Ccmake.define.NLM_ISAS="$$($(bin)/python -c 'from pynlm._kernels import isa_name as n; print(n())');scalar" .
 endef
 
-# Of CUDA kernels, in their emulation, one dtype.
+# Of CUDA kernels, in their emulation, one dtype; a pytest -k expression chooses fewer.
+CUDA_CASES ?= float32
 asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behaviour sanitisers
 	$(call sanitised_build,asan,address;undefined)
 	export LD_PRELOAD="$(call sanitizer_lib,asan) $(call sanitizer_lib,stdc++)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYNLM_EMULATION_FLAGS=-fsanitize=address,undefined \
 	  run="build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side)"; \
-	  $$run $(compiled) tests/kernels $(ARGS) && $$run tests/test_cuda_kernels.py -k float32 $(ARGS)
+	  $$run $(compiled) tests/kernels $(ARGS) && $$run tests/test_cuda_kernels.py -k "$(CUDA_CASES)" $(ARGS)
 
 # One thread in torch and in NumPy's BLAS, whose teams the sanitiser cannot see into.
 tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser
@@ -145,7 +146,7 @@ lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/stubtest pynlm._kernels
 
 wheel: $(VENV)/.made  ## a wheel in dist/
-	$(pip) wheel --no-deps -Cbuild-dir=build/wheel -w dist .
+	$(pip) wheel --no-deps -Cbuild-dir=build/wheel -w dist $(ARGS) .
 
 clean:  ## remove what the build made (not $(VENV))
 	rm -rf build dist
