@@ -46,6 +46,7 @@ MORE_REGISTERS = {
     # in float64
     "candidates_losses": 96,
     "hsoftmax_paths": 168,
+    "normalise_rows_backward": 144,
     "sum_sorted": 112,
     "xent_entropy": 88,
     "xent_top_k": 128,

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -48,4 +49,12 @@ PYBIND11_MODULE(_kernels, m) {
             nlm::set_num_threads(n);
         },
         "n"_a, "Set the number of threads that kernels use (>= 1).");
+    m.def(
+        "borrow_threads",
+        [](const std::optional<std::string>& library) {
+            return nlm::borrow_threads(library ? library->c_str() : nullptr);
+        },
+        "library"_a,
+        "Run kernels on the OpenMP threads of a library that the process has loaded (None: on our "
+        "own again); False if it has none.");
 }

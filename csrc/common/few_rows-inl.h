@@ -82,48 +82,49 @@ inline void run_few(int64_t rows, int vecs, int64_t depth, const T* a, const T* 
 // Products of few rows with weights that are used so seldom that packing them would cost more: dot
 // products along the rows of w, as they stand in memory.
 
-// Lane by lane sums over k of a[r][k] w[j][k] for R rows of a and four of w, as out[r][j].
-template <class T, int R>
-inline void dot_4(int64_t depth, const T* const* a, const T* w, int64_t ldw, Vec<T> (*out)[4]) {
-    constexpr int64_t L = kLanes<T>;
-    Vec<T> sum[R][4] = {};
+constexpr int64_t kDotAhead = 12 << 10;  // bytes of w that are on their way
+
+// Lane by lane sums over k of a[r][k] w[j][k] for R rows of a and J of w, to out + (r L + j) L.
+template <class T, int R, int J>
+inline void dot_some(int64_t depth, const T* const* a, const T* w, int64_t ldw, T* out) {
+    constexpr int64_t L = kLanes<T>, kAhead = kDotAhead / int64_t(sizeof(T));
+    const int64_t ahead = ldw * J < kAhead ? kAhead / (ldw > 0 ? ldw : 1) * ldw : ldw * J;
+    Vec<T> sum[R][J] = {};
     int64_t k = 0;
     for (; k + L <= depth; k += L) {
         Vec<T> row[R];
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) row[r] = load(a[r] + k);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < J; ++j) {
             const Vec<T> wv = load(w + j * ldw + k);
-            __builtin_prefetch(w + j * ldw + k + 4 * ldw, 0, 3);  // the next four rows
+            __builtin_prefetch(w + j * ldw + k + ahead, 0, 3);
 #pragma GCC unroll 4
             for (int r = 0; r < R; ++r) sum[r][j] += row[r] * wv;
         }
     }
-    for (int j = 0; j < 4; ++j)
+    for (int j = 0; j < J; ++j)
         for (int r = 0; r < R; ++r) {
             if (k < depth)
                 sum[r][j] += load_n(a[r] + k, depth - k) * load_n(w + j * ldw + k, depth - k);
-            out[r][j] = sum[r][j];
+            store(out + (r * L + j) * L, sum[r][j]);
         }
 }
 
 // The to.n columns of a w^T, with rows of w `ldw` apart, to `to` for the rows that begin at
-// a[0..R).
+// a[0..R). For one row of a, rows of w are read one after the other, which is how memory is
+// fastest; for more, four at a time, so that few chains of sums do not set the pace.
 template <class T, int R>
 void dot_column(int64_t depth, const T* const* a, const T* w, int64_t ldw,
                 const TileColumn<T>& to) {
     constexpr int64_t L = kLanes<T>;
-    T lanes[R][L * L] = {}, turned[L * L];  // [column][lane], and the other way
-    for (int64_t j = 0; j < to.n; j += j + 4 <= to.n ? 4 : 1) {
-        const bool four = j + 4 <= to.n;
-        Vec<T> part[R][4];
-        dot_4<T, R>(depth, a, w + j * ldw, four ? ldw : 0, part);  // or the same row four times
-        for (int r = 0; r < R; ++r)
-            for (int i = 0; i < (four ? 4 : 1); ++i) store(lanes[r] + (j + i) * L, part[r][i]);
-    }
+    constexpr int J = R == 1 || L < 4 ? 1 : 4;
+    T lanes[R * L * L] = {}, turned[L * L];  // [row][column][lane]; [lane][column]
+    int64_t j = 0;
+    for (; j + J <= to.n; j += J) dot_some<T, R, J>(depth, a, w + j * ldw, ldw, lanes + j * L);
+    for (; j < to.n; ++j) dot_some<T, R, 1>(depth, a, w + j * ldw, ldw, lanes + j * L);
     for (int r = 0; r < R; ++r) {
-        pack_transposed(turned, L, L, lanes[r], L, L, L);
+        pack_transposed(turned, L, L, lanes + r * L * L, L, L, L);
         Vec<T> sum{};
         for (int64_t l = 0; l < L; ++l) sum += load(turned + l * L);
         T* const out = to.p + r * to.ld;
@@ -172,19 +173,4 @@ void dot_product(const GemmArgs<T>& g) {
         }
     };
     parallel(threads_for(2.0 * double(g.M) * double(g.N) * double(g.K)), body);
-}
-
-// All gates of vectors of units: w [kGates * units, depth], rows of `a` depth apart; otherwise as
-// run_vectors.
-template <class T, int kGates, class Column, class Finish>
-inline void dot_vectors(int64_t rows, Range vectors, int64_t units, int64_t depth, const T* a,
-                        const T* w, const Column& column, const Finish& finish) {
-    for (int64_t v = vectors.begin; v < vectors.end; ++v) {
-        const int64_t unit = v * kLanes<T>;
-        const int64_t n = units - unit < kLanes<T> ? units - unit : kLanes<T>;
-        for (int g = 0; g < kGates; ++g)
-            dot_rows(rows, depth, a, depth, w + (g * units + unit) * depth, depth,
-                     column(0, g, unit, n));
-        finish(unit, n);
-    }
 }

@@ -1,5 +1,6 @@
 #include "common/threads.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 #include <time.h>
@@ -12,6 +13,9 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+
+#include "common/floats.h"
 
 namespace nlm {
 namespace {
@@ -114,12 +118,15 @@ public:
     // Returns the nanoseconds slept.
     int64_t wait(int count) noexcept {
         const uint32_t seen = passed_.value();
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count) {
-            arrived_.store(0, std::memory_order_relaxed);
-            passed_.advance();
-            return 0;
-        }
-        return passed_.wait_past(seen);
+        return arrive(count) ? 0 : passed_.wait_past(seen);
+    }
+
+    // Whether all have; does not wait for them.
+    bool arrive(int count) noexcept {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 < count) return false;
+        arrived_.store(0, std::memory_order_relaxed);
+        passed_.advance();
+        return true;
     }
 
 private:
@@ -171,16 +178,53 @@ void* worker_main(void* raw) {
     return nullptr;
 }
 
+// The OpenMP runtime of a host, by the functions that compilers call (libgomp's interface, which
+// LLVM's and Intel's runtimes have too).
+struct OpenMp {
+    void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+    int (*thread_num)() = nullptr;
+    int (*num_threads)() = nullptr;
+    int (*max_threads)() = nullptr;
+
+    // From where the host finds them: what all libraries see goes before what `library` is linked
+    // to.
+    bool find(const char* library) noexcept {
+#if defined(__linux__)
+        void* const own = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);  // open from now on
+        for (void* const place : {static_cast<void*>(RTLD_DEFAULT), own}) {
+            if (own == nullptr || dlsym(place, "GOMP_parallel") == nullptr) continue;
+            const auto get = [&](auto& function, const char* name) {
+                function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(place, name));
+                return function != nullptr;
+            };
+            return get(parallel, "GOMP_parallel") && get(thread_num, "omp_get_thread_num") &&
+                   get(num_threads, "omp_get_num_threads") &&
+                   get(max_threads, "omp_get_max_threads");
+        }
+#else
+        (void)library;
+#endif
+        return false;
+    }
+};
+OpenMp host;                       // found once, before `borrows` is set
+std::atomic<bool> borrows{false};  // its threads are the team
+
 void after_fork_in_child() {
-    team.store(nullptr, std::memory_order_release);  // the parent's workers do not exist here
+    borrows.store(false, std::memory_order_release);  // its threads do not exist here either
+    team.store(nullptr, std::memory_order_release);   // the parent's workers do not exist here
     inside_team = false;
+}
+
+void watch_forks() {
+    static const int hook = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+    (void)hook;
 }
 
 Team* current_team() {
     Team* t = team.load(std::memory_order_acquire);
     if (t != nullptr) return t;
-    static const int hook = pthread_atfork(nullptr, nullptr, after_fork_in_child);
-    (void)hook;
+    watch_forks();
     Team* fresh = new Team;
     Team* expected = nullptr;
     if (team.compare_exchange_strong(expected, fresh)) return fresh;
@@ -215,6 +259,40 @@ void post(Team& t) noexcept {
     for (int i = 0; i < t.workers; ++i) t.worker[i].avoid(here);
     t.job_posted.advance();
     for (int i = 0; i < t.workers; ++i) t.worker[i].settle();
+}
+
+// The running job on our own team.
+void run_on_workers(Team& t, int wanted) {
+    grow(t, wanted - 1);
+    t.team_size = std::min(wanted, t.workers + 1);
+    post(t);
+    inside_team = true;
+    t.function(t.context, 0, t.team_size);
+    t.slept.fetch_add(t.everyone.wait(t.workers + 1), std::memory_order_relaxed);
+    inside_team = false;
+}
+
+void borrowed_member(void* raw) {
+    Team& t = *static_cast<Team*>(raw);
+    const int tid = host.thread_num(), size = std::min(t.team_size, host.num_threads());
+    if (tid >= size) return;
+    const DefaultFloats floats;  // the host's threads may flush denormals
+    inside_team = true;
+    t.function(t.context, tid, size);
+    inside_team = false;
+    if (tid != 0)
+        t.everyone.arrive(size);
+    else
+        t.slept.fetch_add(t.everyone.wait(size), std::memory_order_relaxed);
+}
+
+// The running job on the host's threads: always on all of them, because a smaller region would
+// make OpenMP end some and start them again. OpenMP's own wait for the last is a spin of
+// milliseconds, which may keep that one from the caller's CPU: so the caller first waits as our
+// team does.
+void run_borrowed(Team& t, int wanted) {
+    t.team_size = wanted;
+    host.parallel(borrowed_member, &t, unsigned(host.max_threads()), 0);
 }
 
 // The number that `text` begins with ("4,2" is OpenMP's for nested teams), 0 if there is none.
@@ -276,6 +354,15 @@ void set_num_threads(int n) {
     requested_threads.store(std::clamp(n, 1, kMaxThreads), std::memory_order_relaxed);
 }
 
+bool borrow_threads(const char* library) {
+    if (library != nullptr && host.max_threads == nullptr) {
+        if (!host.find(library)) return false;
+        watch_forks();
+    }
+    borrows.store(library != nullptr, std::memory_order_release);
+    return true;
+}
+
 void team_run(int max_threads, TeamFunction function, void* context) {
     const int wanted = std::min(max_threads, get_num_threads());
     if (wanted <= 1 || inside_team) {
@@ -293,15 +380,12 @@ void team_run(int max_threads, TeamFunction function, void* context) {
         function(context, 0, 1);
         return;
     }
-    grow(t, wanted - 1);
     t.function = function;
     t.context = context;
-    t.team_size = std::min(wanted, t.workers + 1);
-    post(t);
-    inside_team = true;
-    function(context, 0, t.team_size);
-    t.slept.fetch_add(t.everyone.wait(t.workers + 1), std::memory_order_relaxed);
-    inside_team = false;
+    if (borrows.load(std::memory_order_acquire) && host.max_threads() == get_num_threads())
+        run_borrowed(t, wanted);
+    else
+        run_on_workers(t, wanted);
     const int64_t end = now_ns();
     const int64_t slept = t.slept.exchange(0, std::memory_order_relaxed);
     if (slept > std::max(kSleptLeast, (end - start) / 2)) {

@@ -1,5 +1,6 @@
-// The one door to threads: a lazily started team of pthreads (never OpenMP, whose second
-// runtime inside a host process that already spins one collapses).
+// The one door to threads: a lazily started team of pthreads (never an OpenMP runtime of our own: a
+// second one inside a host process that already spins one collapses), or the threads of the host's
+// OpenMP runtime.
 //
 // Workers spin for about 50 us at a barrier, then park. A caller that finds the team busy, or
 // that is itself a member of it, runs alone: kernels give the same bits for any team size. So it
@@ -14,6 +15,11 @@ namespace nlm {
 // PYNLM_NUM_THREADS is no positive integer.
 int get_num_threads();
 void set_num_threads(int n);  // n >= 1
+
+// From now on members are the threads of the OpenMP runtime that `library`, which the process has
+// loaded, is linked to, wherever that runtime would itself use get_num_threads() of them; null: our
+// own again. False, and nothing changes, if there is none. A child of fork() has its own.
+bool borrow_threads(const char* library);
 
 using TeamFunction = void (*)(void* context, int tid, int team_size);
 

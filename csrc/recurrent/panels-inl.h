@@ -112,3 +112,16 @@ inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vector
         for (; (unit + 1) * kGates <= j + vecs; ++unit) finish(unit * L, units_in<T>(units, unit));
     }
 }
+
+// The same of few rows of `a`, depth apart, with w [kGates * units, depth] as it stands in memory:
+// gate by gate, along its rows.
+template <class T, int kGates, class Column, class Finish>
+inline void dot_vectors(int64_t rows, Range vectors, int64_t units, int64_t depth, const T* a,
+                        const T* w, const Column& column, const Finish& finish) {
+    constexpr int64_t L = kLanes<T>;
+    for (int g = 0; g < kGates; ++g)
+        for (int64_t v = vectors.begin; v < vectors.end; ++v)
+            dot_rows(rows, depth, a, depth, w + (g * units + v * L) * depth, depth,
+                     column(0, g, v * L, units_in<T>(units, v)));
+    for (int64_t v = vectors.begin; v < vectors.end; ++v) finish(v * L, units_in<T>(units, v));
+}

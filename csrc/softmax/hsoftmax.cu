@@ -93,15 +93,14 @@ NLM_FN double path_loss(const Tree& t, const int32_t* parent, bool root_done, in
             __syncwarp();
         }
         loss += node_loss<true>(logits, node.rows, node.child, weight, kGradients);
-        if (!kGradients) continue;
-        for (int r = 0; r < node.rows; r += kWarp) {
+        for (int r = 0; r < node.rows && kGradients; r += kWarp) {
             const int count = node.rows - r < kWarp ? node.rows - r : kWarp;
             if (lane < count) row[lane] = node.row + r + lane, z[lane] = logits[r + lane];
             __syncwarp();
             add_rows<kLanes>(t, out.dh, row, z, count, fresh);
             fresh = false;
         }
-        place += node.rows;
+        if (kGradients) place += node.rows;
     }
     if (kGradients) {
         // what is left of the token's pairs belongs to no row

@@ -102,19 +102,17 @@ struct Place {
 };
 constexpr int kPlaceBytes = sizeof(REAL) + 4;
 
-NLM_FN Place place_of(REAL log_p, uint32_t v) {
-    const REAL x = log_p + REAL(0);  // no negative zero
-    if constexpr (sizeof(REAL) == 4) {
-        const uint32_t bits = *reinterpret_cast<const uint32_t*>(&x);
-        uint32_t falling = (bits >> 31) != 0 ? bits : ~bits & 0x7FFFFFFFu;
-        if (x != x) falling = 0xFFFFFFFFu;
-        return {uint64_t(falling) << 32 | v, 0};
-    } else {
-        const uint64_t bits = *reinterpret_cast<const uint64_t*>(&x);
-        uint64_t falling = (bits >> 63) != 0 ? bits : ~bits & 0x7FFFFFFFFFFFFFFFull;
-        if (x != x) falling = ~uint64_t(0);
-        return {falling, v};
-    }
+NLM_FN Place place_of(float log_p, uint32_t v) {
+    const float x = log_p + 0.0f;  // no negative zero
+    const uint32_t bits = *reinterpret_cast<const uint32_t*>(&x);
+    const uint32_t falling = (bits >> 31) != 0 ? bits : ~bits & 0x7FFFFFFFu;
+    return {uint64_t(x != x ? 0xFFFFFFFFu : falling) << 32 | v, 0};
+}
+NLM_FN Place place_of(double log_p, uint32_t v) {
+    const double x = log_p + 0.0;
+    const uint64_t bits = *reinterpret_cast<const uint64_t*>(&x);
+    const uint64_t falling = (bits >> 63) != 0 ? bits : ~bits & 0x7FFFFFFFFFFFFFFFull;
+    return {x != x ? ~uint64_t(0) : falling, v};
 }
 NLM_FN bool before(const Place& a, const Place& b) {
     return a.high != b.high ? a.high < b.high : a.low < b.low;

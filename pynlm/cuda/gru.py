@@ -131,9 +131,11 @@ def gru_backward(
         h0, y = h0 * mask_h, h_in
     rows = gates.reshape(T * B, 3 * H)
     if dln_gates is not None:
-        recurrent.norm_gradients(device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths)
-        recurrent.input_gradients(device, dx, dw_ih, norm[0], x, w_ih, lengths)
-        recurrent.state_gradient(device, dw_hh, norm[1].reshape(rows.shape), h0, y)
+        d_x, d_h = recurrent.norm_gradients(
+            device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
+        )
+        recurrent.input_gradients(device, dx, dw_ih, d_x, x, w_ih, lengths)
+        recurrent.state_gradient(device, dw_hh, d_h.reshape(rows.shape), h0, y)
         return
     recurrent.input_gradients(device, dx, dw_ih, gates, x, w_ih, lengths)
     recurrent.state_gradient(device, dw_hh[: 2 * H], rows[:, : 2 * H], h0, y)

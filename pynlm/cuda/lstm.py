@@ -185,10 +185,9 @@ def lstm_backward(
         if dw_hr is not None and m is not None:
             device.matmul(dw_hr, dr.T, m.reshape(T * B, H))
         if dln_gates is not None and norm is not None:
-            recurrent.norm_gradients(
+            d_x, d_h = recurrent.norm_gradients(
                 device, dln_gates, gate_sums, gates, norm, rstd, ln_gates, lengths
             )
-            d_x, d_h = norm
         if mask_h is not None:
             h0, y = h0 * mask_h, h_in
     recurrent.column_sums(device, db, gates)

@@ -442,8 +442,8 @@ def norm_gradients(
     rstd: Array,
     ln_gates: Array,
     lengths: Array | None,
-) -> None:
-    """Gains' gradients; those of w_ih x take the place of N(w_ih x) in norm[0].
+) -> tuple[Array, Array]:
+    """Gains' gradients, and those of w_ih x and w_hh h, which are in the place of N of them.
 
     `d` [T, B, n]: of the pre-activations; `gate_sums` [B, n]: of the second gain, by rows.
     """
@@ -451,7 +451,7 @@ def norm_gradients(
     column_sums(device, dln_gates[1], gate_sums)
     column_sums(device, dln_gates[0], d, norm[0], lengths, B)
     if not T * B:
-        return
+        return norm[0], norm[1]
     device.launch(
         "recurrent/rows.cu",
         "normalise_rows_backward",
@@ -466,6 +466,7 @@ def norm_gradients(
         rows=T * B,
         n=n,
     )
+    return norm[0], norm[1]
 
 
 def is_plain(variant: Variant | None, *options: Array | None) -> bool:

@@ -106,8 +106,9 @@ def rnn_backward(
     recurrent.column_sums(device, db, dpre)
     d_x = d_h = dpre
     if dln_gates is not None:
-        recurrent.norm_gradients(device, dln_gates, gate_sums, dpre, norm, rstd, ln_gates, lengths)
-        d_x, d_h = norm
+        d_x, d_h = recurrent.norm_gradients(
+            device, dln_gates, gate_sums, dpre, norm, rstd, ln_gates, lengths
+        )
     if mask_h is not None:
         h0, y = h0 * mask_h, h_in
     recurrent.input_gradients(device, dx, dw_ih, d_x, x, w_ih, lengths)

@@ -16,7 +16,8 @@ Under autocast the modules compute in the dtype of their weights and return that
 them into its graph as one operator each; for that, importing this package sets
 `torch._dynamo.config.allow_rnn`. A call uses as many threads as the last of `torch.set_num_threads`
 and `pynlm.set_num_threads` said; before this import, `pynlm.set_num_threads` and PYNLM_NUM_THREADS
-count first.
+count first. On Linux, where torch's threads are OpenMP's and the two numbers are the same, all
+kernels of the process run on these very threads.
 """
 
 from __future__ import annotations

@@ -10,15 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions
 from torch.nn.functional import linear_cross_entropy as torchs  # also where ours takes its place
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pynlm._kernels import xent_forward, xent_gradients  # the arguments are checked here
-from pynlm.torch.tensors import array, contiguous, is_narrower, mapped, readable, watched
+from pynlm.torch.tensors import Memory, array, contiguous, is_narrower, mapped, readable, watched
 from pynlm.torch.threads import follow_threads
 
 Array = npt.NDArray[Any]
 
 REDUCTIONS = ("none", "mean", "sum")
 FEWEST = 2**19  # products below which what a call costs by itself decides, and torch's costs less
+
+_memories = WeakTensorKeyDictionary()
+"""Memory for gradients by the weights that they belong to, for as long as these live."""
 
 
 def linear_cross_entropy(
@@ -317,9 +321,10 @@ def _gradients(
         factors = of_each if factors is None else factors * of_each
     if factors is not None:
         factors = np.ascontiguousarray(np.broadcast_to(factors, len(call.map["h"])))
-    losses, dh = call.losses(), np.empty_like(call.map["h"])
     linear_weight, linear_bias = given[1:3]
-    dweight = linear_weight.new_empty(linear_weight.shape)
+    memory: Memory = _memories.setdefault(linear_weight, Memory())
+    losses, dh = call.losses(), memory.array(call.map["h"].shape, call.map["h"].dtype)
+    dweight = memory.tensor(linear_weight.shape, linear_weight.dtype)
     dbias = None if linear_bias is None else linear_bias.new_empty(linear_bias.shape)
     xent_gradients(
         **losses, dh=dh, dw=array(dweight), db=None if dbias is None else array(dbias),

@@ -1,4 +1,4 @@
-"""As many threads for the kernels as for torch."""
+"""Torch's threads for the kernels, as many as torch uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from pynlm import _kernels
 from pynlm.kernels import threads
 
 _seen: int | None = None
@@ -17,6 +18,9 @@ def _see() -> None:
     _seen = torch.get_num_threads()
 
 
+# Torch's threads spin for milliseconds after each of its operations, on the CPUs that others would
+# need. So the kernels run on them, where they are OpenMP's and Linux's, else on their own.
+_kernels.borrow_threads(torch._C.__file__)
 threads.listeners.append(_see)
 if threads.chosen or "PYNLM_NUM_THREADS" in os.environ:
     _see()

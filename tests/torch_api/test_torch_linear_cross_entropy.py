@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import gc
 import io
 import itertools
 import pickle
@@ -439,3 +440,27 @@ def test_several_python_threads() -> None:
         thread.join()
     for ours, wanted in zip(found, expected, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
+def test_memory_of_gradients_is_used_again() -> None:
+    """As long as the weights live, and never while anybody has the gradient."""
+    known = len(module._memories)
+    h, w = torch.randn(40, 64), nn.Parameter(torch.randn(300, 64))
+    target = torch.arange(40)
+
+    def gradient(w: nn.Parameter) -> Tensor:
+        w.grad = None
+        with kernels_only():
+            linear_cross_entropy(h, w, target).backward()
+        assert w.grad is not None
+        return w.grad
+
+    first = gradient(w)
+    want, kept = first.clone(), first.data_ptr()
+    assert gradient(w).data_ptr() != kept
+    assert torch.equal(first, want)
+    del first
+    assert gradient(w).data_ptr() == kept
+    del w
+    gc.collect()
+    assert len(module._memories) == known
