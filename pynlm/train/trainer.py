@@ -68,7 +68,8 @@ class Trainer:
     overrides : `"train.epochs=3"` strings, pairs, or a mapping of dotted keys.
     resume : go on from the folder's last checkpoint, to the same bits as without the break.
     device : "cpu" or "cuda", the current GPU. It is no part of the run: what was begun on one may
-        be resumed on the other (to other bits), and is loaded anywhere.
+        be resumed on the other (to other bits; with a `train.math` of float32 only), and is loaded
+        anywhere.
     quiet : print nothing.
     backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
     on_step : called after each step, which on a GPU is waited for.
