@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import pynlm
@@ -147,7 +148,8 @@ class Trainer:
                     stopped = self._train()
                     result = self._finish(stopped)
             except MemoryError as error:
-                told = self.model.pool.explained(error)
+                told = str(self.model.pool.explained(error)) or "out of memory"
+                clear_frames(error.__traceback__)  # lets go of the step's arrays
                 raise MemoryError(f"{told}; {self._rescue()}") from None
             except (TrainingDiverged, FloatingPointError) as error:
                 self._log.write("diverged", step=self.position.step, reason=str(error))
