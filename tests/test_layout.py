@@ -34,6 +34,8 @@ KERNELS = {
 }
 # Kernels with equations that an accelerator shares keep them in NAME_math.h.
 WITH_MATH = {"lstm", "gru", "rnn"}
+# On a GPU cuBLAS does it.
+WITHOUT_CU = {"linear"}
 SECTIONS = ("Math", "Shapes", "Aliasing", "Saved", "Numerics", "Threading")
 
 
@@ -56,10 +58,13 @@ def test_kernel_has_all_its_parts(kernel: str) -> None:
         f"csrc/bind/{binding}.cpp",
         f"pynlm/kernels/{kernel}.py",
         f"pynlm/reference/{kernel}.py",
+        f"pynlm/cuda/{kernel}.py",
         f"tests/kernels/test_{kernel}.py",
     ]
     if kernel in WITH_MATH:
         parts.append(f"csrc/{family}/{kernel}_math.h")
+    if kernel not in WITHOUT_CU:
+        parts.append(f"csrc/{family}/{kernel}.cu")
     missing = [part for part in parts if not (REPOSITORY / part).is_file()]
     assert not missing
     assert f'#include "{family}/{kernel}-inl.h"' in read("csrc/isa/kernels.cpp")
@@ -128,7 +133,7 @@ def test_reference_imports_only_numpy(kernel: str) -> None:
 # A module may import from its own level and those before it.
 LEVELS = [
     {"arrays"},
-    {"kernels", "reference", "xla"},
+    {"kernels", "reference", "cuda", "xla"},
     {"layers", "heads"},
     {"models", "onnx", "torch", "jax"},
     {"text", "train", "evaluate", "recipes", "language_model"},
@@ -153,6 +158,7 @@ def test_levels_import_downwards(level: int) -> None:
 def test_import_loads_numpy_and_kernels_only() -> None:
     """`import pynlm` and its kernels must not load the heavy dependencies."""
     heavy = ["typer", "rich", "pydantic", "tokenizers", "pooch", "matplotlib", "torch", "jax"]
+    heavy += ["cupy", "pynlm.cuda"]
     code = f"import sys, pynlm, pynlm.kernels; print([m for m in {heavy!r} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
@@ -163,7 +169,7 @@ def test_public_names_resolve() -> None:
     assert all(hasattr(package, name) for name in package.__all__)
 
 
-@pytest.mark.parametrize("pattern", ["*.h", "*.cpp", "*.py", "*.pyx"])
+@pytest.mark.parametrize("pattern", ["*.h", "*.cpp", "*.cu", "*.cuh", "*.py", "*.pyx"])
 def test_files_are_one_thing_each(pattern: str) -> None:
     """Under 500 lines; and no folder is called like an installed package."""
     folders = [REPOSITORY / name for name in ("csrc", "pynlm", "tests", "bench")]
