@@ -17,8 +17,14 @@ NEEDED = [
     r"pynlm/_csrc/common/fn\.h",
     r"pynlm/_csrc/recurrent/lstm\.h",
     r"pynlm/_csrc/recurrent/lstm_math\.h",
+    r"pynlm/_csrc/common/emulated\.cpp",
 ]
-UNWANTED = [r".*\.pyx", r".*\.cpp", r"(tests|bench|build)/.*", r".*__pycache__.*"]
+UNWANTED = [
+    r".*\.pyx",
+    r"(?!pynlm/_csrc/common/emulated).*\.cpp",
+    r"(tests|bench|build)/.*",
+    r".*__pycache__.*",
+]
 
 
 def main(wheel: str) -> None:
@@ -26,6 +32,13 @@ def main(wheel: str) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     sources = [*(REPOSITORY / "pynlm").rglob("*.py"), *(REPOSITORY / "pynlm").rglob("*.toml")]
     needed = NEEDED + [re.escape(path.relative_to(REPOSITORY).as_posix()) for path in sources]
+    kernels = [
+        path for ending in ("cu", "cuh") for path in (REPOSITORY / "csrc").rglob(f"*.{ending}")
+    ]
+    needed += [
+        re.escape(f"pynlm/_csrc/{path.relative_to(REPOSITORY / 'csrc').as_posix()}")
+        for path in kernels
+    ]
     missing = [want for want in needed if not any(re.fullmatch(want, name) for name in names)]
     extra = [name for name in names if any(re.fullmatch(bad, name) for bad in UNWANTED)]
     if missing or extra:

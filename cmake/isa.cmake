@@ -6,7 +6,9 @@ set(nlm_flags_avx2 -march=x86-64-v3)
 set(nlm_flags_avx512 -march=x86-64-v4 -mprefer-vector-width=512)
 set(nlm_flags_neon)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+# NLM_ISAS may name fewer of them; "scalar" must be there.
+if(DEFINED NLM_ISAS)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(NLM_ISAS avx512 avx2 scalar)
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
   set(NLM_ISAS neon scalar)

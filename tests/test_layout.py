@@ -34,8 +34,8 @@ KERNELS = {
 }
 # Kernels with equations that an accelerator shares keep them in NAME_math.h.
 WITH_MATH = {"lstm", "gru", "rnn"}
-# On a GPU cuBLAS does it.
-WITHOUT_CU = {"linear"}
+# On a GPU these are products of cuBLAS and sums of common/columns.cu.
+WITHOUT_CUDA = {"linear"}
 SECTIONS = ("Math", "Shapes", "Aliasing", "Saved", "Numerics", "Threading")
 
 
@@ -56,15 +56,15 @@ def test_kernel_has_all_its_parts(kernel: str) -> None:
         f"csrc/{family}/{kernel}.h",
         f"csrc/{family}/{kernel}-inl.h",
         f"csrc/bind/{binding}.cpp",
+        f"pynlm/cuda/{kernel}.py",
         f"pynlm/kernels/{kernel}.py",
         f"pynlm/reference/{kernel}.py",
-        f"pynlm/cuda/{kernel}.py",
         f"tests/kernels/test_{kernel}.py",
     ]
+    if kernel not in WITHOUT_CUDA:
+        parts.append(f"csrc/{family}/{kernel}.cu")
     if kernel in WITH_MATH:
         parts.append(f"csrc/{family}/{kernel}_math.h")
-    if kernel not in WITHOUT_CU:
-        parts.append(f"csrc/{family}/{kernel}.cu")
     missing = [part for part in parts if not (REPOSITORY / part).is_file()]
     assert not missing
     assert f'#include "{family}/{kernel}-inl.h"' in read("csrc/isa/kernels.cpp")

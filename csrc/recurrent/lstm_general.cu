@@ -40,7 +40,10 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     const Span outs = span_of(w_hr != nullptr ? units_2 : units, int(blockIdx.x), P);
     const Exchange exchange = exchange_of(states, B, P), between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
-    REAL* shared = nlm_shared<REAL>();
+    const GateNorm<G> gate_norm{
+        ln_gates, norm, rstd, T, B, H, units, rows, {partials, nlm_shared<REAL>(), group, B}};
+    const RowNorm& stats = gate_norm.stats;
+    REAL* shared = nlm_shared<REAL>() + gate_norm.shared();
     Product product =
         product_of(G * own.size(), G * units, P, pass_rows, splits, chunk, kept, far, shared);
     pack<true>(product, int(P), [&](int i, int k) {
@@ -52,28 +55,14 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
                             shared);
         pack<true>(second, int(H), [&](int i, int k) { return w_hr[(outs.begin + i) * H + k]; });
     }
-    const RowNorm stats{partials, shared, group, B};
-    product.space = second.space = shared + (ln_gates != nullptr ? totals_of(rows) : 0);
+    product.space = second.space = shared;
     const Zoneout zone_h{zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, kZoneoutC << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Peephole peep{peephole, H};
-    REAL* const norm_h = norm != nullptr ? norm + (saves ? T * B * G * H : 0) : nullptr;
+    const State hidden{y, h_last, h_in, mask_h, clip_h, zone_h, exchange, P};
 
-    const auto enter = [&](int64_t step, int64_t r, int64_t u, REAL h) {
-        if (mask_h != nullptr) h *= mask_h[r * P + u];
-        if (mask_h != nullptr && step > 0) h_in[((step - 1) * B + r) * P + u] = h;
-        exchange.put(step, r, u, h);
-    };
-    // h: the new state as computed
-    const auto finish = [&](int64_t t, int64_t r, int64_t u, REAL h) {
-        const int64_t state = r * P + u;
-        h = CudaFn<REAL>::clamp(h, clip_h);
-        h = zone_h.mix(t, r, u, h_last[state], h);
-        y[t * B * P + state] = h_last[state] = h;
-        enter(t + 1, r, u, h);
-    };
     // fresh: the new cell state, seen: what of it the output sees
     const auto output = [&](int64_t t, int64_t r, int64_t u, REAL o, REAL fresh, REAL seen) {
         const int64_t at = (t * B + r) * H + u, state = r * H + u;
@@ -87,7 +76,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
         if (w_hr != nullptr)
             between.put(t, r, u, h);
         else
-            finish(t, r, u, h);
+            hidden.finish(t, r, u, h);
     };
     // From pre-activations in a, o's left out: gates saved, the new cell state returned.
     const auto state = [&](int64_t t, int64_t r, int64_t u, REAL* a) {
@@ -100,20 +89,18 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
         return cell;
     };
 
-    each_element(group.begin, group.end, outs, [&](int64_t r, int64_t u) {
-        const REAL h = h_last[r * P + u] = h0[r * P + u];
-        enter(0, r, u, h);
-    });
+    each_element(group.begin, group.end, outs,
+                 [&](int64_t r, int64_t u) { hidden.start(r, u, h0); });
     each_element(group.begin, group.end, own,
                  [&](int64_t r, int64_t u) { c_last[r * H + u] = c0[r * H + u]; });
     others.barrier();
     for (int64_t t = 0; t < T; ++t) {
         const int count = active_rows(lengths, group, t), end = group.begin + count;
-        const auto hat_of = [&](int64_t r) { return norm_h + (saves ? t * B + r : r) * G * H; };
         const auto cell_of = [&](int64_t r) { return norm_c + (saves ? t * B + r : r) * H; };
+        // gates_of() written out: by a function of its own, registers spill.
         multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
             const int from = group.begin + first;
-            if (ln_gates != nullptr)
+            if (gate_norm)
                 stats.moments(0, from, from + n, product.columns,
                               [&](int r, int i) { return product.at(i, r - from); });
             each_element(from, from + n, own, [&](int64_t r, int64_t u) {
@@ -122,27 +109,27 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
                 REAL a[G];
                 for (int g = 0; g < G; ++g) {
                     a[g] = product.at(at + g, column);
-                    if (ln_gates != nullptr)
-                        hat_of(r)[g * H + u] = a[g];
+                    if (gate_norm)
+                        gate_norm.row(t, r)[g * H + u] = a[g];
                     else
                         a[g] += saved[g * H] + b[g * H + u];
                 }
-                if (ln_gates != nullptr) return;
+                if (gate_norm) return;
                 const REAL cell = state(t, r, u, a);
                 output(t, r, u, a[kOutput], cell, cell);
             });
         });
-        if (ln_gates != nullptr && count > 0) {
+        if (gate_norm && count > 0) {
             others.barrier();
-            stats.merge_moments(0, group.begin, end, saves ? rstd + (T + t) * B : nullptr,
+            stats.merge_moments(0, group.begin, end, gate_norm.rstd_of(t),
                                 [&](int x) { return G * span_of(units, x, H).size(); });
             each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
                 REAL* const saved = gates + (t * B + r) * G * H + u;
                 REAL a[G];
                 for (int g = 0; g < G; ++g) {
-                    REAL& hat = hat_of(r)[g * H + u];
+                    REAL& hat = gate_norm.row(t, r)[g * H + u];
                     hat = (hat - stats.total(r, 0)) * stats.total(r, 1);
-                    a[g] = saved[g * H] + ln_gates[(G + g) * H + u] * hat;
+                    a[g] = saved[g * H] + gate_norm.gain(g * H + u) * hat;
                 }
                 cell_of(r)[u] = state(t, r, u, a);
                 saved[kOutput * H] = a[kOutput];
@@ -167,14 +154,11 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
             multiply(second, between.row(t, group.begin), count, [&](int first, int n) {
                 const int from = group.begin + first;
                 each_element(from, from + n, outs, [&](int64_t r, int64_t u) {
-                    finish(t, r, u, second.at(int(u) - outs.begin, int(r) - from));
+                    hidden.finish(t, r, u, second.at(int(u) - outs.begin, int(r) - from));
                 });
             });
         }
-        each_element(end, group.end, outs, [&](int64_t r, int64_t u) {
-            y[(t * B + r) * P + u] = 0;
-            if (h_in != nullptr) h_in[(t * B + r) * P + u] = 0;
-        });
+        each_element(end, group.end, outs, [&](int64_t r, int64_t u) { hidden.clear(t, r, u); });
         if (m != nullptr)
             each_element(end, group.end, own,
                          [&](int64_t r, int64_t u) { m[(t * B + r) * H + u] = 0; });
@@ -187,7 +171,7 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
 // zeros: gradients of h' (projection); q, rest [B,H]: working memory (layer norm); sums over
 // time, zeros: dpeephole [B,(G-1)H], dln_gates [B,GH], dln_cell [B,2H].
 NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const REAL* c,
-           const REAL* y, REAL* norm, const REAL* norm_c, const REAL* rstd, const REAL* c0,
+           const REAL* y, REAL* norm, const REAL* norm_c, REAL* rstd, const REAL* c0,
            const REAL* w_hh, const REAL* peephole, const REAL* w_hr, const REAL* ln_gates,
            const REAL* ln_cell, const REAL* mask_h, const REAL* dy, const int32_t* lengths,
            REAL* rec, REAL* dr, REAL* q, REAL* rest, REAL* dpeephole, REAL* dln_gates,
@@ -204,7 +188,10 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
     const Span own = span_of(own_units, int(blockIdx.x), H);
     const Exchange exchange = exchange_of(states, B, G * H), between = exchange_of(middle, B, P);
     RowGroup others = row_group(counters);
-    REAL* shared = nlm_shared<REAL>();
+    const GateNorm<G> gate_norm{
+        ln_gates, norm, rstd, T, B, H, own_units, rows, {partials, nlm_shared<REAL>(), group, B}};
+    const RowNorm& stats = gate_norm.stats;
+    REAL* shared = nlm_shared<REAL>() + gate_norm.shared();
     Product product =
         product_of(outs.size(), units, G * H, pass_rows, splits, chunk, kept, far, shared);
     pack<false>(product, int(G * H), [&](int i, int k) {
@@ -216,27 +203,14 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
                             shared);
         pack<false>(second, int(P), [&](int i, int k) { return w_hr[k * H + own.begin + i]; });
     }
-    const RowNorm stats{partials, shared, group, B};
-    product.space = second.space = shared + (ln_gates != nullptr ? totals_of(rows) : 0);
+    product.space = second.space = shared;
     const Zoneout zone_h{zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, kZoneoutC << 16 | layer, sample, seed, draw,
                          time0,     row_ids};
     const Peephole peep{peephole, H};
-    REAL* const norm_h = norm != nullptr ? norm + T * B * G * H : nullptr;
+    const StateGradient hidden{dh0, rec, mask_h, y, dy, clip_h, zone_h, B, P};
 
-    // Gradient of h, of which `rec` comes from the product with w_hh, dh0 does not.
-    const auto gradient = [&](int64_t r, int64_t u) {
-        const REAL d = rec[r * P + u];
-        return (mask_h != nullptr ? d * mask_h[r * P + u] : d) + dh0[r * P + u];
-    };
-    // Gradient of h', of which zoneout leaves the rest to the previous state.
-    const auto fresh = [&](int64_t t, int64_t r, int64_t u) {
-        const int64_t at = (t * B + r) * P + u;
-        REAL dh = dy[at] + gradient(r, u);
-        dh0[r * P + u] = zone_h.past(t, r, u, dh);
-        return unclip(clip_h, y[at], dh);
-    };
     const auto add_peephole = [&](int64_t r, int which, int64_t u, REAL value) {
         if (peephole != nullptr) dpeephole[(r * (G - 1) + which) * H + u] += value;
     };
@@ -294,13 +268,13 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
             for (int g = 0; g < G; ++g) {
                 const int64_t at = ((t * B + r) * G + g) * H + u;
                 gates[at] = 0;
-                if (ln_gates != nullptr) norm_h[at] = 0;
+                if (gate_norm) gate_norm.row(t, r)[g * H + u] = 0;
             }
         });
         if (count == 0) continue;
         if (w_hr != nullptr) {
             each_element(group.begin, end, outs, [&](int64_t r, int64_t u) {
-                between.put(t, r, u, dr[(t * B + r) * P + u] = fresh(t, r, u));
+                between.put(t, r, u, dr[(t * B + r) * P + u] = hidden.fresh(t, r, u));
             });
             others.barrier();
             multiply(second, between.row(t, group.begin), count, [&](int first, int n) {
@@ -311,7 +285,7 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
             });
         } else {
             each_element(group.begin, end, own,
-                         [&](int64_t r, int64_t u) { pointwise(t, r, u, fresh(t, r, u)); });
+                         [&](int64_t r, int64_t u) { pointwise(t, r, u, hidden.fresh(t, r, u)); });
         }
         if (ln_gates != nullptr) {
             __syncthreads();
@@ -328,24 +302,9 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
                 finish(t, r, u, rest[at] + d, dc0[at]);
             });
             __syncthreads();
-            stats.sums(1, group.begin, end, G * own.size(),
-                       [&](int64_t r, int i, REAL& d, REAL& hat) {
-                           const int64_t unit = own.begin + i / G, g = i % G;
-                           const int64_t at = (t * B + r) * G * H + g * H + unit;
-                           hat = norm_h[at];
-                           dln_gates[(r * G + g) * H + unit] += gates[at] * hat;
-                           d = gates[at] * ln_gates[(G + g) * H + unit];
-                       });
-            others.barrier();
-            stats.merge_sums(1, group.begin, end, G * H);
-            each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
-                for (int g = 0; g < G; ++g) {
-                    const int64_t at = ((t * B + r) * G + g) * H + u;
-                    const REAL d = gates[at] * ln_gates[(G + g) * H + u];
-                    norm_h[at] = stats.backward(r, d, norm_h[at], rstd[(T + t) * B + r]);
-                    exchange.put(t, r, u * G + g, norm_h[at]);
-                }
-            });
+            gates_gradient(
+                exchange, gate_norm, dln_gates, own, t, count, others,
+                [&](int64_t r, int g, int64_t u) { return gates[((t * B + r) * G + g) * H + u]; });
         }
         others.barrier();
         multiply(product, exchange.row(t, group.begin), count, [&](int first, int n) {
@@ -357,5 +316,5 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
     }
     __syncthreads();
     each_element(group.begin, group.end, outs,
-                 [&](int64_t r, int64_t u) { dh0[r * P + u] = gradient(r, u); });
+                 [&](int64_t r, int64_t u) { dh0[r * P + u] = hidden.at(r, u); });
 }

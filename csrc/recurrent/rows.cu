@@ -66,11 +66,13 @@ NLM_KERNEL(normalise_rows_backward, 256, REAL* norm, const REAL* d, const REAL* 
         REAL* const row = norm + r * n;
         const bool ended = lengths != nullptr && r / B >= lengths[r % B];
         REAL sum = 0, product = 0;
+#pragma unroll 2
         for (int64_t u = lane; u < n; u += kWarp) {
             sum += d[r * n + u] * gain[u];
             product += d[r * n + u] * gain[u] * row[u];
         }
         const REAL mean = warp_sum(sum) / REAL(n), mean_n = warp_sum(product) / REAL(n);
+#pragma unroll 2
         for (int64_t u = lane; u < n; u += kWarp)
             row[u] = ended ? REAL(0) : (d[r * n + u] * gain[u] - mean - row[u] * mean_n) * rstd[r];
     }

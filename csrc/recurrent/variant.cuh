@@ -153,38 +153,35 @@ struct RowNorm {
     }
 };
 
-// Layer norm of what w_hh h gives to G gates of each unit, in a pass's steps; without gain none.
+// Layer norm of what w_hh h gives to G gates of each unit, in a pass's steps. Members are a
+// kernel's parameters as they are: what is derived from them would take registers through all
+// steps.
 template <int G>
 struct GateNorm {
-    const REAL* gain;  // [GH]
-    REAL* hat;         // N(w_hh h), [T,B,GH] or, of one step at a time (saves: 0), [B,GH]
-    REAL* rstd;        // [T,B]; forward: null if not saved
-    int saves, units, rows;
-    int64_t H;
+    const REAL* ln_gates;  // [2,GH]; null: no layer norm
+    REAL* norm;            // [2,T,B,GH], or without rstd one step's memory [B,GH]
+    REAL* rstd;            // [2,T,B] or more
+    int64_t T, B, H;
+    int units, rows;
     RowNorm stats;
 
-    NLM_FN explicit operator bool() const { return gain != nullptr; }
+    NLM_FN explicit operator bool() const { return ln_gates != nullptr; }
     // Numbers of shared memory, from its beginning, that stats.totals are.
-    NLM_FN int shared() const { return gain != nullptr ? totals_of(rows) : 0; }
+    NLM_FN int shared() const { return ln_gates != nullptr ? totals_of(rows) : 0; }
+    NLM_FN REAL gain(int64_t column) const { return ln_gates[G * H + column]; }
+    // N(w_hh h)
     NLM_FN REAL* row(int64_t t, int64_t r) const {
-        return hat + (saves ? t * stats.batch + r : r) * G * H;
+        return norm + (rstd != nullptr ? (T + t) * B + r : r) * G * H;
     }
+    NLM_FN REAL* rstd_of(int64_t t) const { return rstd != nullptr ? rstd + (T + t) * B : nullptr; }
 };
 
-// Of norm [2,T,B,GH] and rstd [2,T,B]; without rstd norm is one step's memory [B,GH].
 template <int G>
 NLM_FN GateNorm<G> norm_of(const Sequence& s, const REAL* ln_gates, REAL* norm, REAL* rstd,
                            REAL* partials) {
-    const int saves = rstd != nullptr;
-    const RowNorm stats{partials, nlm_shared<REAL>(), s.group(), s.B};
-    return {ln_gates != nullptr ? ln_gates + G * s.H : nullptr,
-            saves ? norm + s.T * s.B * G * s.H : norm,
-            saves ? rstd + s.T * s.B : nullptr,
-            saves,
-            s.units,
-            s.rows,
-            s.H,
-            stats};
+    return {ln_gates, norm,   rstd,
+            s.T,      s.B,    s.H,
+            s.units,  s.rows, {partials, nlm_shared<REAL>(), s.group(), s.B}};
 }
 
 // A step's products with the state: point(r, u, a) from a[g] = (w_hh h)[gate g of u] of `count`
@@ -209,15 +206,14 @@ NLM_FN void gates_of(const Product& product, const Exchange& exchange, const Gat
     });
     if (!norm || count == 0) return;
     others.barrier();
-    norm.stats.merge_moments(0, begin, begin + count,
-                             norm.rstd != nullptr ? norm.rstd + t * norm.stats.batch : nullptr,
+    norm.stats.merge_moments(0, begin, begin + count, norm.rstd_of(t),
                              [&](int x) { return G * span_of(norm.units, x, norm.H).size(); });
     each_element(begin, begin + count, own, [&](int64_t r, int64_t u) {
         REAL a[G];
         for (int g = 0; g < G; ++g) {
             REAL& hat = norm.row(t, r)[g * norm.H + u];
             hat = (hat - norm.stats.total(r, 0)) * norm.stats.total(r, 1);
-            a[g] = norm.gain[g * norm.H + u] * hat;
+            a[g] = norm.gain(g * norm.H + u) * hat;
         }
         point(r, u, a);
     });
@@ -236,15 +232,15 @@ NLM_FN void gates_gradient(const Exchange& exchange, const GateNorm<G>& norm, RE
                         hat = norm.row(t, r)[column];
                         product = d(r, i % G, u);
                         dgain[r * G * norm.H + column] += product * hat;
-                        product *= norm.gain[column];
+                        product *= norm.gain(column);
                     });
     others.barrier();
     norm.stats.merge_sums(1, begin, begin + count, G * norm.H);
     each_element(begin, begin + count, own, [&](int64_t r, int64_t u) {
         for (int g = 0; g < G; ++g) {
             REAL& hat = norm.row(t, r)[g * norm.H + u];
-            hat = norm.stats.backward(r, d(r, g, u) * norm.gain[g * norm.H + u], hat,
-                                      norm.rstd[t * norm.stats.batch + r]);
+            hat = norm.stats.backward(r, d(r, g, u) * norm.gain(g * norm.H + u), hat,
+                                      norm.rstd_of(t)[r]);
             exchange.put(t, r, u * G + g, hat);
         }
     });
@@ -273,8 +269,10 @@ struct State {
         const int64_t at = r * P + u;
         h = zoneout.mix(t, r, u, h_last[at], CudaFn<REAL>::clamp(h, clip));
         y[t * exchange.batch * P + at] = h_last[at] = h;
-        h = entering(r, u);
-        if (h_in != nullptr) h_in[t * exchange.batch * P + at] = h;
+        if (mask_h != nullptr) {
+            h *= mask_h[at];
+            h_in[t * exchange.batch * P + at] = h;
+        }
         exchange.put(t + 1, r, u, h);
     }
     NLM_FN void clear(int64_t t, int64_t r, int64_t u) const {

@@ -450,22 +450,12 @@ def norm_gradients(
     T, B, n = d.shape
     column_sums(device, dln_gates[1], gate_sums)
     column_sums(device, dln_gates[0], d, norm[0], lengths, B)
-    if not T * B:
-        return norm[0], norm[1]
-    device.launch(
-        "recurrent/rows.cu",
-        "normalise_rows_backward",
-        device.blocks_for(T * B * 32),
-        real=d.dtype,
-        norm=norm[0],
-        d=d,
-        rstd=rstd[0],
-        gain=ln_gates[0],
-        lengths=lengths,
-        B=B,
-        rows=T * B,
-        n=n,
-    )
+    if T * B:
+        device.launch(
+            "recurrent/rows.cu", "normalise_rows_backward", device.blocks_for(T * B * 32),
+            real=d.dtype, norm=norm[0], d=d, rstd=rstd[0], gain=ln_gates[0], lengths=lengths, B=B,
+            rows=T * B, n=n,
+        )  # fmt: skip
     return norm[0], norm[1]
 
 
