@@ -65,6 +65,17 @@ def xp_of(x: object) -> Any:
     return device_types.get(type(x)) or sys.modules["cupy"]
 
 
+def ndim_of(x: Any) -> int:
+    """`np.ndim`, also of an array on a GPU.
+
+    Examples
+    --------
+    >>> ndim_of([1.0, 2.0]), ndim_of(3.0)
+    (1, 0)
+    """
+    return int(x.ndim) if on_device(x) else np.ndim(x)
+
+
 _ndarray = np.ndarray  # one look-up less in each check
 _Terms = tuple[tuple[int, str], ...]
 _terms: dict[str, _Terms] = {}

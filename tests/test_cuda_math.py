@@ -12,12 +12,16 @@ from pynlm.testing.emulated import EmulatedDevice, emulation
 from pynlm.testing.tolerances import narrow_tolerance
 
 NARROW = ("tf32", "bf16", "fp16")
-CASES = {
-    case.name: case
-    for case in FUNCTIONS["lstm_forward"].cases
-    if case.name
-    in ("primes", "one-unit", "threads", "threads-ragged", "many-rows", "everything-primes")
-}
+NAMES = (
+    "primes",
+    "one-unit",
+    "threads",
+    "threads-ragged",
+    "many-rows",
+    "everything-primes",
+    "everything-coupled-threads",
+)
+CASES = {case.name: case for case in FUNCTIONS["lstm_forward"].cases if case.name in NAMES}
 
 
 def device(math: str) -> EmulatedDevice:
@@ -27,7 +31,7 @@ def device(math: str) -> EmulatedDevice:
 
 
 @pytest.mark.parametrize("math", NARROW)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", NAMES)
 @pytest.mark.parametrize("function", ["lstm_forward", "lstm_backward"])
 def test_narrow_products_agree_with_reference(function: str, case: str, math: str) -> None:
     chosen = CASES[case]

@@ -8,16 +8,7 @@ from pynlm import cuda
 from pynlm.testing import DTYPES, FUNCTIONS, Case, check_against_reference
 from pynlm.testing.arguments import arguments
 from pynlm.testing.checks import assert_same_bits, run
-
-
-def has_card() -> bool:
-    """Whether CuPy and a card are there."""
-    try:
-        cuda.device.import_cupy()
-    except RuntimeError:
-        return False
-    return True
-
+from pynlm.testing.emulated import has_card
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_card(), reason="no GPU")]
 

@@ -133,7 +133,7 @@ def test_reference_imports_only_numpy(kernel: str) -> None:
 # A module may import from its own level and those before it.
 LEVELS = [
     {"arrays"},
-    {"kernels", "reference", "xla"},
+    {"kernels", "reference", "cuda", "xla"},
     {"layers", "heads"},
     {"models", "onnx", "torch", "jax"},
     {"text", "train", "evaluate", "recipes", "language_model"},
@@ -158,6 +158,7 @@ def test_levels_import_downwards(level: int) -> None:
 def test_import_loads_numpy_and_kernels_only() -> None:
     """`import pynlm` and its kernels must not load the heavy dependencies."""
     heavy = ["typer", "rich", "pydantic", "tokenizers", "pooch", "matplotlib", "torch", "jax"]
+    heavy += ["cupy", "pynlm.cuda"]
     code = f"import sys, pynlm, pynlm.kernels; print([m for m in {heavy!r} if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
@@ -168,7 +169,7 @@ def test_public_names_resolve() -> None:
     assert all(hasattr(package, name) for name in package.__all__)
 
 
-@pytest.mark.parametrize("pattern", ["*.h", "*.cpp", "*.py", "*.pyx"])
+@pytest.mark.parametrize("pattern", ["*.h", "*.cpp", "*.cu", "*.cuh", "*.py", "*.pyx"])
 def test_files_are_one_thing_each(pattern: str) -> None:
     """Under 500 lines; and no folder is called like an installed package."""
     folders = [REPOSITORY / name for name in ("csrc", "pynlm", "tests", "bench")]

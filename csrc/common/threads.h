@@ -18,7 +18,8 @@ void set_num_threads(int n);  // n >= 1
 
 // From now on members are the threads of the OpenMP runtime that `library`, which the process has
 // loaded, is linked to, wherever that runtime would itself use get_num_threads() of them; null: our
-// own again. False, and nothing changes, if there is none. A child of fork() has its own.
+// own again. False, and nothing changes, if there is none; once there is one, it stays the one. A
+// child of fork() has its own.
 bool borrow_threads(const char* library);
 
 using TeamFunction = void (*)(void* context, int tid, int team_size);

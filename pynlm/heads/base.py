@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pynlm.arrays import check_ids, check_integer, describe, on_device, to_host
+from pynlm.arrays import check_ids, check_integer, describe, ndim_of, on_device, to_host
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import SCORING, Context
 from pynlm.layers.convert import IntArray, as_exact_floats, as_floats, as_ids, take
@@ -346,7 +346,7 @@ class _Scattered(Once):
         head: BaseHead
         backprop: HeadBackprop
         head, backprop, kept, n = self._take()
-        if getattr(scale, "ndim", 0):
+        if ndim_of(scale):
             func = f"{head.name} backprop"
             given = as_exact_floats(scale, head.dtype, func=func, name="scale")
             scale = take(_per_token(given, n, func, "scale"), kept, head.pool)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pynlm.arrays import ndim_of
 from pynlm.heads.base import BaseHead
 from pynlm.layers.backprop import Once
 from pynlm.layers.context import Context
@@ -152,7 +153,7 @@ class FusedBackprop(Once):
         head: FusedHead
         made: Gradients | None
         head, h, ids, ctx, weights, made = self._take()
-        per_token: int = getattr(scale, "ndim", 0)
+        per_token = ndim_of(scale)
         if made is None or per_token:
             made = None  # lets go of the weights' gradients, for the next line to write there
             factors = head._scaled(weights, scale, len(h))

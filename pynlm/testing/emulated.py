@@ -135,6 +135,15 @@ class StrictDevice(EmulatedDevice):
         return self.memory_limit, 2 * self.memory_limit
 
 
+def has_card() -> bool:
+    """Whether CuPy and a real card are there."""
+    try:
+        devices.import_cupy()
+    except devices.DeviceUnavailable:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def emulation(device: Device | None = None) -> Iterator[Device]:
     """Make `device` (default: a new EmulatedDevice) the one that backend "cuda" runs on.

@@ -68,12 +68,11 @@ _KERNELS = {
     },
 }
 
-# Recurrent kernels whose products have narrow operands (float32 sums): tf32 and fp16 round to 11
-# bits, bf16 to 8, in each step anew.
+# Recurrent kernels whose products have narrow operands (float32 sums): one unit roundoff of these.
 _NARROW = {
-    "tf32": Tolerance(3e-4, 3e-4),
-    "fp16": Tolerance(3e-4, 3e-4),
-    "bf16": Tolerance(2.4e-3, 2.4e-3),
+    "tf32": Tolerance(2**-11, 2**-11),
+    "fp16": Tolerance(2**-11, 2**-11),
+    "bf16": Tolerance(2**-8, 2**-8),
 }
 
 # Chaotic or saturated cases, where the forward pass amplifies an input's last digit, by words in

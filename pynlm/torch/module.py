@@ -91,8 +91,10 @@ class Variants(torch.nn.Module):
     def _is_small(self, rows: int) -> bool:
         """Whether torch's own code takes less time for steps of so many rows in all.
 
-        Never under autocast, which gives it other dtypes.
+        Never under autocast, which gives it other dtypes, nor where rows are traced.
         """
+        if type(rows) is not int:
+            return False
         size = self.hidden_size
         work = rows * size * (self.input_size + size) * self.gates
         return work < SMALL_STEP and not torch.is_autocast_enabled("cpu")

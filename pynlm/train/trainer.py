@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import pynlm
@@ -68,7 +69,8 @@ class Trainer:
     overrides : `"train.epochs=3"` strings, pairs, or a mapping of dotted keys.
     resume : go on from the folder's last checkpoint, to the same bits as without the break.
     device : "cpu" or "cuda", the current GPU. It is no part of the run: what was begun on one may
-        be resumed on the other (to other bits), and is loaded anywhere.
+        be resumed on the other (to other bits; with a `train.math` of float32 only), and is loaded
+        anywhere.
     quiet : print nothing.
     backend : kernels' backend; None: the device's, "reference": NumPy's (for tests).
     on_step : called after each step, which on a GPU is waited for.
@@ -146,7 +148,8 @@ class Trainer:
                     stopped = self._train()
                     result = self._finish(stopped)
             except MemoryError as error:
-                told = self.model.pool.explained(error)
+                told = str(self.model.pool.explained(error)) or "out of memory"
+                clear_frames(error.__traceback__)  # lets go of the step's arrays
                 raise MemoryError(f"{told}; {self._rescue()}") from None
             except (TrainingDiverged, FloatingPointError) as error:
                 self._log.write("diverged", step=self.position.step, reason=str(error))

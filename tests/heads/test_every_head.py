@@ -179,10 +179,11 @@ def test_upstream_gradients_of_each_token(train: Context, form: str, weights: ob
     """The same as weights at the forward, and as a number where all are equal."""
     head, parameters = make(form)
     factors: Any = 1.0 if weights is None else weights
-    got = gradients(head, parameters, train, weights=weights, scale=UPSTREAM)
     want = gradients(head, parameters, train, weights=factors * UPSTREAM)
-    for name in want:
-        assert_same_bits(got[name], want[name], what=name)
+    for scale in (UPSTREAM, UPSTREAM.tolist()):
+        got = gradients(head, parameters, train, weights=weights, scale=scale)
+        for name in want:
+            assert_same_bits(got[name], want[name], what=name)
     got = gradients(head, parameters, train, weights=weights, scale=np.full(N, 0.5))
     want = gradients(head, parameters, train, weights=weights, scale=0.5)
     for name in want:

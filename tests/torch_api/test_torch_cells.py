@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -194,3 +195,17 @@ def test_small_steps_under_autocast(kind: str, monkeypatch: pytest.MonkeyPatch) 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for input in (x, x.bfloat16()):
             assert next(tensors(ours(input))).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_steps_are_traced_without_a_warning(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SMALL_STEP", 10**6)
+    _, ours = pair(kind, I, H)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        traced = torch.jit.trace(ours, (torch.randn(B, I),))
+    x = torch.randn(B + 3, I)
+    assert torch.equal(next(tensors(traced(x))), next(tensors(ours(x))))

@@ -7,6 +7,7 @@ part. Those that train with the GPU's own kernels, in the emulation, say so.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from pynlm.layers import Context
 from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.testing import FUNCTIONS, assert_close
 from pynlm.testing.device_arrays import DeviceArray, unwrap
-from pynlm.testing.emulated import StrictDevice, emulation
+from pynlm.testing.emulated import StrictDevice, emulation, has_card
 from pynlm.testing.tolerances import device_tolerance
 from pynlm.train import RecipeError, Trainer, TrainingDiverged
 from pynlm.train.checkpoint import load_checkpoint
@@ -226,15 +227,6 @@ def test_training_in_the_emulation(
     assert weights_of(tmp_path / "broken") == weights_of(tmp_path / "cuda")
 
 
-def has_card() -> bool:
-    """Whether CuPy and a card are there."""
-    try:
-        import_cupy()
-    except DeviceUnavailable:
-        return False
-    return True
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_card(), reason="no GPU")
 @pytest.mark.parametrize("name", MODELS)
@@ -332,13 +324,26 @@ def test_a_run_goes_on_elsewhere(make: Make, fast: StrictDevice, tmp_path: Path)
     assert result.epochs == 3
 
 
-def test_no_memory(make: Make, fast: StrictDevice, tmp_path: Path) -> None:
-    """The run says what was asked for and what is there, is saved, and goes on."""
+def test_no_memory(
+    make: Make, fast: StrictDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The run says what was asked for and what is there, lets go of it, is saved, and goes on."""
     trainer = make(device="cuda", overrides={"train.epochs": 1})
+    rescue, arrays = Trainer._rescue, []
+
+    def count() -> None:
+        gc.collect()
+        arrays.append(sum(type(x) is DeviceArray for x in gc.get_objects()))
 
     def fill(p: Progress) -> None:
         fast.memory_limit = 200 if p.step == 5 else 1 << 30
+        count()
 
+    def counted(self: Trainer) -> str:
+        count()
+        return rescue(self)
+
+    monkeypatch.setattr(Trainer, "_rescue", counted)
     trainer._on_step = fill
     message = (
         r"out of memory on the GPU: 0\.0 MiB asked for \(float32 \[.*\]\), .* free of .*; "
@@ -346,6 +351,7 @@ def test_no_memory(make: Make, fast: StrictDevice, tmp_path: Path) -> None:
     )
     with pytest.raises(MemoryError, match=message):
         trainer.run()
+    assert arrays[-1] <= arrays[-2]
     assert load_checkpoint(tmp_path / "run" / "last").state["position"]["step"] == 5
     fast.memory_limit = 1 << 30
     assert Trainer(out=tmp_path / "run", resume=True, device="cuda", quiet=True).run().epochs == 1

@@ -173,7 +173,7 @@ def test_ctrl_c_during_validation_is_heard_at_once(
         said.append(capsys.readouterr().out)
         return found
 
-    monkeypatch.setattr("pynlm.train.trainer.evaluate_stream", pressed)
+    monkeypatch.setattr("pynlm.train.heldout.evaluate_stream", pressed)
     result = make(quiet=False).run()
     assert "Ctrl-C: " in said[0]
     assert "Ctrl-C: " not in said[1]
