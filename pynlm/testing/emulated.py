@@ -197,7 +197,9 @@ def _compile(path: str, text: str, macros: tuple[str, ...]) -> Path:
     header = (root() / "common/emulated.h").read_text()
     key = hashlib.sha256("\0".join([text, header, *macros, *flags]).encode()).hexdigest()[:20]
     folder = Path(
-        os.environ.get("PYNLM_EMULATION_CACHE", tempfile.gettempdir() + "/pynlm-emulated")
+        os.environ.get(
+            "PYNLM_EMULATION_CACHE", f"{tempfile.gettempdir()}/pynlm-emulated-{os.getuid()}"
+        )
     )
     library = folder / f"{Path(path).stem}-{key}.so"
     if not library.exists():
