@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import numpy as np
 import pytest
 
 from pynlm import kernels
-from pynlm.testing import FUNCTIONS, arguments, assert_close
+from pynlm.testing import FUNCTIONS, Case, arguments, assert_close
 from pynlm.testing.checks import run, run_oracle, specified
 from pynlm.testing.emulated import EmulatedDevice, emulation
 from pynlm.testing.tolerances import narrow_tolerance
 
 NARROW = ("tf32", "bf16", "fp16")
-NAMES = (
+NAMES = {
     "primes",
     "one-unit",
     "threads",
@@ -20,8 +22,15 @@ NAMES = (
     "many-rows",
     "everything-primes",
     "everything-coupled-threads",
-)
-CASES = {case.name: case for case in FUNCTIONS["lstm_forward"].cases if case.name in NAMES}
+    "everything-reset-before-threads",
+}
+CASES = [
+    pytest.param(f"{cell}_{side}", case, id=f"{cell}_{side}-{case}")
+    for cell in ("lstm", "gru", "rnn")
+    for side in ("forward", "backward")
+    for case in FUNCTIONS[f"{cell}_forward"].cases
+    if case.name.removesuffix("-tanh") in NAMES
+]
 
 
 def device(math: str) -> EmulatedDevice:
@@ -31,23 +40,21 @@ def device(math: str) -> EmulatedDevice:
 
 
 @pytest.mark.parametrize("math", NARROW)
-@pytest.mark.parametrize("case", NAMES)
-@pytest.mark.parametrize("function", ["lstm_forward", "lstm_backward"])
-def test_narrow_products_agree_with_reference(function: str, case: str, math: str) -> None:
-    chosen = CASES[case]
-    given = arguments(function, chosen, "float32")
+@pytest.mark.parametrize(("function", "case"), CASES)
+def test_narrow_products_agree_with_reference(function: str, case: Case, math: str) -> None:
+    given = arguments(function, case, "float32")
     with emulation(device(math)):
         got = run(function, given, "cuda")
     for name, want in run_oracle(function, given).items():
         if want is not None:
             assert_close(
-                specified(function, name, got[name], got, chosen),
-                specified(function, name, want, got, chosen),
+                specified(function, name, got[name], got, case),
+                specified(function, name, want, got, case),
                 narrow_tolerance(math),
                 what=f"{function} {name} {math}",
                 case=case,
                 backend="cuda",
-                terms=chosen.terms,
+                terms=case.terms,
             )
 
 
@@ -85,3 +92,13 @@ def test_operands_are_rounded(math: str, state: float, rounded: float) -> None:
         kernels.lstm_forward(**given, backend="cuda")
     o = np.float64(given["gates"][0, 0, 3])
     assert abs(np.log(o / (1 - o)) - rounded) < 2**-14
+
+
+def test_each_thread_has_its_own_math() -> None:
+    """Training in bf16 does not change what another thread scores in."""
+    made, seen = EmulatedDevice(), []
+    made.math = "bf16"
+    thread = Thread(target=lambda: seen.append(made.math))
+    thread.start()
+    thread.join()
+    assert (made.math, seen) == ("bf16", ["float32"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -41,13 +42,24 @@ class Device(ABC):
     shared_limit
         Bytes of shared memory that a block may have.
     math
-        One of MATH: what products of float32 numbers are computed in.
+        One of MATH: what products of float32 numbers are computed in, in this thread.
     """
 
     xp: Any
     processors: int
     shared_limit: int
-    math: str = "float32"
+
+    @functools.cached_property
+    def _of_thread(self) -> threading.local:
+        return threading.local()
+
+    @property
+    def math(self) -> str:
+        return getattr(self._of_thread, "math", "float32")
+
+    @math.setter
+    def math(self, value: str) -> None:
+        self._of_thread.math = value
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Device memory as it lies; DeviceMemoryError if there is not so much."""
