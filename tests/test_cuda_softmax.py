@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import kernels
+from pynlm import cuda, kernels
 from pynlm.cuda import _columns, xent
 from pynlm.testing import DTYPES, FUNCTIONS, arguments, check_against_reference, find_case
 from pynlm.testing.checks import (
@@ -191,6 +191,19 @@ def test_no_distribution(V: int, fault: float) -> None:
     assert np.isnan(log_prob[1]).all()
     assert np.isfinite(log_prob[[0, 2]]).all()
     assert ((best >= 0) & (best < V)).all()
+
+
+@pytest.mark.parametrize("function", [*PASSES, *CANDIDATES])
+def test_unknown_targets_give_nan(function: str) -> None:
+    """Memory is safe, and the loss shows it (a GPU cannot raise without waiting)."""
+    given = arguments(function, FUNCTIONS[function].cases[0], "float32")
+    given["targets"][:3] = [-1, len(given["w"]), 2**31 - 1]
+    getattr(cuda, function)(**given)
+    for name in ("nll", "loss"):
+        if given.get(name) is not None:
+            np.testing.assert_array_equal(
+                np.isnan(given[name]), np.arange(len(given[name])) < 3, err_msg=name
+            )
 
 
 def test_forbidden_words_are_never_drawn() -> None:
