@@ -232,3 +232,14 @@ def test_column_sum(R: int, accumulate: bool, dtype: str) -> None:
     want = x.sum(axis=0, dtype=np.float64) + accumulate * y.astype(np.float64)
     _columns.column_sum(y, x, accumulate=accumulate)
     assert_close(y, want, kernel_tolerance("linear", dtype), what="sum", terms=R)
+
+
+@pytest.mark.parametrize("T", [0, 2, 70])
+def test_column_sum_of_rows_that_take_part(T: int) -> None:
+    rng = np.random.default_rng(T)
+    x, by, y = *rng.normal(size=(2, T * 3, 37)), np.empty(37)
+    lengths = np.array([T, T // 2, 0], np.int32)
+    x[np.arange(T).repeat(3) >= np.tile(lengths, T)] = np.nan
+    _columns.column_sum(y, x, by=by, lengths=lengths)
+    want = np.nansum(x * by, axis=0)
+    assert_close(y, want, kernel_tolerance("linear", "float64"), what="sum", terms=3 * T)
