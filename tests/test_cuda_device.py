@@ -1,10 +1,10 @@
-"""The device of CuPy without one: what cuBLAS is told, by a cuBLAS of a few lines."""
+"""CuPy's device without CuPy: what it is told, and cuBLAS by one of a few lines."""
 
 from __future__ import annotations
 
 import ctypes
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ COMPUTE = {"float32": 68, "tf32": 77, "bf16": 75, "fp16": 74}
 class OnDevice:
     """What CupyDevice asks of an array."""
 
-    def __init__(self, array: Any) -> None:
+    def __init__(self, array: Any, device: int = 0) -> None:
         self.array = array
         self.shape, self.size, self.strides = array.shape, array.size, array.strides
         self.dtype, self.flags, self.fill = array.dtype, array.flags, array.fill
-        self.data = SimpleNamespace(ptr=array.ctypes.data)
+        self.data = SimpleNamespace(ptr=array.ctypes.data, device_id=device)
 
 
 def columns_of(address: int, rows: int, columns: int, stride: int, dtype: Any) -> Any:
@@ -66,6 +66,31 @@ class Cublas:
         out[...] = product if factors[1] == 0 else product + factors[1] * out
 
 
+class Function:
+    """A kernel, and how it was started."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.max_dynamic_shared_size_bytes = name, 48 << 10
+        self.started: list[Any] = []
+
+    def kernel(self, *given: Any, **options: Any) -> None:
+        self.started.append((given, options))
+
+
+class Module:
+    """What a source was compiled to."""
+
+    made: ClassVar[list[Module]] = []
+
+    def __init__(self, code: str, options: tuple[str, ...], backend: str) -> None:
+        assert "#include" not in code and backend == "nvrtc"
+        self.options, self.functions = options, {}
+        self.made.append(self)
+
+    def get_function(self, name: str) -> Function:
+        return self.functions.setdefault(name, Function(name))
+
+
 @pytest.fixture
 def device() -> CupyDevice:
     attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
@@ -74,7 +99,8 @@ def device() -> CupyDevice:
         cublas=Cublas(),
         device=SimpleNamespace(get_cublas_handle=lambda: 7),
     )
-    return CupyDevice(SimpleNamespace(cuda=cuda))
+    Module.made.clear()
+    return CupyDevice(SimpleNamespace(cuda=cuda, ndarray=OnDevice, RawModule=Module))
 
 
 def matrix(rng: Any, rows: int, columns: int, dtype: str, kind: str) -> Any:
@@ -114,3 +140,32 @@ def test_products_are_computed_in(device: CupyDevice, math: str) -> None:
     out, x = (OnDevice(np.ones((2, 2), np.float32)) for _ in range(2))
     device.matmul(out, x, x)
     assert device.xp.cuda.cublas.computed == COMPUTE[math]
+
+
+def test_kernels_are_started(device: CupyDevice) -> None:
+    """Compiled once for each dtype; shared memory beyond 48 KB is asked for; None is null."""
+    x = OnDevice(np.ones((2, 3), np.float32))
+    y = OnDevice(np.ones(3, np.float32))
+    given: dict[str, Any] = {"sums": y, "x": x, "by": None, "lengths": None, "B": 1, "R": 2, "C": 3}
+    for shared in (1024, 100 << 10, 60 << 10):
+        device.launch(
+            "common/columns.cu", "column_sum_blocks", (1, 2), shared=shared, cooperative=True,
+            accumulate=True, **given,
+        )  # fmt: skip
+    (module,) = Module.made
+    assert "-DREAL=float" in module.options
+    function = module.functions["column_sum_blocks"]
+    assert function.max_dynamic_shared_size_bytes == 100 << 10
+    (grid, block, arguments), options = function.started[0]
+    assert (grid, block) == ((1, 2, 1), (256, 1, 1))
+    assert options == {"shared_mem": 1024, "enable_cooperative_groups": True}
+    assert arguments[:4] == (y, x, 0, 0)
+    assert [type(value) for value in arguments[2:]] == [
+        np.uint64, np.uint64, np.int64, np.int64, np.int64, np.int32
+    ]  # fmt: skip
+
+
+def test_arrays_of_another_card_are_refused(device: CupyDevice) -> None:
+    x = OnDevice(np.ones(3, np.float32), device=1)
+    with pytest.raises(ValueError, match="clip_values: an array of GPU 1, where the current one i"):
+        device.launch("optim/clip.cu", "clip_values", 1, x=x, n=3, limit=1.0)
