@@ -133,9 +133,9 @@ cuda-check: $(VENV)/.test-tools  ## compile every CUDA kernel for cards from sm_
 
 gpu: $(VENV)/.test-tools  ## on a machine with a GPU: the catalogue of cases on the card, then the bench beside cuDNN
 	$(bin)/pytest -q -m gpu tests $(ARGS)
-	if command -v compute-sanitizer >/dev/null; then \
-	  compute-sanitizer --tool memcheck --error-exitcode 9 $(bin)/python -m pytest -q -m gpu -k 'primes and float32' tests; fi
 	$(bin)/python -m bench.gpu
+	for tool in memcheck racecheck synccheck; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 9 $(bin)/python -m pytest -q -m gpu -k 'primes and float32' tests || exit 1; done
 
 lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/ruff check .

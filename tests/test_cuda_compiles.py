@@ -26,6 +26,10 @@ def forms(path: str) -> list[tuple[str, ...]]:
         found.append(("REAL=float", "TILE_ROWS=32", "TF32=1"))
         if "GATES" not in text:
             found += [("REAL=float", "TILE_ROWS=32", f"{math}=1") for math in ("BF16", "FP16")]
+        if "PYNLM_CUDA_ARCHITECTURES" in os.environ and "GATES" not in text:
+            found.append(("REAL=float", "TILE_ROWS=10", "TILE_FOURS=1"))
+    if "ROW_WARPS" in text and "static_assert(kRowWarps == 8" not in text:  # of few words
+        found += [(*form, "ROW_WARPS=1") for form in found]
     if "GATES" in text:
         gates = ("GATES=4", "GATES=3", "GATES=4")
         found = [(*form, own) for form, own in zip(found, gates, strict=True)]

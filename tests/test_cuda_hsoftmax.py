@@ -92,6 +92,16 @@ def test_paths_that_lead_nowhere_give_nan(case: str, bad: int) -> None:
     np.testing.assert_array_equal(np.isnan(given["nll"]), given["targets"] == target)
 
 
+@pytest.mark.parametrize("case", ["primes", "flat-plain", "classes-plain"])
+@pytest.mark.parametrize("function", ["hsoftmax_forward", "hsoftmax_gradients"])
+def test_unknown_targets_give_nan(case: str, function: str) -> None:
+    given = arguments(function, find_case("hsoftmax", case), "float32")
+    V = len(given["w"]) + 1
+    given["targets"][:4] = [-1, V, V + len(given["first"]) - 2, 2**31 - 1]
+    getattr(cuda, function)(**given)
+    np.testing.assert_array_equal(np.isnan(given["nll"]), np.arange(len(given["nll"])) < 4)
+
+
 def test_trees_are_measured_once_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second call does not wait; what was measured goes with the tree."""
     given = arguments("hsoftmax_forward", find_case("hsoftmax", "classes-plain"), "float32")

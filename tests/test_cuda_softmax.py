@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import kernels
+from pynlm import cuda, kernels
 from pynlm.cuda import _columns, xent
 from pynlm.testing import DTYPES, FUNCTIONS, arguments, check_against_reference, find_case
 from pynlm.testing.checks import (
@@ -193,6 +193,19 @@ def test_no_distribution(V: int, fault: float) -> None:
     assert ((best >= 0) & (best < V)).all()
 
 
+@pytest.mark.parametrize("function", [*PASSES, *CANDIDATES])
+def test_unknown_targets_give_nan(function: str) -> None:
+    """Memory is safe, and the loss shows it (a GPU cannot raise without waiting)."""
+    given = arguments(function, FUNCTIONS[function].cases[0], "float32")
+    given["targets"][:3] = [-1, len(given["w"]), 2**31 - 1]
+    getattr(cuda, function)(**given)
+    for name in ("nll", "loss"):
+        if given.get(name) is not None:
+            np.testing.assert_array_equal(
+                np.isnan(given[name]), np.arange(len(given[name])) < 3, err_msg=name
+            )
+
+
 def test_forbidden_words_are_never_drawn() -> None:
     b = np.full(3000, -np.inf)
     b[[17, 2999]] = 0
@@ -219,3 +232,14 @@ def test_column_sum(R: int, accumulate: bool, dtype: str) -> None:
     want = x.sum(axis=0, dtype=np.float64) + accumulate * y.astype(np.float64)
     _columns.column_sum(y, x, accumulate=accumulate)
     assert_close(y, want, kernel_tolerance("linear", dtype), what="sum", terms=R)
+
+
+@pytest.mark.parametrize("T", [0, 2, 70])
+def test_column_sum_of_rows_that_take_part(T: int) -> None:
+    rng = np.random.default_rng(T)
+    x, by, y = *rng.normal(size=(2, T * 3, 37)), np.empty(37)
+    lengths = np.array([T, T // 2, 0], np.int32)
+    x[np.arange(T).repeat(3) >= np.tile(lengths, T)] = np.nan
+    _columns.column_sum(y, x, by=by, lengths=lengths)
+    want = np.nansum(x * by, axis=0)
+    assert_close(y, want, kernel_tolerance("linear", "float64"), what="sum", terms=3 * T)

@@ -60,6 +60,15 @@ def test_dense_gradient_of_a_table(N: int, V: int, D: int, dtype: str) -> None:
     assert_same_bits(got[1], got[0], what="dw")
 
 
+@pytest.mark.parametrize("D", [3, 8])
+def test_rows_of_unknown_ids_are_nan(D: int) -> None:
+    ids, w = np.array([2, -1, 5, 0, 2**31 - 1], np.int32), np.ones((5, D), np.float32)
+    y = np.empty((5, D), np.float32)
+    cuda.embedding_forward(y=y, ids=ids, w=w)
+    np.testing.assert_array_equal(np.isnan(y).all(axis=1), [0, 1, 1, 0, 1])
+    assert (y[[0, 3]] == 1).all()
+
+
 UPDATES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "sgd_update": (("momentum_buffer",), {"momentum": 0.9, "weight_decay": 0.01}),
     "adagrad_update": (("v",), {"eps": 1e-8, "weight_decay": 0.01}),

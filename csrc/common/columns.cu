@@ -10,11 +10,12 @@ NLM_KERNEL(add_to_rows, 256, REAL* y, const REAL* b, int64_t R, int64_t C) {
 constexpr int kSumRows = 128;  // summed by a block, for 32 columns
 constexpr int kSumWarps = 8;
 
-// sums[s, c] = sum of x[r, c] over rows 128 s and following; block (columns / 32, s). With
+// sums[s, c] = sum of x[r, c] over rows 128 s and following, times those of `by` if not null, but
+// not of rows t B + b with t >= lengths[b], if these are not null; block (columns / 32, s). With
 // `accumulate`, which only a single s may have, it is added to. Reads x once, 128 bytes of a row at
 // a time; bound by memory.
-NLM_KERNEL(column_sum_blocks, 256, REAL* sums, const REAL* x, int64_t R, int64_t C,
-           int accumulate) {
+NLM_KERNEL(column_sum_blocks, 256, REAL* sums, const REAL* x, const REAL* by,
+           const int32_t* lengths, int64_t B, int64_t R, int64_t C, int accumulate) {
     REAL* const parts = nlm_shared<REAL>();  // [8, 32]
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int64_t c = int64_t(blockIdx.x) * kWarp + lane, first = int64_t(blockIdx.y) * kSumRows;
@@ -22,7 +23,10 @@ NLM_KERNEL(column_sum_blocks, 256, REAL* sums, const REAL* x, int64_t R, int64_t
     REAL sum = 0;
     if (c < C) {
 #pragma unroll 8
-        for (int64_t r = first + warp; r < end; r += kSumWarps) sum += x[r * C + c];
+        for (int64_t r = first + warp; r < end; r += kSumWarps) {
+            if (lengths != nullptr && r / B >= lengths[r % B]) continue;
+            sum += by != nullptr ? x[r * C + c] * by[r * C + c] : x[r * C + c];
+        }
     }
     parts[warp * kWarp + lane] = sum;
     __syncthreads();

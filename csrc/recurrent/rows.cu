@@ -11,31 +11,6 @@ NLM_KERNEL(rows_taking_part, 256, REAL* out, const REAL* x, const int32_t* lengt
     }
 }
 
-// out[y][column] = sum of rows [run y, run (y + 1)) of m, times those of `by` if not null, but not
-// of rows beyond their lengths [B]. A warp takes every 8th row of 32 columns.
-NLM_KERNEL(column_sums, 256, REAL* out, const REAL* m, const REAL* by, const int32_t* lengths,
-           int64_t B, int64_t rows, int64_t columns, int64_t run) {
-    REAL* const sums = nlm_shared<REAL>();
-    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-    const int warps = int(blockDim.x) / kWarp;
-    const int64_t column = int64_t(blockIdx.x) * kWarp + lane, begin = blockIdx.y * run;
-    const int64_t end = begin + run < rows ? begin + run : rows;
-    REAL sum = 0;
-    if (column < columns) {
-#pragma unroll 8
-        for (int64_t r = begin + warp; r < end; r += warps) {
-            if (lengths != nullptr && r / B >= lengths[r % B]) continue;
-            const REAL value = m[r * columns + column];
-            sum += by != nullptr ? value * by[r * columns + column] : value;
-        }
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (warp > 0 || column >= columns) return;
-    for (int w = 1; w < warps; ++w) sum += sums[w * kWarp + lane];
-    out[blockIdx.y * columns + column] = sum;
-}
-
 // v = gain N(v) + bias for each row of n values; N(v) goes to `norm` and 1/sqrt to `rstd` if not
 // null. A warp has a row.
 NLM_KERNEL(normalise_rows, 256, REAL* v, REAL* norm, REAL* rstd, const REAL* gain, const REAL* bias,

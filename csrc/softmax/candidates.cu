@@ -10,12 +10,13 @@
 // -1. K and N threads; bound by the launch.
 NLM_KERNEL(candidates_begin, 256, REAL* start, int32_t* hits, const REAL* b, const int32_t* samples,
            const int32_t* targets, const REAL* counts, const REAL* log_expected, int64_t N, int K,
-           double temperature, int logistic, int remove_hits) {
+           int words, double temperature, int logistic, int remove_hits) {
     for (int64_t i = grid_thread(); i < N + K; i += grid_threads()) {
         if (i < K) {
             double shift = log_expected != nullptr ? double(log_expected[i]) : 0;
             if (!logistic && counts != nullptr) shift -= log(double(counts[i]));
-            const double bias = b != nullptr ? double(b[samples[i]]) : 0;
+            const bool known = samples[i] >= 0 && samples[i] < words;  // else w's row is NaN
+            const double bias = b != nullptr && known ? double(b[samples[i]]) : 0;
             start[i] = REAL(bias - temperature * shift);
             continue;
         }
@@ -54,11 +55,12 @@ NLM_FN double softplus_sum(const Row& row, const REAL* counts) {
 }
 
 // Losses of N tokens from the logits z [N, width] of K samples, and the gradients of the targets'
-// logits; with `facts` [kFacts, N] what the others' need. Reads z once, and rows of h and w.
+// logits; with `facts` [kFacts, N] what the others' need. NaN where a target is not one of the
+// `words`. Reads z once, and rows of h and w.
 NLM_KERNEL(candidates_losses, 256, REAL* loss, REAL* facts, REAL* dt, const REAL* z,
            const REAL* start, const REAL* h, const REAL* w, const REAL* b, const int32_t* targets,
            const int32_t* hits, const REAL* weights, const REAL* counts,
-           const REAL* target_log_expected, int64_t N, int V, int64_t width, int64_t H,
+           const REAL* target_log_expected, int64_t N, int V, int64_t width, int64_t H, int words,
            REAL inverse, double temperature, int logistic) {
     for (int64_t n = first_row(); n < N; n += row_step()) {
         const Row row{z + n * width, start, V, inverse, true, hits[n]};
@@ -67,14 +69,15 @@ NLM_KERNEL(candidates_losses, 256, REAL* loss, REAL* facts, REAL* dt, const REAL
             sums.sum = softplus_sum(row, counts);
         else
             sums = thread_sums<false>(row);
-        const REAL *const mine = h + n * H, *const aim = w + targets[n] * H;
-        REAL dot = 0;
+        const bool known = targets[n] >= 0 && targets[n] < words;
+        const REAL *const mine = h + n * H, *const aim = w + (known ? targets[n] : 0) * H;
+        REAL dot = known ? REAL(0) : REAL(nan(""));
         for (int64_t i = row_thread(); i < H; i += kRowThreads) dot += mine[i] * aim[i];
         sums.total = double(dot);
         sums = join(sums);
         if (row_thread() != 0) continue;
         double t = sums.total;
-        if (b != nullptr) t += double(b[targets[n]]);
+        if (b != nullptr && known) t += double(b[targets[n]]);
         t /= temperature;
         if (target_log_expected != nullptr) t -= double(target_log_expected[n]);
         const double slope = (weights != nullptr ? double(weights[n]) : 1) / temperature;
@@ -124,13 +127,14 @@ NLM_KERNEL(candidates_dlogits, 256, REAL* z, REAL* sums, const REAL* start, cons
 // The targets' parts: dh[n] += dt[n] w[targets[n]], and y[n] = dt[n] h[n]. A warp a row; moves
 // 5 N H numbers; bound by memory.
 NLM_KERNEL(candidates_targets, 256, REAL* dh, REAL* y, const REAL* dt, const REAL* h, const REAL* w,
-           const int32_t* targets, int64_t N, int64_t H) {
+           const int32_t* targets, int64_t N, int64_t H, int words) {
     with_packets<REAL>(uint64_t(dh) | uint64_t(y) | uint64_t(h) | uint64_t(w), H, [=](auto lanes) {
         constexpr int kLanes = decltype(lanes)::count;
         const int64_t warps = grid_threads() / kWarp;
         for (int64_t n = grid_thread() / kWarp; n < N; n += warps) {
             const REAL factor = dt[n];
-            const REAL* const aim = w + targets[n] * H;
+            const bool known = targets[n] >= 0 && targets[n] < words;
+            const REAL* const aim = w + (known ? targets[n] : 0) * H;  // dt is NaN
             for (int64_t c = grid_thread() % kWarp * kLanes; c < H; c += kWarp * kLanes) {
                 auto sum = load_packet<REAL, kLanes>(dh + n * H + c);
                 auto mine = load_packet<REAL, kLanes>(h + n * H + c);

@@ -130,14 +130,15 @@ NLM_KERNEL(hsoftmax_paths, 128, REAL* nll, REAL* dh, int32_t* rows, REAL* z, con
         const int64_t warps = grid_threads() / kWarp, mine = grid_thread() / kWarp;
         for (int64_t n = mine; n < N; n += warps) {
             double loss;
+            const int64_t target = entry_of(t, targets[n]);
             const REAL weight = weights != nullptr ? weights[n] : REAL(1);
             if (rows != nullptr)
                 loss = path_loss<kLanes, true>(
-                    t, parent, root_loss != nullptr, targets[n], h + n * H, weight,
+                    t, parent, root_loss != nullptr, target, h + n * H, weight,
                     {z + n * cost, rows + n * cost, dh + n * H, cost}, own_rows, own_z);
             else
                 loss = path_loss<kLanes, false>(
-                    t, parent, root_loss != nullptr, targets[n], h + n * H, weight,
+                    t, parent, root_loss != nullptr, target, h + n * H, weight,
                     {z != nullptr ? z + mine * cost : nullptr, nullptr, nullptr, cost}, own_rows,
                     own_z);
             if (root_loss != nullptr) loss += root_loss[n];
@@ -154,7 +155,7 @@ NLM_KERNEL(hsoftmax_root, 256, double* loss, REAL* z, const REAL* b, const int32
     const Tree t{nullptr, b, first, 0, V, M};
     const int lane = int(threadIdx.x) % kWarp;
     for (int64_t n = grid_thread() / kWarp; n < N; n += grid_threads() / kWarp) {
-        int64_t entry = targets[n];
+        int64_t entry = entry_of(t, targets[n]);
         Node node{};
         Step step = kNode;
         while (step == kNode && entry != V) step = step_up(t, parent, entry, node);

@@ -27,8 +27,14 @@ NLM_FN bool node_rows(const Tree& t, int32_t m, Node& node) {
 
 enum Step { kEnd, kNode, kFault };
 
+// A token as the entry to begin at; -1, which leads nowhere, if it is out of range.
+NLM_FN int64_t entry_of(const Tree& t, int32_t token) {
+    return token >= 0 && token < t.V ? token : -1;
+}
+
 // From `entry` to its parent; kEnd at the root.
 NLM_FN Step step_up(const Tree& t, const int32_t* parent, int64_t& entry, Node& node) {
+    if (entry < 0) return kFault;
     if (entry == t.V || t.V == 1) return kEnd;
     const int32_t m = parent[2 * entry];
     node.child = parent[2 * entry + 1];

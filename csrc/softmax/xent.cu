@@ -6,7 +6,8 @@
 // What a row's gradients need; arrays of N numbers one after another.
 enum { kTop, kScale, kShift, kTarget, kBound, kFacts };
 
-// Losses of N rows of logits z [N, width], and with `facts` [kFacts, N] what their gradients need.
+// Losses of N rows of logits z [N, width], and with `facts` [kFacts, N] what their gradients need;
+// NaN where a target is out of range.
 // Reads z once, 4 N V bytes in float32, with an exponential each: bound by memory (V of some
 // thousands: by the second-level cache).
 NLM_KERNEL(xent_losses, 256, REAL* nll, REAL* loss, REAL* facts, const REAL* z, const REAL* b,
@@ -19,7 +20,8 @@ NLM_KERNEL(xent_losses, 256, REAL* nll, REAL* loss, REAL* facts, const REAL* z, 
         const RowSums sums = smooth ? row_sums<true>(row) : row_sums<false>(row);
         if (row_thread() != 0) continue;
         const double log_sum = log(sums.sum);
-        const double offset = double(sums.top) - double(row.at(targets[n]));
+        const bool known = targets[n] >= 0 && targets[n] < V;
+        const double offset = double(sums.top) - (known ? double(row.at(targets[n])) : nan(""));
         const double log_z = double(sums.top) + log_sum;
         nll[n] = REAL(offset + log_sum);
         if (loss != nullptr) {

@@ -25,7 +25,14 @@ def add_to_rows(y: Array, b: Array) -> None:
     device.launch(_SOURCE, "add_to_rows", blocks, real=y.dtype, y=y, b=b, R=R, C=C)
 
 
-def column_sum(y: Array, x: Array, *, accumulate: bool = False) -> None:
+def column_sum(
+    y: Array,
+    x: Array,
+    *,
+    by: Array | None = None,
+    lengths: Array | None = None,
+    accumulate: bool = False,
+) -> None:
     """y[c] = sum of x[r, c] over r, or with `accumulate` that added to y.
 
     The order of additions depends on the shape alone. One launch for up to 128 rows, else two.
@@ -35,6 +42,10 @@ def column_sum(y: Array, x: Array, *, accumulate: bool = False) -> None:
     y : [C], output
     x : [R, C]
         R may be 0.
+    by : [R, C] or None
+        What x is multiplied by, number by number.
+    lengths : int32 [B] or None
+        Of R = T B rows those that take part.
     """
     device = current()
     R, C = x.shape
@@ -48,6 +59,9 @@ def column_sum(y: Array, x: Array, *, accumulate: bool = False) -> None:
         shared=_WIDTH * _WARPS * y.dtype.itemsize,
         sums=sums,
         x=x,
+        by=by,
+        lengths=lengths,
+        B=1 if lengths is None else len(lengths),
         R=R,
         C=C,
         accumulate=accumulate and spans == 1,

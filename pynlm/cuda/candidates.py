@@ -150,7 +150,7 @@ def _gradients(
             sum_parts(bias_parts.reshape(-1)[:K], sums, accumulate=later)
     device.launch(
         _SOURCE, "candidates_targets", device.blocks_for(32 * N), real=real,
-        dh=dh, y=parts[K:], dt=dt, h=h, w=w, targets=targets, N=N, H=H,
+        dh=dh, y=parts[K:], dt=dt, h=h, w=w, targets=targets, N=N, H=H, words=len(w),
     )  # fmt: skip
     sum_sorted(found, out=dw, x=parts, ids=rows)
     if db is not None:
@@ -178,8 +178,8 @@ def _begin(
     device.launch(
         _SOURCE, "candidates_begin", device.blocks_for(N + K), real=real,
         start=made.start, hits=made.hits, b=b, samples=samples, targets=targets, counts=counts,
-        log_expected=log_expected, N=N, K=K, temperature=temperature, logistic=logistic,
-        remove_hits=remove_hits,
+        log_expected=log_expected, N=N, K=K, words=len(w), temperature=temperature,
+        logistic=logistic, remove_hits=remove_hits,
     )  # fmt: skip
     return made
 
@@ -211,6 +211,6 @@ def _losses(
     given |= {name: None if x is None else x[rows] for name, x in of_rows.items()}
     launch_rows(
         device, "candidates_losses", z.dtype, len(z), len(shared.w), source=_SOURCE, z=z,
-        start=shared.start, width=z.shape[1], H=h.shape[1],
+        start=shared.start, width=z.shape[1], H=h.shape[1], words=len(given["w"]),
         inverse=inverse(temperature, z.dtype), temperature=temperature, **given,
     )  # fmt: skip

@@ -143,7 +143,7 @@ class Device(ABC):
             A parameter is missing or unknown, or an array is not of the type that the source
             says, or not contiguous.
         ValueError
-            More blocks or shared memory than there are.
+            More blocks or shared memory than there are; an array of another GPU.
         """
         found = read(source)
         entry = found.kernels[kernel]
@@ -245,6 +245,12 @@ class CupyDevice(Device):
         macros: tuple[str, ...],
         arguments: list[Any],
     ) -> None:
+        for value in arguments:
+            if isinstance(value, self.xp.ndarray) and value.data.device_id != self.number:
+                raise ValueError(
+                    f"{kernel.name}: an array of GPU {value.data.device_id}, "
+                    f"where the current one is {self.number}"
+                )
         key = (source.path, kernel.name, macros)
         entry = self._kernels.get(key)
         if entry is None:

@@ -21,6 +21,7 @@ def embedding_forward(*, y: Array, ids: Array, w: Array) -> None:
         ids=ids,
         w=w,
         N=N,
+        V=len(w),
         D=D,
     )
 

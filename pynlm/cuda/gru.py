@@ -5,6 +5,7 @@ from __future__ import annotations
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
+from ._columns import column_sum
 from .device import Array, current
 from .recurrent import Part
 
@@ -124,9 +125,9 @@ def gru_backward(
                 hn=hn, norm=norm, rstd=rstd, ln_gates=ln_gates, mask_h=mask_h,
                 rec=device.zeros((B, H), dtype), dln_gates=gate_sums, **given, **common,
             )  # fmt: skip
-    recurrent.column_sums(device, db, gates)
+    column_sum(db, gates.reshape(T * B, len(db)))
     if db_hn is not None:
-        recurrent.column_sums(device, db_hn, hn)
+        column_sum(db_hn, hn.reshape(T * B, H))
     if mask_h is not None:
         h0, y = h0 * mask_h, h_in
     rows = gates.reshape(T * B, 3 * H)

@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
+from ._columns import column_sum
 from .device import Array, current
 from .recurrent import Part
 
@@ -181,7 +182,7 @@ def lstm_backward(
             )
         for total, rows in ((dpeephole, peephole_sums), (dln_cell, cell_sums)):
             if total is not None:
-                recurrent.column_sums(device, total, rows)
+                column_sum(total, rows)
         if dw_hr is not None and m is not None:
             device.matmul(dw_hr, dr.T, m.reshape(T * B, H))
         if dln_gates is not None and norm is not None:
@@ -190,6 +191,6 @@ def lstm_backward(
             )
         if mask_h is not None:
             h0, y = h0 * mask_h, h_in
-    recurrent.column_sums(device, db, gates)
+    column_sum(db, gates.reshape(T * B, len(db)))
     recurrent.input_gradients(device, dx, dw_ih, d_x, x, w_ih, lengths)
     recurrent.state_gradient(device, dw_hh, d_h.reshape(T * B, columns), h0, y)

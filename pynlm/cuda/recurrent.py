@@ -11,6 +11,7 @@ import numpy as np
 
 from pynlm.kernels.variant import Variant
 
+from ._columns import column_sum
 from .device import Array, Device
 from .source import read
 
@@ -23,7 +24,6 @@ _COUNTER_STRIDE = 32
 # Bytes a cycle that a multiprocessor gets from the second-level cache when all ask (H200).
 _CACHE_RATE = 24
 _LATENCY = 32  # cycles that a step takes at least, with several under way
-_SUM_ROWS = 512  # of one run of a sum over rows
 # What a kernel takes of a product's division.
 _DIVISION = ("pass_rows", "splits", "chunk", "kept")
 
@@ -373,42 +373,6 @@ def rows_taking_part(device: Device, x: Array, lengths: Array) -> Array:
     return out
 
 
-def column_sums(
-    device: Device,
-    out: Array,
-    m: Array,
-    by: Array | None = None,
-    lengths: Array | None = None,
-    batch: int = 1,
-) -> None:
-    """out = sum of the rows of m, times those of `by`, without those beyond their lengths."""
-    columns = out.size
-    rows = m.size // columns if columns else 0
-    blocks = -(-columns // 32)
-    while True:
-        runs = max(-(-rows // _SUM_ROWS), 1)
-        last = runs == 1
-        to = out if last else device.empty((runs, columns), m.dtype)
-        device.launch(
-            "recurrent/rows.cu",
-            "column_sums",
-            (blocks, runs),
-            real=m.dtype,
-            shared=_THREADS * m.itemsize,
-            out=to,
-            m=m,
-            by=by,
-            lengths=lengths,
-            B=batch,
-            rows=rows,
-            columns=columns,
-            run=rows if last else _SUM_ROWS,
-        )
-        if last:
-            return
-        m, by, lengths, rows = to, None, None, runs
-
-
 def normalise_inputs(
     device: Device,
     v: Array,
@@ -448,14 +412,25 @@ def norm_gradients(
     `d` [T, B, n]: of the pre-activations; `gate_sums` [B, n]: of the second gain, by rows.
     """
     T, B, n = d.shape
-    column_sums(device, dln_gates[1], gate_sums)
-    column_sums(device, dln_gates[0], d, norm[0], lengths, B)
-    if T * B:
-        device.launch(
-            "recurrent/rows.cu", "normalise_rows_backward", device.blocks_for(T * B * 32),
-            real=d.dtype, norm=norm[0], d=d, rstd=rstd[0], gain=ln_gates[0], lengths=lengths, B=B,
-            rows=T * B, n=n,
-        )  # fmt: skip
+    column_sum(dln_gates[1], gate_sums)
+    rows = d.reshape(T * B, n)
+    column_sum(dln_gates[0], rows, by=norm[0], lengths=lengths)
+    if not T * B:
+        return norm[0], norm[1]
+    device.launch(
+        "recurrent/rows.cu",
+        "normalise_rows_backward",
+        device.blocks_for(T * B * 32),
+        real=d.dtype,
+        norm=norm[0],
+        d=d,
+        rstd=rstd[0],
+        gain=ln_gates[0],
+        lengths=lengths,
+        B=B,
+        rows=T * B,
+        n=n,
+    )
     return norm[0], norm[1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pynlm.kernels.variant import Variant
 
 from . import recurrent
+from ._columns import column_sum
 from .device import Array, current
 from .recurrent import Part
 
@@ -103,7 +104,7 @@ def rnn_backward(
                 rec=device.zeros((B, H), dtype), dln_gates=gate_sums,
                 **recurrent.variant_arguments(variant or Variant()), **common,
             )  # fmt: skip
-    recurrent.column_sums(device, db, dpre)
+    column_sum(db, dpre.reshape(T * B, H))
     d_x = d_h = dpre
     if dln_gates is not None:
         d_x, d_h = recurrent.norm_gradients(

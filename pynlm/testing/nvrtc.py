@@ -72,7 +72,9 @@ def compile_kernels(path: str, arch: str, macros: tuple[str, ...] = ()) -> dict[
     code = nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, path.encode(), 0, None, None)
     if code:
         raise RuntimeError(f"{path}: nvrtcCreateProgram returned {code}")
-    options = [*COMPILER_OPTIONS, f"-arch={arch}", "--ptxas-options=-v", "-diag-suppress=177"]
+    # -ftz: CuPy adds it, and nothing that a caller gives takes it back
+    options = [*COMPILER_OPTIONS, "-ftz=true", f"-arch={arch}", "--ptxas-options=-v"]
+    options.append("-diag-suppress=177")
     options += [f"-D{macro}" for macro in macros]
     given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     failed = nvrtc.nvrtcCompileProgram(program, len(options), given)
