@@ -101,7 +101,8 @@ define sanitised_build
 	  -Ccmake.define.NLM_ISAS="$$($(bin)/python -c 'from pynlm._kernels import isa_name as n; print(n())');scalar" .
 endef
 
-# Of CUDA kernels, in their emulation, one dtype; a pytest -k expression chooses fewer.
+# Which cases, and of CUDA kernels in their emulation, as pytest's -k.
+CASES ?=
 CUDA_CASES ?= float32
 asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behaviour sanitisers
 	$(call sanitised_build,asan,address;undefined)
@@ -109,7 +110,7 @@ asan: $(VENV)/.test-tools  ## kernel tests under the address and undefined-behav
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYNLM_EMULATION_FLAGS=-fsanitize=address,undefined \
 	  run="build/asan/venv/bin/python $(bin)/pytest -q -p no:cacheprovider $(side_by_side)"; \
-	  $$run $(compiled) tests/kernels $(ARGS) && $$run tests/test_cuda_kernels.py -k "$(CUDA_CASES)" $(ARGS)
+	  $$run $(compiled) -k "$(CASES)" tests/kernels $(ARGS) && $$run tests/test_cuda_kernels.py -k "$(CUDA_CASES)" $(ARGS)
 
 # One thread in torch and in NumPy's BLAS, whose teams the sanitiser cannot see into.
 tsan: $(VENV)/.test-tools  ## kernel tests under the thread sanitiser

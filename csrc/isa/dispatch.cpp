@@ -29,12 +29,12 @@ struct Level {
 #if defined(__x86_64__)
 // Features one by one, because GCC 11 does not know "x86-64-v3" here. The builtin asks the
 // operating system too: a CPU whose wide registers are not saved does not count.
-bool has_v3() {
+[[maybe_unused]] bool has_v3() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
            __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
            __builtin_cpu_supports("popcnt");
 }
-bool has_v4() {
+[[maybe_unused]] bool has_v4() {
     return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
