@@ -99,10 +99,15 @@ REFERENCE_TORCH = {
 }
 
 
+def marks_of(case: Case) -> list[pytest.MarkDecorator]:
+    """Two variants at once are run at one level, and not under the sanitisers, in CI."""
+    return [pytest.mark.pair] if "+" in case.name else []
+
+
 def functions_on(chosen: dict[str, list[Case]]) -> pytest.MarkDecorator:
     """Each function of each kernel, on those of the cases that are its own."""
     runs = [
-        pytest.param(function, case, id=f"{function}-{case}")
+        pytest.param(function, case, id=f"{function}-{case}", marks=marks_of(case))
         for function, known in FUNCTIONS.items()
         for case in chosen.get(known.kernel, [])
         if case in known.cases
@@ -111,7 +116,8 @@ def functions_on(chosen: dict[str, list[Case]]) -> pytest.MarkDecorator:
 
 
 def kernels_on(cases: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=[f"{case.kernel}-{case}" for case in cases])
+    runs = [pytest.param(case, id=f"{case.kernel}-{case}", marks=marks_of(case)) for case in cases]
+    return pytest.mark.parametrize("case", runs)
 
 
 def named(names: dict[str, list[str]]) -> dict[str, list[Case]]:
