@@ -13,7 +13,7 @@
 // 9 shuffle, 10 zoneout of h, 11 zoneout of c, 12 candidates of a sampled loss (row and time 0).
 
 constexpr uint32_t kPhiloxLocked = 0xFFFFFFFFu;
-constexpr uint32_t kPhiloxSample = 7;  // site
+constexpr uint32_t kPhiloxSample = 7, kZoneoutH = 10, kZoneoutC = 11;  // sites
 constexpr uint32_t kPhiloxMul0 = 0xD2511F53u, kPhiloxMul1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9u, kPhiloxWeyl1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;

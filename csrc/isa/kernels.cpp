@@ -33,6 +33,7 @@ namespace {
 #include "recurrent/panels-inl.h"
 #include "recurrent/sequence-inl.h"
 #include "recurrent/variant-inl.h"
+#include "recurrent/layer_norm_math.h"
 #include "recurrent/layer_norm-inl.h"
 #include "recurrent/lstm_math.h"
 #include "recurrent/lstm_general-inl.h"

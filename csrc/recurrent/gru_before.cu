@@ -32,15 +32,15 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
         product_of(own.size(), units_2, H, pass_rows_2, splits_2, chunk_2, kept_2, far_2, shared);
     pack<true>(second, int(H), [&](int i, int k) { return w_hh[(2 * H + own.begin + i) * H + k]; });
     product.space = second.space = shared;
-    const State state{
-        y,
-        h_last,
-        h_in,
-        mask_h,
-        clip_h,
-        {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        exchange_of(states, B, H),
-        H};
+    const State state{y,
+                      h_last,
+                      h_in,
+                      mask_h,
+                      clip_h,
+                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
+                       time0, row_ids},
+                      exchange_of(states, B, H),
+                      H};
 
     each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) { state.start(r, u, h0); });
     others.barrier();
@@ -102,16 +102,16 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
     pack<false>(second, int(H),
                 [&](int i, int k) { return w_hh[(2 * H + k) * H + own.begin + i]; });
     product.space = second.space = shared;
-    const StateGradient state{
-        dh0,
-        rec,
-        mask_h,
-        y,
-        dy,
-        clip_h,
-        {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        B,
-        H};
+    const StateGradient state{dh0,
+                              rec,
+                              mask_h,
+                              y,
+                              dy,
+                              clip_h,
+                              {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
+                               seed, draw, time0, row_ids},
+                              B,
+                              H};
 
     for (int64_t t = T - 1; t >= 0; --t) {
         const int count = active_rows(lengths, group, t), end = group.begin + count;

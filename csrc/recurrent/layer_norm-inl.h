@@ -1,7 +1,5 @@
 // Layer norm of the rows of recurrent pre-activations (contract: variant.h).
 
-constexpr double kNormEpsilon = 1e-5;  // torch.nn.LayerNorm's default
-
 // v becomes N(v); returns 1 / sqrt(var(v) + epsilon).
 template <class T>
 inline T normalise(T* v, int64_t n) {

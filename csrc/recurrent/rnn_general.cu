@@ -17,15 +17,15 @@ NLM_KERNEL(rnn_general_forward, 256, REAL* y, REAL* h_last, REAL* h_in, REAL* no
            int splits, int chunk, int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
-    const State state{
-        y,
-        h_last,
-        h_in,
-        mask_h,
-        clip_h,
-        {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        exchange_of(states, B, H),
-        H};
+    const State state{y,
+                      h_last,
+                      h_in,
+                      mask_h,
+                      clip_h,
+                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
+                       time0, row_ids},
+                      exchange_of(states, B, H),
+                      H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);
     general_forward_loop(s, state, gate_norm, h0,
                          [&](int64_t t, int64_t r, int64_t u, const REAL* a) {
@@ -45,16 +45,16 @@ NLM_KERNEL(rnn_general_backward, 256, REAL* dh0, REAL* dpre, REAL* norm, REAL* r
            int splits, int chunk, int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
-    const StateGradient state{
-        dh0,
-        rec,
-        mask_h,
-        y,
-        dy,
-        clip_h,
-        {zoneout_h, threshold_h, kZoneoutH << 16 | layer, sample, seed, draw, time0, row_ids},
-        B,
-        H};
+    const StateGradient state{dh0,
+                              rec,
+                              mask_h,
+                              y,
+                              dy,
+                              clip_h,
+                              {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
+                               seed, draw, time0, row_ids},
+                              B,
+                              H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);
     general_backward_loop<1, false>(
         s, state, gate_norm, dln_gates,

@@ -1,6 +1,6 @@
 // What precedes and follows the loops over time on a GPU. Each moves its arrays once.
 #include "common/cuda.h"
-#include "recurrent/norm.cuh"
+#include "recurrent/layer_norm_math.h"
 
 // out = x [T,B,columns], 0 beyond the rows' lengths.
 NLM_KERNEL(rows_taking_part, 256, REAL* out, const REAL* x, const int32_t* lengths, int64_t T,

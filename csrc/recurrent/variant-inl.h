@@ -1,8 +1,5 @@
 // CPU form of what variant.h describes, for the general instantiations of the loops.
 
-// sites of philox.h
-constexpr uint32_t kZoneoutH = 10, kZoneoutC = 11;
-
 // Draws d, the share of the previous state, anew in each pass.
 template <class T>
 class Zoneout {

@@ -2,11 +2,8 @@
 #pragma once
 
 #include "recurrent/sequence.cuh"
-#include "recurrent/norm.cuh"
+#include "recurrent/layer_norm_math.h"
 #include "common/philox.h"
-
-// sites of philox.h
-constexpr uint32_t kZoneoutH = 10, kZoneoutC = 11;
 
 // Draws d, the share of the previous state, anew in each pass.
 struct Zoneout {

@@ -31,10 +31,15 @@ def dropout(
         B=B,
         D=D,
         scale=1 / (1 - p),
-        threshold=min(int(p * 4294967296.0 + 0.5), 0xFFFFFFFF),
+        threshold=threshold(p),
         seed=seed,
         step=step,
         purpose=site << 16 | layer,
         time0=time0,
         locked=locked,
     )
+
+
+def threshold(p: float) -> int:
+    """What a word of Philox is below with probability p: philox_threshold of common/philox.h."""
+    return min(int(p * 4294967296.0 + 0.5), 0xFFFFFFFF)

@@ -13,6 +13,7 @@ from pynlm.kernels.variant import Variant
 
 from ._columns import column_sum
 from .device import Array, Device
+from .dropout import threshold
 from .source import read
 
 _THREADS = 256
@@ -446,7 +447,7 @@ def variant_arguments(variant: Variant) -> dict[str, Any]:
     """What general kernels take of a Variant."""
     return {
         "zoneout_h": variant.zoneout_h,
-        "threshold_h": _threshold(variant.zoneout_h),
+        "threshold_h": threshold(variant.zoneout_h),
         "clip_h": variant.clip_h or math.inf,
         "sample": variant.sample,
         "seed": variant.seed,
@@ -461,11 +462,7 @@ def cell_state_arguments(variant: Variant) -> dict[str, Any]:
     """What of a Variant only kernels of the LSTM take."""
     return {
         "zoneout_c": variant.zoneout_c,
-        "threshold_c": _threshold(variant.zoneout_c),
+        "threshold_c": threshold(variant.zoneout_c),
         "clip_c": variant.clip_c or math.inf,
         "norm_state": variant.norm_state,
     }
-
-
-def _threshold(p: float) -> int:
-    return min(int(p * 4294967296.0 + 0.5), 0xFFFFFFFF)
