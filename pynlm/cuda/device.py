@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from .lanes import Lanes, fork
 from .source import Kernel, Source, read
 
 Array = Any
@@ -38,7 +41,7 @@ class Device(ABC):
     xp
         The array module: cupy, or numpy in tests.
     processors
-        Streaming multiprocessors: a cooperative launch has at most so many blocks.
+        Streaming multiprocessors.
     shared_limit
         Bytes of shared memory that a block may have.
     math
@@ -60,6 +63,56 @@ class Device(ABC):
     @math.setter
     def math(self, value: str) -> None:
         self._of_thread.math = value
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of this thread's fork; 1 outside."""
+        return getattr(self._of_thread, "lanes", 1)
+
+    @lanes.setter
+    def lanes(self, count: int) -> None:
+        self._of_thread.lanes = count
+
+    @property
+    def share(self) -> int:
+        """Blocks that a cooperative launch may have: those of all lanes are on the card together."""
+        return self.processors // self.lanes
+
+    def fork(self, count: int) -> contextlib.AbstractContextManager[Lanes]:
+        """So many lanes that run side by side (see `Lanes`); at its end all are waited for.
+
+        Within another fork, or for a count of 1, the current stream is the only lane.
+
+        Examples
+        --------
+        ::
+
+            with device.fork(2) as lanes:
+                with lanes[0]:
+                    device.launch(...)  # writes x
+                    made = lanes.mark()
+                with lanes[1]:
+                    device.launch(...)
+                    lanes.wait(made, x)
+                    device.launch(...)  # reads x
+        """
+        return fork(self, count)
+
+    @abstractmethod
+    def streams(self, count: int) -> Sequence[Any]:
+        """This thread's streams for lanes, always the same ones."""
+
+    @abstractmethod
+    def on_lane(self, i: int, streams: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+        """Make lane i's stream the current one."""
+
+    @abstractmethod
+    def record(self) -> Any:
+        """An event on the current stream."""
+
+    @abstractmethod
+    def wait(self, event: Any) -> None:
+        """Make the current stream wait for an event."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Device memory as it lies; DeviceMemoryError if there is not so much."""
@@ -154,8 +207,8 @@ class Device(ABC):
         if given:
             raise TypeError(f"{kernel}: no parameters {sorted(given)}")
         grid = (blocks, 1) if isinstance(blocks, int) else blocks
-        if cooperative and grid[0] * grid[1] > self.processors:
-            raise ValueError(f"{kernel}: {grid} blocks cannot be on {self.processors} processors")
+        if cooperative and grid[0] * grid[1] > self.share:
+            raise ValueError(f"{kernel}: {grid} blocks cannot be on {self.share} processors")
         if shared > self.shared_limit:
             raise ValueError(
                 f"{kernel}: {shared} bytes of shared memory, limit {self.shared_limit}"
@@ -278,6 +331,41 @@ class CupyDevice(Device):
             )
         return self._modules[key]
 
+    def streams(self, count: int) -> Sequence[Any]:
+        found: list[Any] = self._of_thread.__dict__.setdefault("streams", [])
+        # Ordinary ones would wait for the default stream, and it for them.
+        found += (self.xp.cuda.Stream(non_blocking=True) for _ in range(len(found), count))
+        return found[:count]
+
+    @contextlib.contextmanager
+    def on_lane(self, i: int, streams: Sequence[Any]) -> Iterator[None]:
+        state = self._of_thread
+        before = getattr(state, "lane", None)
+        with streams[i]:
+            state.lane = i
+            try:
+                yield
+            finally:
+                state.lane = before
+
+    def record(self) -> Any:
+        event = self.xp.cuda.Event(disable_timing=True)
+        event.record(self.xp.cuda.get_current_stream())
+        return event
+
+    def wait(self, event: Any) -> None:
+        self.xp.cuda.get_current_stream().wait_event(event)
+
+    def _cublas_handle(self) -> int:
+        """Each lane has its own: of one on several streams cuBLAS promises no same bits."""
+        lane = getattr(self._of_thread, "lane", None)
+        if lane is None:
+            return int(self.xp.cuda.device.get_cublas_handle())
+        handles: dict[int, int] = self._of_thread.__dict__.setdefault("handles", {})
+        if lane not in handles:
+            handles[lane] = self.xp.cuda.cublas.create()
+        return handles[lane]
+
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
         # What CuPy keeps for the next array is free, too.
@@ -297,7 +385,7 @@ class CupyDevice(Device):
         out_transposed, out_stride = columns_first(out)
         if out_transposed:
             raise ValueError("matmul: out must have contiguous rows")
-        handle = self.xp.cuda.device.get_cublas_handle()
+        handle = self._cublas_handle()
         beta = (self._one if accumulate else self._zero)[out.dtype]
         (rows, columns), depth = out.shape, a.shape[1]
         sizes = (handle, left, right, columns, rows, depth, self._one[out.dtype].ctypes.data)

@@ -192,7 +192,7 @@ def divide(
         The card has too little shared memory for so many units.
     """
     forms = forms_of(device.math, itemsize)
-    return _divide(device.processors, device.shared_limit, forms, batch, parts, norms)
+    return _divide(device.share, device.shared_limit, forms, batch, parts, norms)
 
 
 @functools.lru_cache(1024)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pynlm.arrays import describe, device_types
+from pynlm.testing.races import timeline
 
 
 class DeviceArray:
@@ -40,12 +41,14 @@ class DeviceArray:
 
     def __init__(self, array: Any) -> None:
         self._array = np.asarray(array)
+        timeline.made(self._array)
 
     # ---- what waits
 
     def get(self) -> Any:
         """A NumPy copy."""
         DeviceArray.waits += 1
+        timeline.operation("get", reads=[self._array])
         return self._array.copy()
 
     def item(self) -> Any:
@@ -72,6 +75,7 @@ class DeviceArray:
         """Overwrite by a NumPy array of the same shape and dtype."""
         assert type(array) is np.ndarray and array.flags.c_contiguous
         assert array.shape == self.shape and array.dtype == self.dtype, describe(array)
+        timeline.operation("set", writes=[self._array])
         self._array[...] = array
 
     @property
@@ -89,7 +93,7 @@ class DeviceArray:
             return getattr(self._array, name)
         if name not in _METHODS:
             raise AttributeError(f"a GPU's array has no {name}")
-        return _wrapped(getattr(self._array, name))
+        return _wrapped(getattr(self._array, name), name, self._array)
 
     def __len__(self) -> int:
         return len(self._array)
@@ -101,15 +105,21 @@ class DeviceArray:
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(i, DeviceArray) and i.dtype == bool for i in parts):
             DeviceArray.waits += 1  # how large is the result?
-        return DeviceArray(self._array[unwrap(index)])
+        found = DeviceArray(self._array[unwrap(index)])
+        if _gathers(parts):
+            _note("getitem", [self, *parts], [found])
+        return found
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        target = self if _gathers(parts) else self[index]
+        _note("setitem", [value, *parts], [target])
         self._array[unwrap(index)] = unwrap(value)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method != "__call__":
             return NotImplemented
-        return _wrapped(ufunc)(*inputs, **kwargs)
+        return _wrapped(ufunc, ufunc.__name__)(*inputs, **kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         raise TypeError(f"np.{function.__name__}: a GPU's array; call its own module")
@@ -137,7 +147,9 @@ class Cupy:
 
     def array(self, x: Any, dtype: Any = None) -> DeviceArray:
         """A copy on the device."""
-        return DeviceArray(np.array(x._array if isinstance(x, DeviceArray) else x, dtype))
+        copy = DeviceArray(np.array(x._array if isinstance(x, DeviceArray) else x, dtype))
+        _note("array", [x], [copy])
+        return copy
 
     def empty(self, shape: Any, dtype: Any = float) -> DeviceArray:
         """Memory filled with NaN or -1."""
@@ -152,7 +164,7 @@ class Cupy:
         found = getattr(np, name)
         if isinstance(found, type) or not callable(found):
             return found
-        function = _wrapped(found)
+        function = _wrapped(found, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if name in _WAITING:
@@ -162,12 +174,28 @@ class Cupy:
         return call
 
 
+def _gathers(index: tuple[Any, ...]) -> bool:
+    """Whether what an index finds is a copy."""
+    return any(isinstance(i, (DeviceArray, list, np.ndarray)) for i in index)
+
+
+def _note(what: str, reads: Any, writes: Any) -> None:
+    """Tell the timeline of an operation."""
+    timeline.operation(
+        what,
+        [x._array for x in reads if isinstance(x, DeviceArray)],
+        [x._array for x in writes if isinstance(x, DeviceArray)],
+    )
+
+
 _FACTS = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides"}
 _METHODS = {
     *("reshape", "ravel", "astype", "copy", "fill", "sum", "max", "min", "any", "all", "view"),
     *("argmax", "argmin", "argsort", "take", "transpose", "mean", "cumsum", "dot"),
 }
 # How large their results are is known only when they are.
+# Their first argument is what they write.
+_FILLING = {"copyto", "put", "place", "putmask", "fill_diagonal"}
 _WAITING = {"unique", "nonzero", "flatnonzero", "argwhere", "array_equal"}
 
 
@@ -189,26 +217,67 @@ def wrap(x: Any) -> Any:
     return tuple(map(wrap, x)) if isinstance(x, tuple) else x
 
 
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(function: Callable[..., Any], name: str, owner: Any = None) -> Callable[..., Any]:
+    """The function on arrays of the device; `owner`: the array whose method it is."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = {name: unwrap(value) for name, value in kwargs.items()}
-        return wrap(function(*unwrap(args), **given))
+        given = {key: unwrap(value) for key, value in kwargs.items()}
+        values = unwrap(args)
+        read = [x for x in (owner, *_arrays([*values, *given.values()])) if x is not None]
+        out = given.get("out", values[0] if name in _FILLING and values else None)
+        if name == "fill":
+            out = owner
+        if out is not None:
+            timeline.operation(name, read, _arrays([out]))
+            return wrap(function(*values, **given))
+        found = wrap(function(*values, **given))
+        made = found if isinstance(found, tuple) else (found,)
+        copies = [
+            x._array
+            for x in made
+            if isinstance(x, DeviceArray) and not any(np.may_share_memory(x._array, y) for y in read)
+        ]
+        if copies:  # what is left are views
+            timeline.operation(name, read, copies)
+        return found
 
     return call
+
+
+def _arrays(values: Any) -> list[Any]:
+    """NumPy's arrays in nested sequences."""
+    found = []
+    for x in values:
+        if isinstance(x, np.ndarray):
+            found.append(x)
+        elif isinstance(x, (tuple, list)):
+            found += _arrays(x)
+    return found
 
 
 def _operators() -> None:
     def infix(function: Callable[..., Any], *, swapped: bool) -> Callable[..., Any]:
         def call(self: DeviceArray, other: Any) -> DeviceArray:
             pair = (other, self) if swapped else (self, other)
-            return DeviceArray(function(*map(unwrap, pair)))
+            found = DeviceArray(function(*map(unwrap, pair)))
+            _note(function.__name__, pair, [found])
+            return found
 
         return call
 
     def inplace(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: DeviceArray, other: Any) -> DeviceArray:
+            _note(function.__name__, [self, other], [self])
             function(self._array, unwrap(other))
             return self
+
+        return call
+
+    def prefix(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: DeviceArray) -> DeviceArray:
+            found = DeviceArray(function(self._array))
+            _note(function.__name__, [self], [found])
+            return found
 
         return call
 
@@ -222,7 +291,7 @@ def _operators() -> None:
         setattr(DeviceArray, f"__{name}__", infix(function, swapped=False))
     for name in ("neg", "abs", "invert"):
         function = getattr(operator, f"__{name}__")
-        setattr(DeviceArray, f"__{name}__", lambda self, f=function: DeviceArray(f(self._array)))
+        setattr(DeviceArray, f"__{name}__", prefix(function))
 
 
 _operators()
