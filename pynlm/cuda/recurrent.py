@@ -195,6 +195,27 @@ def divide(
     return _divide(device.share, device.shared_limit, forms, batch, parts, norms)
 
 
+def expected(
+    processors: int,
+    limit: int,
+    math_: str,
+    batch: int,
+    itemsize: int,
+    *parts: Part,
+    norms: bool = False,
+) -> tuple[float, float]:
+    """Cycles of a step's products on so many multiprocessors, and of loading a block's weights.
+
+    Raises
+    ------
+    ValueError
+        As `divide`.
+    """
+    found = _divide(processors, limit, forms_of(math_, itemsize), batch, parts, norms)
+    products = found.products
+    return sum(p.cycles for p in products), sum(p.weights + p.far for p in products) / _CACHE_RATE
+
+
 @functools.lru_cache(1024)
 def _divide(
     processors: int,

@@ -213,6 +213,21 @@ class Recurrent(ABC):
         }
 
     @property
+    def owned(self) -> list[Parameter]:
+        """All parameters."""
+        return [self.w_ih, self.w_hh, self.b, *self.extra.values()]
+
+    def sizes(self) -> dict[str, int]:
+        """What the work of a call depends on besides T and B."""
+        options = self.options
+        return {
+            "inputs": self.input_size, "hidden": self.hidden_size, "output": self.output_size,
+            "gates": self.gates, "itemsize": self.dtype.itemsize,
+            "projected": options.projection > 0, "reset_before": options.reset_before,
+            "norms": options.layer_norm, "copies": 6 if options.weight_drop else 0,
+        }  # fmt: skip
+
+    @property
     def recurrent_gates(self) -> int | tuple[int, int]:
         """Gates of `w_hh` that are computed together, for `pynlm.kernels.pack`."""
         return (2, 1) if self.options.reset_before else self.gates
