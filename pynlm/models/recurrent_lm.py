@@ -22,8 +22,9 @@ from pynlm.layers.gru import GRU
 from pynlm.layers.lstm import LSTM
 from pynlm.layers.parameters import Parameters, Spec
 from pynlm.layers.pool import Pool, pool_on
-from pynlm.layers.recurrent import Recurrent, RecurrentBackprop, State
+from pynlm.layers.recurrent import Recurrent, State
 from pynlm.layers.rnn import RNN
+from pynlm.layers.stack import Stack, StackBackprop
 from pynlm.models.config import RecurrentLMConfig
 from pynlm.models.initialise import initialise
 
@@ -133,6 +134,12 @@ class RecurrentLM:
             for i in range(len(config.hidden_sizes) - 1)
         )
         self.dropout_output = self._dropout(config.dropout_output, Site.OUTPUT, 0)
+        self._stack = Stack(
+            self.layers,
+            (*self.dropout_between, self.dropout_output),
+            [config.is_residual(layer.index) for layer in self.layers],
+            self.pool,
+        )
 
     def _layer(self, i: int) -> Recurrent:
         cell, prefix, options = self.config.cell, f"recurrent.{i}", self.config.recurrent
@@ -249,7 +256,7 @@ class RecurrentLM:
         return (
             nll,
             last,
-            RecurrentLMBackprop(func, head, trail, scored, shape, self.pool, self.config),
+            RecurrentLMBackprop(func, head, trail, scored, shape, self.pool),
         )
 
     def hidden(
@@ -319,32 +326,21 @@ class RecurrentLM:
         if order is not None:
             ids = order.sort(ids, self.pool)
             state = [order.sort_state(entry, self.pool) for entry in state]
-        rows = None if order is None else order.rows
         x, embedding = self.embedding(ids, ctx)
         # Nothing else needs the embedding's output; the recurrent layers' outputs are needed.
         x, drop = self.dropout_input(x, ctx, inplace=True, order=order)
-        drops, layers = [drop], []
-        last: list[State] = []
-        after = (*self.dropout_between, self.dropout_output)
-        for layer, dropout, start in zip(self.layers, after, state, strict=True):
-            below = x
-            (x, end), backprop = layer(x, start, ctx, lengths, rows)
-            last.append(end if order is None else order.restore_state(end, self.pool))
-            layers.append(backprop)
-            x, drop = dropout(x, ctx, inplace=not ctx.train, order=order)
-            drops.append(drop)
-            if self.config.is_residual(layer.index):
-                # Neither may be overwritten in training: the layers need their outputs.
-                x = np.add(x, below, out=self.pool.like(x))
-        return x, tuple(last), (embedding, layers, drops) if ctx.train else None
+        (x, last), layers = self._stack(x, state, ctx, lengths, order)
+        if order is not None:
+            last = [order.restore_state(end, self.pool) for end in last]
+        return x, tuple(last), (embedding, drop, layers) if ctx.train else None
 
 
 _Trail = tuple[
     EmbeddingBackprop | AdaptiveEmbeddingBackprop | None,
-    list[RecurrentBackprop | None],
-    list[DropoutBackprop | None],
+    DropoutBackprop | None,
+    StackBackprop | None,
 ]
-"""Backprops of embedding, recurrent layers and (one more) dropouts, all there in training."""
+"""Backprops of embedding, its dropout and the recurrent layers, all there in training."""
 
 
 class RecurrentLMBackprop(Once):
@@ -359,8 +355,7 @@ class RecurrentLMBackprop(Once):
         """
         head: HeadBackprop
         pool: Pool
-        config: RecurrentLMConfig
-        head, (embedding, layers, drops), scored, (time, batch), pool, config = self._take()
+        head, (embedding, drop, layers), scored, (time, batch), pool = self._take()
         dy = head(scale)
         if scored is not None:
             padded = pool.lease((time * batch, dy.shape[1]), dy.dtype)
@@ -368,13 +363,8 @@ class RecurrentLMBackprop(Once):
             padded[scored] = dy
             dy = padded
             del padded
-        # `layers` and `drops` are emptied on the way, so that buffers are free as soon as may be.
-        dy = dy.reshape(time, batch, dy.shape[1])
-        while layers:
-            past = dy if config.is_residual(len(layers) - 1) else None
-            dx = layers.pop()(drops.pop()(dy, inplace=past is None))
-            dy = dx if past is None else np.add(dx, past, out=dx)
-        embedding(drops.pop()(dy, inplace=True))
+        dy = layers(dy.reshape(time, batch, dy.shape[1]))
+        embedding(drop(dy, inplace=True))
 
 
 def _difference(own: Array, given: Any) -> str:
