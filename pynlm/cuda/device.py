@@ -75,7 +75,7 @@ class Device(ABC):
 
     @property
     def share(self) -> int:
-        """Blocks that a cooperative launch may have: those of all lanes are on the card together."""
+        """Blocks of a cooperative launch, so that those of all lanes fit the card together."""
         return self.processors // self.lanes
 
     def fork(self, count: int) -> contextlib.AbstractContextManager[Lanes]:

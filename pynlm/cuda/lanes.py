@@ -4,11 +4,11 @@ A fork makes every lane wait for what was queued before it, the join makes the s
 forked wait for every lane; between the two nothing is queued on that stream. All of this is events
 that are recorded and waited for, so that it may be captured in a graph.
 
-CuPy's pool keeps what is freed for the stream that it was allocated on, as soon as Python lets go
-of it: a lane may get memory back that another lane still reads. So what a lane reads of another's,
-made in this fork or in an earlier one, is given to `Lanes.wait` or `Lanes.hold`, which keep it until
-the join. All else is in order: a lane's own memory returns to that lane, that of the forked stream
-is not handed out before the join, and every fork comes after every join.
+CuPy's pool hands out again what Python let go of, at once, on the stream that it was allocated on:
+a lane could get memory that another lane still reads. So what a lane reads of another's, made in
+this fork or in an earlier one, is given to `Lanes.wait` or `Lanes.hold`, which keep it until the
+join. All else is in order: a lane's own memory returns to that lane, that of the forked stream is
+not handed out before the join, and every fork comes after every join.
 """
 
 from __future__ import annotations

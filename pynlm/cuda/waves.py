@@ -1,10 +1,10 @@
 """Which recurrent layers run side by side on a GPU, decided by counting cycles.
 
-Sequences of a small batch and few units wait: for a step's barrier, not for the multiprocessors. Two
+Sequences of a small batch and few units wait for a step's barrier, not for multiprocessors. Two
 directions of one layer then take no longer side by side, each on half the card; and of layers one
 upon another each can be a chunk of time behind the one below. What that costs is fewer
-multiprocessors for each, and what every call costs anew: launches, loading weights, a pass over their
-gradients. Shapes and the card decide, nothing that is measured: the same model, the same bits.
+multiprocessors for each, and what every call costs anew: launches, loading weights, a pass over
+their gradients. Shapes and the card decide, nothing that is measured: same model, same bits.
 """
 
 from __future__ import annotations
@@ -102,9 +102,7 @@ def _chunks_of(
 
 
 @functools.lru_cache(1024)
-def _cycles(
-    processors: int, limit: int, math_: str, cell: Cell, steps: int, batch: int
-) -> float:
+def _cycles(processors: int, limit: int, math_: str, cell: Cell, steps: int, batch: int) -> float:
     """Of a call forward and backward; infinite if its weights need more multiprocessors."""
     width, size = cell.gates * cell.hidden, cell.itemsize
     rate = processors * _RATES["float64" if size == 8 else math_]

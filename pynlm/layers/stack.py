@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ class StackBackprop(Once):
 def _spans(time: int, chunks: int) -> list[slice]:
     """Time in chunks of lengths that differ by at most one."""
     bounds = [time * c // chunks for c in range(chunks + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def _wave(depth: int, chunks: int) -> Iterator[tuple[int, int]]:

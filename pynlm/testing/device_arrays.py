@@ -193,9 +193,9 @@ _METHODS = {
     *("reshape", "ravel", "astype", "copy", "fill", "sum", "max", "min", "any", "all", "view"),
     *("argmax", "argmin", "argsort", "take", "transpose", "mean", "cumsum", "dot"),
 }
-# How large their results are is known only when they are.
 # Their first argument is what they write.
 _FILLING = {"copyto", "put", "place", "putmask", "fill_diagonal"}
+# How large their results are is known only when they are.
 _WAITING = {"unique", "nonzero", "flatnonzero", "argwhere", "array_equal"}
 
 
@@ -235,7 +235,8 @@ def _wrapped(function: Callable[..., Any], name: str, owner: Any = None) -> Call
         copies = [
             x._array
             for x in made
-            if isinstance(x, DeviceArray) and not any(np.may_share_memory(x._array, y) for y in read)
+            if isinstance(x, DeviceArray)
+            and not any(np.may_share_memory(x._array, y) for y in read)
         ]
         if copies:  # what is left are views
             timeline.operation(name, read, copies)
