@@ -23,9 +23,22 @@ def test_page() -> None:
         for case in gpu.SOFTMAXES
         for precision in gpu.PRECISIONS
     ]
-    text = gpu.render(facts, LIMITS, cells, heads)
+    seconds = {"alone": 0.003, "lanes": 0.004, "counted": 0.002}
+    pairs = [
+        {
+            "kind": kind,
+            "case": str(shape),
+            "precision": "tf32",
+            "choice": [2, 4],
+            "seconds": seconds,
+        }
+        for kind in gpu.KINDS
+        for shape in gpu.LANES
+    ]
+    text = gpu.render(facts, LIMITS, cells, heads, pairs)
     assert "| GPU | Some GPU |" in text
     assert "Geometric mean 1.50×, least 1.50×" in text
+    assert "| 3.00 ms | 4.00 ms | 2.00 ms | 2 lanes, 4 chunks | 1.50× |" in text
     assert "| 700,650,10000 | bf16 | 2.00 ms | 1 % | 1.50× |" in text
 
 
