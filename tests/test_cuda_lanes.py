@@ -18,11 +18,10 @@ from pynlm.cuda.lanes import Lanes
 from pynlm.layers import GRU, LSTM, RNN, Bidirectional, Context, Parameters, RecurrentOptions, stack
 from pynlm.layers.convert import RowOrder
 from pynlm.layers.dropout import Dropout
-from pynlm.layers.pool import OneLane, Pool
+from pynlm.layers.pool import Pool, pool_on
 from pynlm.layers.stack import Stack
 from pynlm.testing import assert_close, assert_same_bits, races
-from pynlm.testing.device_arrays import DeviceArray
-from pynlm.testing.emulated import EmulatedDevice, StrictDevice, emulation
+from pynlm.testing.emulated import StrictDevice, emulation, has_card
 from pynlm.testing.races import Race, timeline
 from pynlm.testing.tolerances import device_tolerance
 
@@ -136,7 +135,7 @@ def test_memory_is_not_used_again_too_early(device: StrictDevice) -> None:
         if held:
             run()
         else:
-            with pytest.raises(Race, match="on lane 0 may get the memory .* dropout on lane 1"):
+            with pytest.raises(Race, match=r"on lane 0 may get the memory .* dropout on lane 1"):
                 run()
 
 
@@ -168,7 +167,7 @@ def test_fork_and_join_wait(
 
 
 def test_lanes_share_the_card(device: StrictDevice) -> None:
-    """Also after an error; a fork within a fork is one lane of it; no more lanes than processors."""
+    """Also after an error; a fork within a fork is one lane; no more lanes than processors."""
     assert (device.lanes, device.share) == (1, 6)
     with pytest.raises(ZeroDivisionError), device.fork(2) as lanes, lanes[1]:
         assert (len(lanes), device.share, timeline.current) == (2, 3, "lane 1")
@@ -269,7 +268,7 @@ def test_directions_run_side_by_side(
 
 def stacked(
     cell: str, lengths: Any, pool: Pool, *, depth: int = 3, train: bool = True
-) -> tuple[list[Any], Any]:
+) -> list[Any]:
     """Results of layers one upon another, and their gradients."""
     kind, options = CELLS[cell]
     sizes = [I, *[options.projection or H] * depth]
@@ -295,7 +294,7 @@ def stacked(
     if backprop is not None:
         dx = backprop(dy)
         found += [dx, *(p.grad for p in parameters.values())]
-    return [to_host(value) for value in found], made
+    return [to_host(value) for value in found]
 
 
 @every_cell
@@ -307,12 +306,82 @@ def test_layers_run_a_chunk_behind_each_other(
     """Results, gradients and masks of whole layers; the same bits again."""
     monkeypatch.setattr(waves, "chunks_of", lambda *_: (lanes, 4))
     timeline.used.clear()
-    got, _ = stacked(cell, lengths, Pool(device))
+    got = stacked(cell, lengths, Pool(device))
     assert {f"lane {i}" for i in range(lanes)} <= timeline.used
-    want, _ = stacked(cell, lengths, Pool())
+    want = stacked(cell, lengths, Pool())
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
         assert_close(a, b, device_tolerance("float64"), what=str(i))
     device.seed += 1000
-    again, _ = stacked(cell, lengths, Pool(device))
+    again = stacked(cell, lengths, Pool(device))
     for i, (a, b) in enumerate(zip(got, again, strict=True)):
         assert_same_bits(a, b, what=str(i))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_scoring_runs_in_lanes(
+    train: bool, device: StrictDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it stays behind."""
+    monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 3))
+    monkeypatch.setattr(waves, "worth_two_lanes", lambda *_: True)
+    timeline.used.clear()
+    for results in (both_ways, stacked):
+        got = results("gru", [3, 0, 6, 4], Pool(device), train=train)
+        want = results("gru", [3, 0, 6, 4], Pool(), train=train)
+        for i, (a, b) in enumerate(zip(got, want, strict=True)):
+            assert_close(a, b, device_tolerance("float64"), what=str(i))
+    assert "lane 1" in timeline.used
+
+
+MISSING: dict[str, tuple[Any, str, Any, str]] = {
+    "wait": (Lanes, "wait", Lanes.hold, "unordered"),
+    "hold": (Lanes, "hold", lambda *_: None, "may get the memory"),
+    "order": (RowOrder, "bring", lambda *_: None, "unordered"),
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_the_stack_needs(
+    missing: str, device: StrictDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its waits, without what it holds, and without indices made before, there are races."""
+    monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 3))
+    owner, name, instead, message = MISSING[missing]
+    monkeypatch.setattr(owner, name, instead)
+    with pytest.raises(Race, match=message):
+        stacked("lstm", [3, 0, 6, 4], Pool(device))
+
+
+def test_layers_of_one_parameter_take_turns(
+    device: StrictDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both directions of one layer add to one gradient."""
+    monkeypatch.setattr(waves, "worth_two_lanes", lambda *_: True)
+    pool = Pool(device)
+    layer = GRU(parameters_of(GRU.specs("a", I, H), pool), "a")
+    both = Bidirectional(layer, layer)
+    x, dy = draw(pool, (T, B, I), (T, B, 2 * H))
+    timeline.used.clear()
+    _, backprop = both(x, both.initial_state(B), Context(train=True))
+    backprop(dy)
+    assert timeline.used == {races.MAIN}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_card(), reason="no GPU")
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("results", [both_ways, stacked])
+def test_lanes_on_a_card(
+    results: Callable[..., list[Any]], cell: str, lengths: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's numbers, and the same bits every time."""
+    monkeypatch.setattr(waves, "worth_two_lanes", lambda *_: True)
+    monkeypatch.setattr(waves, "chunks_of", lambda *_: (3, 4))
+    want, pool = results(cell, lengths, Pool()), pool_on("cuda")
+    first = results(cell, lengths, pool)
+    for i, (a, b) in enumerate(zip(first, want, strict=True)):
+        assert_close(a, b, device_tolerance("float64"), what=str(i))
+    for _ in range(20):
+        for i, (a, b) in enumerate(zip(first, results(cell, lengths, pool), strict=True)):
+            assert_same_bits(b, a, what=str(i))

@@ -20,6 +20,7 @@ import pytest
 
 from pynlm import _kernels
 from pynlm.arrays import to_host
+from pynlm.cuda import waves
 from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
 from pynlm.heads import HeadOptions
 from pynlm.kernels import _backend
@@ -29,6 +30,7 @@ from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.testing import FUNCTIONS, assert_close
 from pynlm.testing.device_arrays import DeviceArray, unwrap
 from pynlm.testing.emulated import StrictDevice, emulation, has_card
+from pynlm.testing.races import timeline
 from pynlm.testing.tolerances import device_tolerance
 from pynlm.train import RecipeError, Trainer, TrainingDiverged
 from pynlm.train.checkpoint import load_checkpoint
@@ -225,6 +227,24 @@ def test_training_in_the_emulation(
     assert trainer.run().interrupted
     Trainer(out=tmp_path / "broken", resume=True, device="cuda", quiet=True).run()
     assert weights_of(tmp_path / "broken") == weights_of(tmp_path / "cuda")
+
+
+@pytest.mark.parametrize("name", ["lstm", "variants", "residual", "sentences-gru"])
+def test_training_in_lanes(
+    name: str,
+    make: Make,
+    device: StrictDevice,
+    few_lines: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers a chunk of time behind each other; nothing races (`pynlm.testing.races`)."""
+    chosen = {**SHORT, "model.hidden_sizes": [6, 6], **MODELS[name]}
+    want = losses(make, "cpu", "cpu", chosen, **few_lines)
+    monkeypatch.setattr(waves, "chunks_of", lambda _, cells, *__: (2, 2))
+    timeline.used.clear()
+    got = losses(make, "cuda", "cuda", chosen, **few_lines)
+    assert {"lane 0", "lane 1"} <= timeline.used
+    assert_close(got, want, device_tolerance("float32"), what="losses", case=name)
 
 
 @pytest.mark.gpu
