@@ -344,7 +344,7 @@ MISSING: dict[str, tuple[Any, str, Any, str]] = {
 def test_what_the_stack_needs(
     missing: str, device: StrictDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without its waits, without what it holds, and without indices made before, there are races."""
+    """Without waits, without what is held, or without indices made before there are races."""
     monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 3))
     owner, name, instead, message = MISSING[missing]
     monkeypatch.setattr(owner, name, instead)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
-from .lanes import Lanes, fork
+from .lanes import CupyStreams, Forks
 from .source import Kernel, Source, read
 
 Array = Any
@@ -33,7 +30,7 @@ _REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 MATH = ("float32", "tf32", "bf16", "fp16")
 
 
-class Device(ABC):
+class Device(Forks):
     """One GPU, or what stands for it in tests.
 
     Attributes
@@ -52,10 +49,6 @@ class Device(ABC):
     processors: int
     shared_limit: int
 
-    @functools.cached_property
-    def _of_thread(self) -> threading.local:
-        return threading.local()
-
     @property
     def math(self) -> str:
         return getattr(self._of_thread, "math", "float32")
@@ -63,56 +56,6 @@ class Device(ABC):
     @math.setter
     def math(self, value: str) -> None:
         self._of_thread.math = value
-
-    @property
-    def lanes(self) -> int:
-        """Lanes of this thread's fork; 1 outside."""
-        return getattr(self._of_thread, "lanes", 1)
-
-    @lanes.setter
-    def lanes(self, count: int) -> None:
-        self._of_thread.lanes = count
-
-    @property
-    def share(self) -> int:
-        """Blocks of a cooperative launch, so that those of all lanes fit the card together."""
-        return self.processors // self.lanes
-
-    def fork(self, count: int) -> contextlib.AbstractContextManager[Lanes]:
-        """So many lanes that run side by side (see `Lanes`); at its end all are waited for.
-
-        Within another fork, or for a count of 1, the current stream is the only lane.
-
-        Examples
-        --------
-        ::
-
-            with device.fork(2) as lanes:
-                with lanes[0]:
-                    device.launch(...)  # writes x
-                    made = lanes.mark()
-                with lanes[1]:
-                    device.launch(...)
-                    lanes.wait(made, x)
-                    device.launch(...)  # reads x
-        """
-        return fork(self, count)
-
-    @abstractmethod
-    def streams(self, count: int) -> Sequence[Any]:
-        """This thread's streams for lanes, always the same ones."""
-
-    @abstractmethod
-    def on_lane(self, i: int, streams: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
-        """Make lane i's stream the current one."""
-
-    @abstractmethod
-    def record(self) -> Any:
-        """An event on the current stream."""
-
-    @abstractmethod
-    def wait(self, event: Any) -> None:
-        """Make the current stream wait for an event."""
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Device memory as it lies; DeviceMemoryError if there is not so much."""
@@ -274,7 +217,7 @@ def _mebibytes(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
 
 
-class CupyDevice(Device):
+class CupyDevice(CupyStreams, Device):
     """The current CUDA device of CuPy."""
 
     def __init__(self, cupy: Any) -> None:
@@ -331,41 +274,6 @@ class CupyDevice(Device):
             )
         return self._modules[key]
 
-    def streams(self, count: int) -> Sequence[Any]:
-        found: list[Any] = self._of_thread.__dict__.setdefault("streams", [])
-        # Ordinary ones would wait for the default stream, and it for them.
-        found += (self.xp.cuda.Stream(non_blocking=True) for _ in range(len(found), count))
-        return found[:count]
-
-    @contextlib.contextmanager
-    def on_lane(self, i: int, streams: Sequence[Any]) -> Iterator[None]:
-        state = self._of_thread
-        before = getattr(state, "lane", None)
-        with streams[i]:
-            state.lane = i
-            try:
-                yield
-            finally:
-                state.lane = before
-
-    def record(self) -> Any:
-        event = self.xp.cuda.Event(disable_timing=True)
-        event.record(self.xp.cuda.get_current_stream())
-        return event
-
-    def wait(self, event: Any) -> None:
-        self.xp.cuda.get_current_stream().wait_event(event)
-
-    def _cublas_handle(self) -> int:
-        """Each lane has its own: of one on several streams cuBLAS promises no same bits."""
-        lane = getattr(self._of_thread, "lane", None)
-        if lane is None:
-            return int(self.xp.cuda.device.get_cublas_handle())
-        handles: dict[int, int] = self._of_thread.__dict__.setdefault("handles", {})
-        if lane not in handles:
-            handles[lane] = self.xp.cuda.cublas.create()
-        return handles[lane]
-
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
         # What CuPy keeps for the next array is free, too.
@@ -385,7 +293,7 @@ class CupyDevice(Device):
         out_transposed, out_stride = columns_first(out)
         if out_transposed:
             raise ValueError("matmul: out must have contiguous rows")
-        handle = self._cublas_handle()
+        handle = self.cublas_handle()
         beta = (self._one if accumulate else self._zero)[out.dtype]
         (rows, columns), depth = out.shape, a.shape[1]
         sizes = (handle, left, right, columns, rows, depth, self._one[out.dtype].ctypes.data)
