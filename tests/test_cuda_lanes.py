@@ -21,7 +21,7 @@ from pynlm.layers.dropout import Dropout
 from pynlm.layers.pool import Pool, pool_on
 from pynlm.layers.stack import Stack
 from pynlm.testing import assert_close, assert_same_bits, races
-from pynlm.testing.emulated import StrictDevice, emulation, has_card
+from pynlm.testing.emulated import EmulatedDevice, StrictDevice, emulation, has_card
 from pynlm.testing.races import Race, timeline
 from pynlm.testing.tolerances import device_tolerance
 
@@ -185,6 +185,61 @@ def test_lanes_share_the_card(device: StrictDevice) -> None:
         assert (len(lanes), device.share) == (1, 6)
     with pytest.raises(ValueError, match="cannot be on 3 processors"), device.fork(2):
         device.launch("optim/clip.cu", "clip_values", 4, cooperative=True, x=None, n=0, limit=1.0)
+
+
+# ---- what runs side by side
+
+
+def layers_of(units: int, depth: int = 2, **options: Any) -> list[LSTM]:
+    chosen = RecurrentOptions(**options)
+    sizes = [units, *[chosen.projection or units] * depth]
+    specs = [
+        s for i in range(depth) for s in LSTM.specs(f"{i}", sizes[i], units, options=chosen)
+    ]  # fmt: skip
+    parameters = Parameters(specs)
+    return [LSTM(parameters, f"{i}", chosen, i) for i in range(depth)]
+
+
+@pytest.mark.parametrize("math", ["float32", "tf32", "bf16"])
+def test_what_waits_runs_side_by_side(math: str) -> None:
+    """Few units, few rows, long sequences, on as many multiprocessors as an H200 has."""
+    pool = Pool(EmulatedDevice(processors=132))
+    with pool.computing_in(math):
+        small, large = layers_of(256), layers_of(1500)
+        lanes, chunks = pool.waves(small, 512, 16)
+        assert lanes == 2 and chunks > 2
+        assert pool.waves(small, 512, 16) == (lanes, chunks)
+        assert pool.waves(layers_of(256, depth=4), 256, 32)[0] == 4
+        for layers, time, batch in [
+            (small[:1], 512, 16), (small, 8, 16), (small, 35, 16), (large, 35, 20),
+            (large, 512, 128), (small, 0, 16), (small, 512, 0),
+        ]:  # fmt: skip
+            assert pool.waves(layers, time, batch) == (1, 1)
+        assert pool.pair(small[0], 35, 16) == 2
+        assert pool.pair(small[0], 0, 16) == pool.pair(small[0], 35, 0) == 1
+        assert pool.pair(layers_of(1500)[0], 35, 128) == 1
+
+
+def test_where_nothing_runs_side_by_side() -> None:
+    """The CPU; one multiprocessor; layers too large for a part of the card."""
+    small = layers_of(256)
+    for pool in (Pool(), Pool(EmulatedDevice(processors=1))):
+        assert pool.waves(small, 512, 16) == (1, 1) and pool.pair(small[0], 512, 16) == 1
+    tight = Pool(EmulatedDevice(processors=4, shared_limit=9 << 10))
+    assert tight.waves(small, 512, 16) == (1, 1) and tight.pair(small[0], 512, 16) == 1
+
+
+@pytest.mark.parametrize("option", ["weight_drop", "layer_norm", "projection"])
+def test_what_a_chunk_costs(option: str) -> None:
+    """Masks of weights are made for every chunk, variants have more barriers."""
+
+    def cycles(**options: Any) -> float:
+        (layer,) = layers_of(256, depth=1, **options)
+        cell = waves.Cell(**layer.sizes())  # type: ignore[arg-type]
+        return waves._cycles(132, 227 << 10, "float32", cell, 10, 16)
+
+    value: Any = {"weight_drop": 0.5, "layer_norm": True, "projection": 256}[option]
+    assert cycles(**{option: value}) > cycles()
 
 
 # ---- layers
