@@ -23,7 +23,7 @@ from pynlm.layers.stack import Stack
 from pynlm.testing import assert_close, assert_same_bits, races
 from pynlm.testing.emulated import EmulatedDevice, StrictDevice, emulation, has_card
 from pynlm.testing.races import Race, timeline
-from pynlm.testing.tolerances import device_tolerance
+from pynlm.testing.tolerances import CLOSED_FORM
 
 T, B, I, H = 6, 4, 5, 6
 
@@ -311,7 +311,7 @@ def test_directions_run_side_by_side(
     assert {"lane 0", "lane 1"} <= timeline.used
     want = both_ways(cell, lengths, Pool())
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert_close(a, b, device_tolerance("float64"), what=str(i))
+        assert_close(a, b, CLOSED_FORM, what=str(i))
     monkeypatch.setattr(waves, "worth_two_lanes", lambda *_: False)
     timeline.used.clear()
     with emulation(StrictDevice(processors=3)) as half:
@@ -365,7 +365,7 @@ def test_layers_run_a_chunk_behind_each_other(
     assert {f"lane {i}" for i in range(lanes)} <= timeline.used
     want = stacked(cell, lengths, Pool())
     for i, (a, b) in enumerate(zip(got, want, strict=True)):
-        assert_close(a, b, device_tolerance("float64"), what=str(i))
+        assert_close(a, b, CLOSED_FORM, what=str(i))
     device.seed += 1000
     again = stacked(cell, lengths, Pool(device))
     for i, (a, b) in enumerate(zip(got, again, strict=True)):
@@ -384,14 +384,13 @@ def test_scoring_runs_in_lanes(
         got = results("gru", [3, 0, 6, 4], Pool(device), train=train)
         want = results("gru", [3, 0, 6, 4], Pool(), train=train)
         for i, (a, b) in enumerate(zip(got, want, strict=True)):
-            assert_close(a, b, device_tolerance("float64"), what=str(i))
+            assert_close(a, b, CLOSED_FORM, what=str(i))
     assert "lane 1" in timeline.used
 
 
 MISSING: dict[str, tuple[Any, str, Any, str]] = {
     "wait": (Lanes, "wait", Lanes.hold, "unordered"),
     "hold": (Lanes, "hold", lambda *_: None, "may get the memory"),
-    "order": (RowOrder, "bring", lambda *_: None, "unordered"),
 }
 
 
@@ -399,7 +398,7 @@ MISSING: dict[str, tuple[Any, str, Any, str]] = {
 def test_what_the_stack_needs(
     missing: str, device: StrictDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without waits, without what is held, or without indices made before there are races."""
+    """Without waits, or without what is held, there are races."""
     monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 3))
     owner, name, instead, message = MISSING[missing]
     monkeypatch.setattr(owner, name, instead)
@@ -436,7 +435,7 @@ def test_lanes_on_a_card(
     want, pool = results(cell, lengths, Pool()), pool_on("cuda")
     first = results(cell, lengths, pool)
     for i, (a, b) in enumerate(zip(first, want, strict=True)):
-        assert_close(a, b, device_tolerance("float64"), what=str(i))
+        assert_close(a, b, CLOSED_FORM, what=str(i))
     for _ in range(20):
         for i, (a, b) in enumerate(zip(first, results(cell, lengths, pool), strict=True)):
             assert_same_bits(b, a, what=str(i))

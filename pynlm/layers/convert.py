@@ -132,12 +132,6 @@ class RowOrder:
         """Copies of a layer's state [B, H] in the caller's order, no leases."""
         return tuple(s[self._index(s, pool, back=True)] for s in state)
 
-    def bring(self, pool: Pool) -> None:
-        """Both orders to where the pool's arrays are: before lanes share them."""
-        if pool.device is not None:
-            for back in (False, True):
-                self._there.setdefault(back, pool.bring(self._back if back else self.rows))
-
     def _index(self, x: Array, pool: Pool, *, back: bool) -> Array:
         """One of the two orders where `x` is."""
         index = self._back if back else self.rows

@@ -98,8 +98,6 @@ class Stack:
         whole: Array | None = None
         if chunks > 1:
             whole = self.pool.lease((time, batch, self.layers[-1].output_size), x.dtype)
-            if order is not None:
-                order.bring(self.pool)
         ends: list[Any] = list(states)
         backprops: list[list[Any]] = [[] for _ in self.layers]
         passed: list[Array] = []
