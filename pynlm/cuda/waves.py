@@ -18,6 +18,7 @@ from .recurrent import Part
 
 _BARRIER = 1800  # cycles of a barrier among blocks: 1 us (H200)
 _CALL = 54_000  # of the launches of a call, forward and backward: 30 us
+_HOST = 540_000  # of a call, forward and backward, until it is queued: 300 us of Python
 _LEAST_STEPS = 8
 # Of a multiprocessor: floating-point operations a cycle in large products, bytes a cycle of memory.
 _RATES = {"float32": 180, "tf32": 800, "bf16": 1500, "fp16": 1500, "float64": 90}
@@ -87,7 +88,9 @@ def _chunks_of(
     depth, best = len(cells), (1, 1)
     if depth < 2 or processors < 2 or steps < 2 * _LEAST_STEPS or not batch:
         return best
-    least = _WORTH * sum(_cycles(processors, limit, math_, c, steps, batch) for c in cells)
+    whole = sum(_cycles(processors, limit, math_, c, steps, batch) for c in cells)
+    # Graphs are queued at once, but not all calls are captured, and all must choose alike.
+    least = _WORTH * max(whole, depth * _HOST)
     for lanes in range(2, min(depth, processors) + 1):
         chunks = 2
         while steps >= chunks * _LEAST_STEPS:
@@ -95,6 +98,7 @@ def _chunks_of(
             chunk = max(_cycles(share, limit, math_, c, length, batch) for c in cells)
             # The first lane is never idle; the last begins when the others are at work.
             cycles = chunk * (chunks * -(-depth // lanes) + lanes - 1)
+            cycles = max(cycles, depth * chunks * _HOST)
             if cycles < least:
                 least, best = cycles, (lanes, chunks)
             chunks += max(1, chunks // 4)

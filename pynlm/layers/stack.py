@@ -124,7 +124,7 @@ class Stack:
                         y = np.add(y, given, out=self.pool.like(y))
                     if whole is not None and i == len(self.layers) - 1:
                         whole[spans[c]] = y
-                    below[c] = lanes.mark(), y
+                    below[c] = lanes.mark() if i < len(self.layers) - 1 else None, y
                     del given, y
         y = below[0][1] if whole is None else whole
         if not ctx.train:
@@ -167,7 +167,7 @@ class StackBackprop(Once):
                         dx = np.add(dx, past, out=dx)
                     if whole is not None and i == 0:
                         whole[spans[c]] = dx
-                    above[c] = lanes.mark(), dx
+                    above[c] = lanes.mark() if i else None, dx
                     del given, past, backprop, drop, dx
         return above[0][1] if whole is None else whole
 
