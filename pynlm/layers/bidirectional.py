@@ -278,8 +278,9 @@ class Bidirectional:
             y, last = order.restore(y, self.pool), order.restore_state(last, self.pool)
         backprop = None
         if ctx.train:
+            read_by_both = x if count > 1 else None
             backprop = BidirectionalBackprop(
-                self.name, self, order, forward, backward, y.shape, count, x
+                self.name, self, order, forward, backward, y.shape, count, read_by_both
             )
         return (y, last), backprop
 
@@ -324,7 +325,7 @@ class BidirectionalBackprop(Once):
         ndarray
             [T, B, I], of both directions.
         """
-        layer, order, forward, backward, shape, count, x = self._take()
+        layer, order, forward, backward, shape, count, read_by_both = self._take()
         dy, dstate = _upstream(self._name, layer, dy, dstate, shape)
         if order is not None:
             dy = order.sort(dy, layer.pool)
@@ -337,12 +338,13 @@ class BidirectionalBackprop(Once):
             there[...] = dy[..., :size]
             back[...] = dy[..., size:]
         with layer.pool.lanes(count) as lanes:
-            lanes.hold(x)  # of both
+            lanes.hold(read_by_both)
             with lanes[0]:
                 dx: Array = forward(there, None if dstate is None else dstate[:half])
             with lanes[1]:
                 dx_back = backward(back, None if dstate is None else dstate[half:])
         np.add(dx, dx_back, out=dx)
+        del dx_back
         dstart: State = forward.dstart + backward.dstart
         if order is not None:
             dx, dstart = order.restore(dx, layer.pool), order.restore_state(dstart, layer.pool)
