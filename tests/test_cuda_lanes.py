@@ -209,7 +209,7 @@ def test_what_waits_runs_side_by_side(math: str) -> None:
         lanes, chunks = pool.waves(small, 512, 16)
         assert lanes == 2 and chunks > 2
         assert pool.waves(small, 512, 16) == (lanes, chunks)
-        assert pool.waves(layers_of(256, depth=4), 256, 32)[0] == 4
+        assert pool.waves(layers_of(128, depth=4), 2048, 16)[0] == 4
         for layers, time, batch in [
             (small[:1], 512, 16), (small, 8, 16), (small, 35, 16), (large, 35, 20),
             (large, 512, 128), (small, 0, 16), (small, 512, 0),

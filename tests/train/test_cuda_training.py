@@ -231,16 +231,12 @@ def test_training_in_the_emulation(
 
 @pytest.mark.parametrize("name", ["lstm", "variants", "residual", "sentences-gru"])
 def test_training_in_lanes(
-    name: str,
-    make: Make,
-    device: StrictDevice,
-    few_lines: dict[str, Path],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, make: Make, device: StrictDevice, few_lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers a chunk of time behind each other; nothing races (`pynlm.testing.races`)."""
     chosen = {**SHORT, "model.hidden_sizes": [6, 6], **MODELS[name]}
     want = losses(make, "cpu", "cpu", chosen, **few_lines)
-    monkeypatch.setattr(waves, "chunks_of", lambda _, cells, *__: (2, 2))
+    monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 2))
     timeline.used.clear()
     got = losses(make, "cuda", "cuda", chosen, **few_lines)
     assert {"lane 0", "lane 1"} <= timeline.used
