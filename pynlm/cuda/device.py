@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from .graphs import CaptureError, CupyRecorder, Recorder
 from .source import Kernel, Source, read
 
 Array = Any
 """A CuPy array; in tests without a GPU a NumPy array."""
+Late = float | Array
+"""A number, or where it stands on the device as float64 [1]: such a number a CUDA graph reads anew
+each time it runs."""
 
 _TYPES = {
     "float": np.float32,
@@ -79,6 +83,10 @@ class Device(ABC):
         """A copy of a NumPy array, not to be changed until the next wait; does not wait itself."""
         return self.xp.array(x)
 
+    def recorder(self) -> Recorder | None:
+        """What makes CUDA graphs here; None where nothing does."""
+        return None
+
     @abstractmethod
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes in all."""
@@ -135,7 +143,8 @@ class Device(ABC):
         defines
             Further macros, "NAME=value".
         **given
-            The kernel's parameters by name: arrays (or None) for pointers, numbers.
+            The kernel's parameters by name: arrays (or None) for pointers, numbers; in the place
+            of a number x for which there is an x_at also float64 [1] on the device.
 
         Raises
         ------
@@ -148,6 +157,11 @@ class Device(ABC):
         found = read(source)
         entry = found.kernels[kernel]
         real = np.dtype(real)
+        for late in entry.late:
+            there = getattr(given.get(late), "shape", ())
+            given[f"{late}_at"] = given[late] if there else None
+            if there:
+                given[late] = 0
         arguments = [
             self._argument(entry, p.name, p.type, p.pointer, real, given) for p in entry.parameters
         ]
@@ -277,6 +291,15 @@ class CupyDevice(Device):
                 backend="nvrtc",
             )
         return self._modules[key]
+
+    def bring(self, x: np.ndarray) -> Array:
+        # A copy in a graph would read again what by then stands at that place of the host.
+        if self.xp.cuda.get_current_stream().is_capturing():
+            raise CaptureError("an array of the host cannot be brought while a graph is made")
+        return super().bring(x)
+
+    def recorder(self) -> Recorder:
+        return CupyRecorder(self.xp)
 
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()

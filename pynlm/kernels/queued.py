@@ -144,9 +144,30 @@ def clip_scale(*, totals: Array, limit: float) -> Array:
     return scale(totals, limit)
 
 
-def check_scale(scale: object, *, func: str) -> None:
-    """Raise unless it is a finite number, or what `clip_scale` returns, which is not looked at."""
-    if on_device(scale):
-        check(scale, "1", {}, func=func, name="scale", dtype=FLOAT64)
-    else:
+def is_late(value: object, d: Dims, *, func: str, name: str) -> bool:
+    """Whether a number stands on a GPU, as float64 [1]: a step in a CUDA graph reads it there.
+
+    What changes from step to step may (an update's `scale`, `lr` and `t`, the `step` of random
+    numbers). It is not looked at; then the call's arrays, which `d` is about, must be there, too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another dtype or shape.
+    """
+    if not on_device(value):
+        return False
+    check(value, "1", {}, func=func, name=name, dtype=FLOAT64)
+    d.setdefault("device", name)
+    return True
+
+
+def check_scale_and_rate(scale: object, lr: object, d: Dims, *, func: str) -> None:
+    """Raise unless an update's `scale` is finite and its `lr` finite and not negative.
+
+    Either may be on a GPU, see `is_late`.
+    """
+    if not is_late(scale, d, func=func, name="scale"):
         check_number(scale, func=func, name="scale")  # type: ignore[arg-type]
+    if not is_late(lr, d, func=func, name="lr"):
+        check_number(lr, func=func, name="lr", low=0.0)  # type: ignore[arg-type]
