@@ -47,10 +47,14 @@ class Head(Protocol):
     learns_likelihood
         Whether training approaches the distribution of the text. Else (negative sampling) the head
         has no perplexity worth the name, and evaluation refuses it.
+    fixed_launches
+        Whether a training step on a GPU is the same launches with the same numbers for all targets,
+        so that it can be a CUDA graph: else Python decides by the targets, or draws.
     """
 
     exact_in_training: bool
     learns_likelihood: bool
+    fixed_launches: bool
 
     def __call__(
         self, h: Array, targets: object, ctx: Context, weights: object = None
@@ -105,6 +109,7 @@ class BaseHead:
     """
 
     learns_likelihood = True
+    fixed_launches = False
 
     name: str
     pool: Pool

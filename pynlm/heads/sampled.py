@@ -57,6 +57,7 @@ class SampledHead(Full):
     """
 
     exact_in_training = False
+    fixed_launches = False  # the samples are drawn by the host
     _objective = "softmax"
     _corrected = True
     _remove_hits: bool | None = None

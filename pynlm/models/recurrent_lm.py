@@ -143,6 +143,12 @@ class RecurrentLM:
     def _dropout(self, p: float, site: int, layer: int) -> Dropout:
         return Dropout(p, site=site, layer=layer, locked=self.config.locked, pool=self.pool)
 
+    @property
+    def fixed_launches(self) -> bool:
+        """Whether a training step without lengths can be a CUDA graph, see `Head.fixed_launches`."""
+        # An adaptive input deals ids out to its tables on the host.
+        return self.head.fixed_launches and not self.config.adaptive_input
+
     def initialise(self, seed: int) -> None:
         """Draw the weights that `config` asks for; the same for the same seed.
 

@@ -23,6 +23,7 @@ import numpy as np
 from pynlm.cuda import device as devices
 from pynlm.cuda.device import Array, Device, columns_first
 from pynlm.cuda.source import Kernel, Source, root
+from pynlm.testing import capture
 from pynlm.testing.device_arrays import Cupy, DeviceArray, unwrap
 
 # PYNLM_EMULATION_FLAGS adds to them: -fsanitize=address,undefined
@@ -130,6 +131,16 @@ class StrictDevice(EmulatedDevice):
         if math.prod(shape) * np.dtype(dtype).itemsize > self.memory_limit:
             raise MemoryError("out of memory")
         return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
+
+    def _start(self, *given: Any) -> None:
+        *launch, arguments = given
+        capture.queue(super()._start, *launch, [unwrap(x) for x in arguments])
+
+    def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
+        capture.queue(super().matmul, *unwrap((out, a, b)), accumulate=accumulate)
+
+    def recorder(self) -> capture.EmulatedRecorder:
+        return capture.EmulatedRecorder()
 
     def memory(self) -> tuple[int, int]:
         return self.memory_limit, 2 * self.memory_limit

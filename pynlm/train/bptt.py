@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,10 @@ from pynlm.arrays import to_host
 from pynlm.kernels.queued import clip_scale
 from pynlm.layers.context import Context
 from pynlm.models import RecurrentLM
-from pynlm.models.recurrent_lm import ModelState
+from pynlm.models.recurrent_lm import ModelState, RecurrentLMBackprop
 from pynlm.text import Batch
 from pynlm.train.config import TrainConfig
+from pynlm.train.graphs import Queued, StepGraphs
 from pynlm.train.optimisers import (
     Optimiser,
     clip_gradient_values,
@@ -74,6 +76,7 @@ class BPTT:
     model, optimiser : as made for a recipe; changed in place.
     config : the recipe's `[train]`.
     backend : of the kernels.
+    note : told, once, why steps do not become CUDA graphs where they should (`StepGraphs`).
     """
 
     def __init__(
@@ -83,9 +86,16 @@ class BPTT:
         config: TrainConfig,
         *,
         backend: str | None = None,
+        note: Callable[[str], None] = warn,
     ) -> None:
         self.model, self.optimiser, self.config, self.backend = model, optimiser, config, backend
         self.state: ModelState | None = None
+        self._graphs: StepGraphs | None = None
+        device = model.pool.device
+        if device is not None and config.graph and model.fixed_launches:
+            recorder = device.recorder()
+            if recorder is not None:
+                self._graphs = StepGraphs(self, recorder, note)
 
     def step(self, batch: Batch, *, lr: float, step: int) -> StepResult | Pending:
         """Learn from one batch.
@@ -101,28 +111,17 @@ class BPTT:
         TrainingDiverged : loss or gradient is NaN or infinite; nothing has been changed. On a GPU
             `settle` raises it, when weights have been changed.
         """
-        config, model = self.config, self.model
-        rows, tokens = batch.ids.shape[1], batch.tokens
-        state = self.state
-        if batch.fresh or state is None:
-            state = model.initial_state(rows)
-        context = Context(train=True, seed=config.seed, step=step, backend=self.backend)
-        model.parameters.zero_grad()
-        nll, state, backprop = model(
-            batch.ids,
-            batch.targets,
-            state,
-            context,
-            batch.lengths,
-            weights=1.0 / (rows if config.loss == "sum_time" else tokens),
-        )
-        assert backprop is not None, "a model in training returns its backprop"
+        config, model, tokens = self.config, self.model, batch.tokens
+        state = None if batch.fresh else self.state
         if model.pool.device is not None:
-            total = nll.sum(dtype=np.float64)
-            backprop()
-            squares = self._update_queued(lr)
-            self.state = state
-            return Pending(total, squares, tokens, step)
+            numbers = {"step": step, **self.optimiser.rates(lr)}
+            queued = None
+            if self._graphs is not None:
+                queued = self._graphs.step(batch, state, numbers)
+            nats, squares, self.state = queued or self.queue(batch, state, numbers)
+            self.optimiser.count()
+            return Pending(nats, squares, tokens, step)
+        nll, state, backprop = self._forward(batch, state, step)
         nats = float(nll.sum(dtype=np.float64))
         _check_loss(nats / tokens, step)
         backprop()
@@ -144,7 +143,47 @@ class BPTT:
         _check_norm(norm, step)
         return norm
 
-    def _update_queued(self, lr: float) -> Any:
+    def _forward(
+        self, batch: Batch, state: ModelState | None, step: Any
+    ) -> tuple[Any, ModelState, RecurrentLMBackprop]:
+        """Losses [T, B], the new state, and the backprop."""
+        config, rows = self.config, batch.ids.shape[1]
+        context = Context(train=True, seed=config.seed, step=step, backend=self.backend)
+        self.model.parameters.zero_grad()
+        nll, state, backprop = self.model(
+            batch.ids,
+            batch.targets,
+            state,
+            context,
+            batch.lengths,
+            weights=1.0 / (rows if config.loss == "sum_time" else batch.tokens),
+        )
+        assert backprop is not None, "a model in training returns its backprop"
+        return nll, state, backprop
+
+    def queue(
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]
+    ) -> Queued:
+        """`queue_gradients` and `queue_update`."""
+        nats, after = self.queue_gradients(batch, state, numbers)
+        return Queued(nats, self.queue_update(numbers), after)
+
+    def queue_gradients(
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]
+    ) -> tuple[Any, ModelState]:
+        """Forward and backward on a GPU without waiting; the loss and the state after it.
+
+        Parameters
+        ----------
+        batch, state : what is learnt from, and where it begins; None: the zero state.
+        numbers : the step's ("step") and the optimiser's `rates`; they may stand on the GPU.
+        """
+        nll, after, backprop = self._forward(batch, state, numbers["step"])
+        nats = nll.sum(dtype=np.float64)
+        backprop()
+        return nats, after
+
+    def queue_update(self, numbers: Mapping[str, Any]) -> Any:
         """Clip and update on a GPU without waiting; what the norm is the root of."""
         config, parameters = self.config, self.model.parameters
         squares = gradient_squares(parameters)
@@ -156,7 +195,8 @@ class BPTT:
         scale: Any = 1.0
         if config.clip_norm is not None:
             scale = clip_scale(totals=squares, limit=config.clip_norm)
-        self.optimiser.step(lr=lr, scale=scale)
+        rates = {name: number for name, number in numbers.items() if name != "step"}
+        self.optimiser.update(rates, scale)
         return squares
 
     def settle(self, results: Sequence[StepResult | Pending]) -> list[StepResult]:

@@ -22,11 +22,11 @@ from pynlm import _kernels
 from pynlm.arrays import to_host
 from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
 from pynlm.heads import HeadOptions
-from pynlm.kernels import _backend
+from pynlm.kernels import Variant, _backend
 from pynlm.language_model import LanguageModel, LMState
 from pynlm.layers import Context
 from pynlm.models import RecurrentLM, RecurrentLMConfig
-from pynlm.testing import FUNCTIONS, assert_close
+from pynlm.testing import FUNCTIONS, assert_close, capture
 from pynlm.testing.device_arrays import DeviceArray, unwrap
 from pynlm.testing.emulated import StrictDevice, emulation, has_card
 from pynlm.testing.tolerances import device_tolerance
@@ -42,10 +42,19 @@ def behind_the_wall(name: str) -> Callable[..., Any]:
 
     def call(**given: Any) -> Any:
         values = {key: unwrap(value) for key, value in given.items()}
-        if isinstance(values.get("scale"), np.ndarray):  # of `clip_scale`, not waited for
-            values["scale"] = values["scale"][0]
-        if values.get("variant") is not None:
-            values["variant"] = replace(values["variant"], rows=unwrap(values["variant"].rows))
+        variant = values.pop("variant", None)
+        if variant is not None:
+            values |= {"rows": unwrap(variant.rows), "step": unwrap(variant.step)}
+        return capture.queue(run, values, variant)
+
+    def run(values: dict[str, Any], variant: Variant | None) -> Any:
+        for late in ("scale", "lr", "t", "step"):
+            if isinstance(values.get(late), np.ndarray):  # on the device, not waited for
+                number = values[late].item()
+                values[late] = int(number) if late in ("t", "step") else number
+        if variant is not None:
+            moved = {part: values.pop(part) for part in ("rows", "step")}
+            values["variant"] = replace(variant, **moved)
         count = getattr(_kernels, name)(**values)
         if count is not None:
             DeviceArray.waits += 1

@@ -1,0 +1,215 @@
+"""Training steps on a GPU as CUDA graphs: one launch a step in the place of hundreds.
+
+A step that is always the same work on the same addresses is recorded once and then repeated. What
+differs from step to step (ids, targets, the step's number, rates, the state) is put into memory
+that stays where it is. The bits are those of steps that are queued one kernel at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pynlm.arrays import check_ids
+from pynlm.cuda.graphs import Graph, Recorder
+from pynlm.layers.convert import as_ids
+from pynlm.models import RecurrentLM
+from pynlm.models.recurrent_lm import ModelState
+from pynlm.text import Batch
+
+EAGER = 2
+"""Steps of a kind that are queued as they are: kinds that do not come again need no graph."""
+
+MOST = 8
+"""Kinds of steps that become graphs; each keeps its state and inputs, and all share the rest."""
+
+_ALIGN = 16
+_MOST_SEEN = 256
+
+
+class Queued(NamedTuple):
+    """What a step on a GPU will have made, there.
+
+    Attributes
+    ----------
+    nats, squares : float64 [] and [n]: the loss, and what the gradient's norm is the root of.
+    state : after the batch.
+    """
+
+    nats: Any
+    squares: Any
+    state: ModelState
+
+
+class Steps(Protocol):
+    """What `StepGraphs` asks of `BPTT`."""
+
+    model: RecurrentLM
+
+    def queue_gradients(
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]
+    ) -> tuple[Any, ModelState]:
+        """Forward and backward."""
+
+    def queue_update(self, numbers: Mapping[str, Any]) -> Any:
+        """Clip and update."""
+
+
+class StepGraphs:
+    """The graphs of a model's steps.
+
+    A kind of step is all that Python decides by: the batch's shape, the groups' settings, what
+    products are computed in. The first two steps of a kind are queued as they are, the third is
+    the rehearsal, the fourth is recorded and begins the repetition. Steps with lengths never
+    become graphs: which rows take part is decided by Python, for each batch anew.
+
+    Where a step cannot be recorded, `note` is told why, once, and all go on as they are.
+
+    Parameters
+    ----------
+    steps : whose steps these are.
+    recorder : makes graphs.
+    note : is told a reason.
+    """
+
+    def __init__(self, steps: Steps, recorder: Recorder, note: Callable[[str], None]) -> None:
+        self._steps, self._note = steps, note
+        self._recorder: Recorder | None = recorder
+        self._seen: dict[Any, int] = {}
+        self._kinds: dict[Any, _Kind] = {}
+
+    def step(
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]
+    ) -> Queued | None:
+        """A step by a graph, or None: queue it as it is.
+
+        Raises
+        ------
+        IndexError
+            An id or target that is none.
+        """
+        if self._recorder is None or batch.lengths is not None or not batch.ids.size:
+            return None
+        key = self._key(batch)
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            seen = self._seen[key] = self._seen.get(key, 0) + 1
+            if seen <= EAGER or len(self._kinds) >= MOST:
+                return None
+            kind = _Kind(self._steps, batch, numbers)
+        kind.fill(batch, state, numbers)
+        try:
+            if not kind.rehearsed:
+                self._recorder.rehearse(kind.work)
+                kind.rehearsed = True
+                self._kinds[key] = kind
+            elif kind.graph is None:
+                kind.graph = self._recorder.record(kind.work)
+        except Exception as error:
+            if kind.updated:
+                raise  # what was done cannot be done again
+            self._give_up(error)
+            return None
+        if kind.graph is not None:
+            kind.graph.launch()
+        return kind.queued()
+
+    def _key(self, batch: Batch) -> Any:
+        model = self._steps.model
+        device = model.pool.device
+        groups = tuple((g.name, g.lr, g.decay, g.frozen) for g in model.parameters.groups.values())
+        temperature = getattr(model.head, "temperature", None)
+        return batch.ids.shape, groups, temperature, None if device is None else device.math
+
+    def _give_up(self, error: Exception) -> None:
+        self._recorder = None
+        self._kinds.clear()
+        reason = f"{type(error).__name__}: {error}"
+        self._note(f"training steps go on without CUDA graphs, which could not be made ({reason})")
+
+
+class _Kind:
+    """Steps of one kind: inputs, state and results at addresses that stay, and the graph.
+
+    Attributes
+    ----------
+    rehearsed, graph : how far it is.
+    updated : whether weights may have been changed by work that was not done to its end.
+    """
+
+    def __init__(self, steps: Steps, batch: Batch, numbers: Mapping[str, float]) -> None:
+        self._steps, model = steps, steps.model
+        pool = model.pool
+        shape = batch.ids.shape
+        self.rehearsed, self.updated, self._parts = False, False, 0
+        self.graph: Graph | None = None
+        self._names = tuple(numbers)
+        # Ids where Python may look at them, and where kernels read them.
+        self._ids, self._targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        spans = [8 * len(numbers), self._ids.nbytes, self._targets.nbytes]
+        starts = [0]
+        for size in spans:
+            starts.append(starts[-1] + -(-size // _ALIGN) * _ALIGN)
+        self._inputs = pool.zeros((starts[-1],), np.uint8)
+        self._host = np.zeros(starts[-1], np.uint8)
+        there, here = (
+            [
+                x[start : start + size].view(dtype)
+                for start, size, dtype in zip(
+                    starts, spans, (np.float64, np.int32, np.int32), strict=False
+                )
+            ]
+            for x in (self._inputs, self._host)
+        )
+        self._numbers, self._parts_of_host = there[0], here
+        self._staged = list(zip((self._ids, self._targets), there[1:], strict=True))
+        self._state = model.initial_state(shape[1])
+        self._out = pool.zeros((1 + len(model.parameters),), np.float64)
+
+    def fill(
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]
+    ) -> None:
+        """What this step reads."""
+        func, vocab = "BPTT", self._steps.model.config.vocab_size
+        for name, own in (("ids", self._ids), ("targets", self._targets)):
+            given = as_ids(getattr(batch, name), func=func, name=name)
+            check_ids(given.reshape(-1), vocab, func=func, name=name)
+            np.copyto(own, given)
+        host = self._parts_of_host
+        host[0][...] = [numbers[name] for name in self._names]
+        host[1][...], host[2][...] = self._ids.reshape(-1), self._targets.reshape(-1)
+        # A copy, because what is brought must not change before it has arrived.
+        self._inputs[...] = self._steps.model.pool.bring(self._host.copy())
+        if state is self._state:
+            return
+        for i, layer in enumerate(self._state):
+            for j, own in enumerate(layer):
+                if state is None:
+                    own.fill(0)
+                else:
+                    own[...] = state[i][j]
+
+    def work(self) -> None:
+        """The step, from and to memory that stays."""
+        self.updated = False
+        numbers = {name: self._numbers[i : i + 1] for i, name in enumerate(self._names)}
+        batch = Batch(self._ids, self._targets, None, fresh=False)
+        with self._steps.model.pool.staged(self._staged):
+            nats, state = self._steps.queue_gradients(batch, self._state, numbers)
+        self.updated = not self.rehearsed
+        squares = self._steps.queue_update(numbers)
+        self._parts = squares.size
+        self._out[:1] = nats
+        self._out[1 : 1 + self._parts] = squares
+        for old, new in zip(self._state, state, strict=True):
+            for own, x in zip(old, new, strict=True):
+                own[...] = x
+
+    def queued(self) -> Queued:
+        """The results, which the next step of the kind does not overwrite; but the state is its."""
+        out = self._out[: 1 + self._parts].copy()
+        return Queued(out[0:1], out[1:], self._state)
