@@ -7,9 +7,7 @@ from typing import Any
 from .device import Array, Late, current
 
 
-def launch_flat(
-    source: str, kernel: str, *, w: Array, g: Array, scale: Late, **given: Any
-) -> None:
+def launch_flat(source: str, kernel: str, *, w: Array, g: Array, scale: Late, **given: Any) -> None:
     """Launch an update of flat parameters."""
     device = current()
     device.launch(
@@ -54,4 +52,3 @@ def launch_rows(
         scale=scale,
         **given,
     )
-

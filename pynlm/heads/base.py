@@ -48,8 +48,8 @@ class Head(Protocol):
         Whether training approaches the distribution of the text. Else (negative sampling) the head
         has no perplexity worth the name, and evaluation refuses it.
     fixed_launches
-        Whether a training step on a GPU is the same launches with the same numbers for all targets,
-        so that it can be a CUDA graph: else Python decides by the targets, or draws.
+        Whether a training step on a GPU is the same launches for all targets, so that it can be a
+        CUDA graph: else Python decides by the targets how many there are, and how large.
     """
 
     exact_in_training: bool
@@ -99,6 +99,14 @@ class Head(Protocol):
         """Arrays by name that belong to the model without being learnt: a tree, for example."""
         ...
 
+    def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
+        """NumPy arrays by name that a training step on targets `ids` [N] takes from the host.
+
+        With `fixed_launches` they always have the same shapes; a context may bring them
+        (`Context.drawn`).
+        """
+        ...
+
 
 class BaseHead:
     """What users call, over what a subclass fills in.
@@ -118,6 +126,10 @@ class BaseHead:
 
     def constants(self) -> dict[str, Array]:
         """None; see `Head.constants`."""
+        return {}
+
+    def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
+        """None; see `Head.draw`."""
         return {}
 
     def _losses(

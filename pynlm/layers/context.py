@@ -49,6 +49,8 @@ class Context:
         Absolute time of the first step of the input.
     backend
         Passed through to the kernels; None: by the arrays' type.
+    drawn
+        What the head's `draw` gave for this step, where its weights are; None: the head draws.
 
     Raises
     ------
@@ -61,6 +63,7 @@ class Context:
     step: Any = 0
     time0: int = 0
     backend: str | None = None
+    drawn: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "step", "time0"):

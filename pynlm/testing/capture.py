@@ -135,14 +135,17 @@ class EmulatedRecorder(Recorder):
         tape: list[Callable[[], None]] = []
         with _in(self._arena, tape):
             work()
-        return _EmulatedGraph(tape, self._arena)
+        return EmulatedGraph(tape, self._arena)
 
 
-class _EmulatedGraph:
+class EmulatedGraph:
+    """Recorded work."""
+
     def __init__(self, tape: list[Callable[[], None]], memory: Arena) -> None:
         self._tape, self._memory = tape, memory
 
     def launch(self) -> None:
+        """Do it."""
         self._memory.spoil()
         for run in self._tape:
             run()

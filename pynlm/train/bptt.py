@@ -144,11 +144,17 @@ class BPTT:
         return norm
 
     def _forward(
-        self, batch: Batch, state: ModelState | None, step: Any
+        self,
+        batch: Batch,
+        state: ModelState | None,
+        step: Any,
+        drawn: dict[str, Any] | None = None,
     ) -> tuple[Any, ModelState, RecurrentLMBackprop]:
         """Losses [T, B], the new state, and the backprop."""
         config, rows = self.config, batch.ids.shape[1]
-        context = Context(train=True, seed=config.seed, step=step, backend=self.backend)
+        context = Context(
+            train=True, seed=config.seed, step=step, backend=self.backend, drawn=drawn
+        )
         self.model.parameters.zero_grad()
         nll, state, backprop = self.model(
             batch.ids,
@@ -161,15 +167,17 @@ class BPTT:
         assert backprop is not None, "a model in training returns its backprop"
         return nll, state, backprop
 
-    def queue(
-        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]
-    ) -> Queued:
+    def queue(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]) -> Queued:
         """`queue_gradients` and `queue_update`."""
         nats, after = self.queue_gradients(batch, state, numbers)
         return Queued(nats, self.queue_update(numbers), after)
 
     def queue_gradients(
-        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]
+        self,
+        batch: Batch,
+        state: ModelState | None,
+        numbers: Mapping[str, Any],
+        drawn: dict[str, Any] | None = None,
     ) -> tuple[Any, ModelState]:
         """Forward and backward on a GPU without waiting; the loss and the state after it.
 
@@ -177,8 +185,9 @@ class BPTT:
         ----------
         batch, state : what is learnt from, and where it begins; None: the zero state.
         numbers : the step's ("step") and the optimiser's `rates`; they may stand on the GPU.
+        drawn : what the head's `draw` gave, on the GPU; None: it draws.
         """
-        nll, after, backprop = self._forward(batch, state, numbers["step"])
+        nll, after, backprop = self._forward(batch, state, numbers["step"], drawn)
         nats = nll.sum(dtype=np.float64)
         backprop()
         return nats, after

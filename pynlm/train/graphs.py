@@ -18,6 +18,7 @@ from pynlm.layers.convert import as_ids
 from pynlm.models import RecurrentLM
 from pynlm.models.recurrent_lm import ModelState
 from pynlm.text import Batch
+from pynlm.train.config import TrainConfig
 
 EAGER = 2
 """Steps of a kind that are queued as they are: kinds that do not come again need no graph."""
@@ -47,9 +48,14 @@ class Steps(Protocol):
     """What `StepGraphs` asks of `BPTT`."""
 
     model: RecurrentLM
+    config: TrainConfig
 
     def queue_gradients(
-        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]
+        self,
+        batch: Batch,
+        state: ModelState | None,
+        numbers: Mapping[str, Any],
+        drawn: dict[str, Any] | None = None,
     ) -> tuple[Any, ModelState]:
         """Forward and backward."""
 
@@ -143,45 +149,48 @@ class _Kind:
 
     def __init__(self, steps: Steps, batch: Batch, numbers: Mapping[str, float]) -> None:
         self._steps, model = steps, steps.model
-        pool = model.pool
-        shape = batch.ids.shape
+        pool, shape = model.pool, batch.ids.shape
         self.rehearsed, self.updated, self._parts = False, False, 0
         self.graph: Graph | None = None
-        self._names = tuple(numbers)
         # Ids where Python may look at them, and where kernels read them.
         self._ids, self._targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        spans = [8 * len(numbers), self._ids.nbytes, self._targets.nbytes]
-        starts = [0]
-        for size in spans:
-            starts.append(starts[-1] + -(-size // _ALIGN) * _ALIGN)
-        self._inputs = pool.zeros((starts[-1],), np.uint8)
-        self._host = np.zeros(starts[-1], np.uint8)
-        there, here = (
+        drawn = self._draw(1)
+        given = [np.zeros(len(numbers)), self._ids, self._targets, *drawn.values()]
+        sizes = [-(-x.nbytes // _ALIGN) * _ALIGN for x in given]
+        # All of it is one transfer.
+        self._host = np.zeros(sum(sizes), np.uint8)
+        self._inputs = pool.zeros(self._host.shape, np.uint8)
+        places, self._parts_of_host = (
             [
-                x[start : start + size].view(dtype)
-                for start, size, dtype in zip(
-                    starts, spans, (np.float64, np.int32, np.int32), strict=False
-                )
+                x[start : start + like.nbytes].view(like.dtype).reshape(like.shape)
+                for start, like in zip(np.cumsum([0, *sizes]).tolist(), given, strict=False)
             ]
             for x in (self._inputs, self._host)
         )
-        self._numbers, self._parts_of_host = there[0], here
-        self._staged = list(zip((self._ids, self._targets), there[1:], strict=True))
+        self._numbers = {name: places[0][i : i + 1] for i, name in enumerate(numbers)}
+        self._staged = [(self._ids, places[1]), (self._targets, places[2])]
+        self._drawn = dict(zip(drawn, places[3:], strict=True))
         self._state = model.initial_state(shape[1])
         self._out = pool.zeros((1 + len(model.parameters),), np.float64)
 
-    def fill(
-        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]
-    ) -> None:
+    def _draw(self, step: int) -> dict[str, Any]:
+        """What the head takes from the host besides its targets."""
+        seed = self._steps.config.seed
+        return self._steps.model.head.draw(self._targets.reshape(-1), seed, step)
+
+    def fill(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]) -> None:
         """What this step reads."""
         func, vocab = "BPTT", self._steps.model.config.vocab_size
         for name, own in (("ids", self._ids), ("targets", self._targets)):
             given = as_ids(getattr(batch, name), func=func, name=name)
             check_ids(given.reshape(-1), vocab, func=func, name=name)
             np.copyto(own, given)
-        host = self._parts_of_host
-        host[0][...] = [numbers[name] for name in self._names]
-        host[1][...], host[2][...] = self._ids.reshape(-1), self._targets.reshape(-1)
+        drawn = self._draw(int(numbers["step"]))
+        values = [numbers[name] for name in self._numbers]
+        for part, value in zip(
+            self._parts_of_host, (values, self._ids, self._targets, *drawn.values()), strict=True
+        ):
+            part[...] = value
         # A copy, because what is brought must not change before it has arrived.
         self._inputs[...] = self._steps.model.pool.bring(self._host.copy())
         if state is self._state:
@@ -196,12 +205,13 @@ class _Kind:
     def work(self) -> None:
         """The step, from and to memory that stays."""
         self.updated = False
-        numbers = {name: self._numbers[i : i + 1] for i, name in enumerate(self._names)}
         batch = Batch(self._ids, self._targets, None, fresh=False)
         with self._steps.model.pool.staged(self._staged):
-            nats, state = self._steps.queue_gradients(batch, self._state, numbers)
+            nats, state = self._steps.queue_gradients(
+                batch, self._state, self._numbers, self._drawn
+            )
         self.updated = not self.rehearsed
-        squares = self._steps.queue_update(numbers)
+        squares = self._steps.queue_update(self._numbers)
         self._parts = squares.size
         self._out[:1] = nats
         self._out[1 : 1 + self._parts] = squares

@@ -46,6 +46,7 @@ FIGURE_KEYS = {
     "train.dtype",
     "train.checkpoint_seconds",
     "train.log_every",
+    "train.graph",
 }
 
 
