@@ -133,6 +133,33 @@ def test_updates_by_a_scale_on_the_device(function: str, D: int, dtype: str) -> 
     assert not np.array_equal(want["w"], flat["w"])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", UPDATES)
+def test_updates_by_rates_on_the_device(function: str, dtype: str) -> None:
+    """What a CUDA graph reads anew each time: the same bits as by value."""
+    rng = np.random.default_rng(4)
+    names = ("w", "g", *UPDATES[function][0])
+    arrays = {name: (rng.normal(size=37) ** 2).astype(dtype) for name in names}
+    rule = dict(UPDATES[function][1])
+    late = {"lr": 0.037, "scale": 1 / 3} | ({"t": rule.pop("t")} if "t" in rule else {})
+    found = []
+    for numbers in (late, {name: np.array([value], np.float64) for name, value in late.items()}):
+        copies = {name: value.copy() for name, value in arrays.items()}
+        getattr(cuda, function)(**copies, **rule, **numbers)
+        found.append(copies)
+    for name in names:
+        assert_same_bits(found[1][name], found[0][name], what=f"{function} {name}")
+
+
+def test_masks_by_a_step_on_the_device() -> None:
+    x, found = np.ones((3, 5, 103), np.float32), []
+    for step in (2**32 - 1, np.array([2.0**32 - 1])):
+        y = np.empty_like(x)
+        cuda.dropout(y=y, x=x, p=0.5, seed=7, step=step, site=philox.OUTPUT, layer=2)
+        found.append(y)
+    assert_same_bits(found[1], found[0], what="y")
+
+
 class _Rows:
     """The updates of tables under the names of those of flat arrays."""
 

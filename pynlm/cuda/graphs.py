@@ -53,10 +53,10 @@ class Recorder(ABC):
 class CupyRecorder(Recorder):
     """By capture of a stream of its own.
 
-    Cooperative launches are kernel nodes like others from CUDA 11 on, and cuBLAS may be captured; it
-    then adds nodes for its working memory where it wants more than its handle has (cuBLAS manual,
-    "CUDA Graphs Support"). CuPy's pool keeps free blocks by stream, so a rehearsal on another
-    stream would leave the capture nothing to take.
+    Cooperative launches become kernel nodes with an attribute for it, which CUDA has since 11, and
+    cuBLAS may be captured; it then adds nodes for working memory where it wants more than its
+    handle has (cuBLAS manual, "CUDA Graphs Support"). CuPy's pool keeps free blocks by stream, so a
+    rehearsal on another stream would leave the capture nothing to take.
     """
 
     def __init__(self, cupy: Any) -> None:

@@ -145,7 +145,7 @@ class RecurrentLM:
 
     @property
     def fixed_launches(self) -> bool:
-        """Whether a training step without lengths can be a CUDA graph, see `Head.fixed_launches`."""
+        """Whether a training step without lengths can be a CUDA graph: see `heads.Head`."""
         # An adaptive input deals ids out to its tables on the host.
         return self.head.fixed_launches and not self.config.adaptive_input
 

@@ -8,17 +8,19 @@ that stays where it is. The bits are those of steps that are queued one kernel a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from pynlm.arrays import check_ids
-from pynlm.cuda.graphs import Graph, Recorder
 from pynlm.layers.convert import as_ids
 from pynlm.models import RecurrentLM
 from pynlm.models.recurrent_lm import ModelState
 from pynlm.text import Batch
 from pynlm.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from pynlm.cuda.graphs import Graph, Recorder
 
 EAGER = 2
 """Steps of a kind that are queued as they are: kinds that do not come again need no graph."""
