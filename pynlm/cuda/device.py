@@ -301,6 +301,14 @@ class CupyDevice(Device):
     def recorder(self) -> Recorder:
         return CupyRecorder(self.xp)
 
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        try:
+            return super()._allocate(shape, dtype, zero=zero)
+        except MemoryError:
+            # Graphs have a pool of their own, and what is free in this one is not free there.
+            self.xp.get_default_memory_pool().free_all_blocks()
+            return super()._allocate(shape, dtype, zero=zero)
+
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
         # What CuPy keeps for the next array is free, too.

@@ -25,18 +25,15 @@ class Graph(Protocol):
 
 
 class Recorder(ABC):
-    """Makes graphs, of which never more than one runs at a time: they share their memory.
-
-    So what of that memory is in use after a graph has run holds its results only until the next one
-    runs.
-    """
+    """Makes graphs, of which never more than one runs at a time: they share their memory."""
 
     @abstractmethod
     def rehearse(self, work: Callable[[], Any]) -> Any:
         """Do the work where graphs do it, in their memory, and return what it returns.
 
         To be done before it is recorded: what is made when first used (kernels, libraries' working
-        memory) cannot be made then, and memory is allocated now.
+        memory) cannot be made then, and memory is allocated now. Results in that memory are lost
+        when a graph runs.
         """
 
     @abstractmethod
@@ -63,8 +60,6 @@ class CupyRecorder(Recorder):
         self._cupy = cupy
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._memory = cupy.cuda.MemoryPool()
-        # What the steps so far have left there is needed a second time from now on.
-        cupy.get_default_memory_pool().free_all_blocks()
 
     @contextlib.contextmanager
     def _elsewhere(self) -> Iterator[None]:

@@ -105,7 +105,7 @@ class DeviceArray:
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(i, DeviceArray) and i.dtype == bool for i in parts):
             _wait("an index whose size must be known")
-        found: DeviceArray = _wrapped(operator.getitem)(self, index)
+        found: DeviceArray = _wrapped(_item)(self, index)
         return found
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -188,6 +188,14 @@ _COPYING = {"concatenate", "stack", "vstack", "hstack"}
 def _wait(what: str) -> None:
     capture.refuse(what)
     DeviceArray.waits += 1
+
+
+def _item(x: Any, index: Any) -> Any:
+    """CuPy's x[index]: one number is a view, too."""
+    found = x[index]
+    if isinstance(found, np.generic):
+        return x[(*(index if isinstance(index, tuple) else (index,)), ...)]
+    return found
 
 
 def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:

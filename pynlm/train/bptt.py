@@ -115,10 +115,8 @@ class BPTT:
         state = None if batch.fresh else self.state
         if model.pool.device is not None:
             numbers = {"step": step, **self.optimiser.rates(lr)}
-            queued = None
-            if self._graphs is not None:
-                queued = self._graphs.step(batch, state, numbers)
-            nats, squares, self.state = queued or self.queue(batch, state, numbers)
+            queue = self.queue if self._graphs is None else self._graphs.step
+            nats, squares, self.state = queue(batch, state, numbers)
             self.optimiser.count()
             return Pending(nats, squares, tokens, step)
         nll, state, backprop = self._forward(batch, state, step)

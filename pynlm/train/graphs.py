@@ -64,6 +64,9 @@ class Steps(Protocol):
     def queue_update(self, numbers: Mapping[str, Any]) -> Any:
         """Clip and update."""
 
+    def queue(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]) -> Queued:
+        """Both."""
+
 
 class StepGraphs:
     """The graphs of a model's steps.
@@ -88,28 +91,28 @@ class StepGraphs:
         self._seen: dict[Any, int] = {}
         self._kinds: dict[Any, _Kind] = {}
 
-    def step(
-        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]
-    ) -> Queued | None:
-        """A step by a graph, or None: queue it as it is.
+    def step(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]) -> Queued:
+        """A step, by a graph if there is one.
 
         Raises
         ------
         IndexError
             An id or target that is none.
         """
-        if self._recorder is None or batch.lengths is not None or not batch.ids.size:
-            return None
+        if self._recorder is None:
+            return self._steps.queue(batch, state, numbers)
         key = self._key(batch)
         kind = self._kinds.get(key)
         if kind is None:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
             seen = self._seen[key] = self._seen.get(key, 0) + 1
-            if seen <= EAGER or len(self._kinds) >= MOST:
-                return None
+            fixed = batch.lengths is None and batch.ids.size > 0
+            if not fixed or seen <= EAGER or len(self._kinds) >= MOST:
+                return self._queue(self._recorder, batch, state, numbers)
             kind = _Kind(self._steps, batch, numbers)
         kind.fill(batch, state, numbers)
+        reason = ""
         try:
             if not kind.rehearsed:
                 self._recorder.rehearse(kind.work)
@@ -120,11 +123,26 @@ class StepGraphs:
         except Exception as error:
             if kind.updated:
                 raise  # what was done cannot be done again
-            self._give_up(error)
-            return None
+            reason = f"{type(error).__name__}: {error}"
+        if reason:  # and nothing holds the failed step's arrays any more
+            del kind
+            self._give_up(reason)
+            return self._steps.queue(batch, state, numbers)
         if kind.graph is not None:
             kind.graph.launch()
         return kind.queued()
+
+    def _queue(
+        self,
+        recorder: Recorder,
+        batch: Batch,
+        state: ModelState | None,
+        numbers: Mapping[str, float],
+    ) -> Queued:
+        """A step that is no graph, in the graphs' memory: what it needs is not needed twice."""
+        done: Queued = recorder.rehearse(lambda: self._steps.queue(batch, state, numbers))
+        after = tuple(tuple(x.copy() for x in layer) for layer in done.state)
+        return Queued(done.nats.copy(), done.squares.copy(), after)
 
     def _key(self, batch: Batch) -> Any:
         model = self._steps.model
@@ -133,10 +151,9 @@ class StepGraphs:
         temperature = getattr(model.head, "temperature", None)
         return batch.ids.shape, groups, temperature, None if device is None else device.math
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, reason: str) -> None:
         self._recorder = None
         self._kinds.clear()
-        reason = f"{type(error).__name__}: {error}"
         self._note(f"training steps go on without CUDA graphs, which could not be made ({reason})")
 
 

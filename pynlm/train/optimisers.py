@@ -170,8 +170,8 @@ class _Flat:
 
     def _rule_for(self, group: Group, rates: Mapping[str, Any], scale: Any) -> dict[str, Any]:
         decay = self.weight_decay if group.decay else 0.0
-        own = {**rates, "lr": rates["lr"] * group.lr}
-        return {**self._rule, **own, "scale": scale, "weight_decay": decay}
+        lr = rates["lr"] if group.lr == 1.0 else rates["lr"] * group.lr
+        return {**self._rule, **rates, "lr": lr, "scale": scale, "weight_decay": decay}
 
 
 class SGD(_Flat):

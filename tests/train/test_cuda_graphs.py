@@ -196,14 +196,11 @@ def test_no_memory_for_a_graph(
 ) -> None:
     notes: list[str] = []
     monkeypatch.setattr(Trainer, "_note", lambda self, note: notes.append(note))
-    take = capture.Arena.take
 
-    def full(self: capture.Arena, shape: Any, dtype: Any) -> Any:
-        if np.prod(shape) > 100:
-            raise MemoryError("out of memory")
-        return take(self, shape, dtype)
+    def full(self: capture.EmulatedRecorder, work: Callable[[], None]) -> Any:
+        raise MemoryError("out of memory")
 
-    monkeypatch.setattr(capture.Arena, "take", full)
+    monkeypatch.setattr(capture.EmulatedRecorder, "record", full)
     assert_same_runs(make, weights_of, tmp_path, {})
     assert not launches and len(notes) == 1 and "out of memory" in notes[0]
 
