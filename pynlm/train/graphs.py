@@ -101,14 +101,15 @@ class StepGraphs:
         """
         if self._recorder is None:
             return self._steps.queue(batch, state, numbers)
+        if batch.lengths is not None or not batch.ids.size:
+            return self._queue(self._recorder, batch, state, numbers)
         key = self._key(batch)
         kind = self._kinds.get(key)
         if kind is None:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
             seen = self._seen[key] = self._seen.get(key, 0) + 1
-            fixed = batch.lengths is None and batch.ids.size > 0
-            if not fixed or seen <= EAGER or len(self._kinds) >= MOST:
+            if seen <= EAGER or len(self._kinds) >= MOST:
                 return self._queue(self._recorder, batch, state, numbers)
             kind = _Kind(self._steps, batch, numbers)
         kind.fill(batch, state, numbers)
@@ -116,7 +117,7 @@ class StepGraphs:
         try:
             if not kind.rehearsed:
                 self._recorder.rehearse(kind.work)
-                kind.rehearsed = True
+                kind.rehearsed, kind.updated = True, False
                 self._kinds[key] = kind
             elif kind.graph is None:
                 kind.graph = self._recorder.record(kind.work)
