@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import cuda
+from pynlm import cuda, kernels
 from pynlm.cuda._sorted import sort_ids
 from pynlm.cuda.clip import clip_scale, sum_squares_on_device
 from pynlm.cuda.embedding import embedding_backward_dense
 from pynlm.reference import philox
 from pynlm.testing import DTYPES, assert_close, assert_same_bits
+from pynlm.testing.device_arrays import Cupy
 from pynlm.testing.emulated import EmulatedDevice, emulation
 from pynlm.testing.tolerances import kernel_tolerance
 
@@ -149,6 +150,26 @@ def test_updates_by_rates_on_the_device(function: str, dtype: str) -> None:
         found.append(copies)
     for name in names:
         assert_same_bits(found[1][name], found[0][name], what=f"{function} {name}")
+
+
+def test_numbers_on_a_gpu_are_checked() -> None:
+    def there(*values: float, dtype: Any = np.float64) -> Any:
+        return Cupy().asarray(np.array(values, dtype))
+
+    x, w = np.ones((1, 1, 4), np.float32), np.ones(4, np.float32)
+    with pytest.raises(TypeError, match="dropout: y must be on the GPU as step is, got NumPy's"):
+        kernels.dropout(y=x, x=x, p=0.5, seed=1, step=there(1), site=1, layer=0)
+    with pytest.raises(
+        TypeError, match=r"sgd_update: lr must be float64 \[1\], got float32 \[1\] o"
+    ):
+        kernels.sgd_update(w=w, g=w, scale=1.0, lr=there(1, dtype=np.float32))
+    with pytest.raises(
+        ValueError, match=r"adam_update: t must be float64 \[1\], got float64 \[2\]"
+    ):
+        kernels.adam_update(
+            w=w, g=w, m=w, v=w, scale=1.0, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8,
+            weight_decay=0.0, decoupled=False, t=there(1, 2),
+        )  # fmt: skip
 
 
 def test_masks_by_a_step_on_the_device() -> None:

@@ -330,7 +330,7 @@ class BaseHead:
 
     def _there(self, ids: IntArray) -> IntArray:
         """Checked targets as the kernels take them, which on a GPU do not look at them."""
-        if self.pool.device is None:
+        if self.pool.device is None or on_device(ids):
             return ids
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         return self.pool.bring(ids)

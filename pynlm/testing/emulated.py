@@ -132,9 +132,18 @@ class StrictDevice(EmulatedDevice):
             raise MemoryError("out of memory")
         return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
 
-    def _start(self, *given: Any) -> None:
-        *launch, arguments = given
-        capture.queue(super()._start, *launch, [unwrap(x) for x in arguments])
+    def _start(
+        self,
+        source: Source,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        shared: int,
+        cooperative: bool,
+        macros: tuple[str, ...],
+        arguments: list[Any],
+    ) -> None:
+        own = [unwrap(x) for x in arguments]
+        capture.queue(super()._start, source, kernel, grid, shared, cooperative, macros, own)
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         capture.queue(super().matmul, *unwrap((out, a, b)), accumulate=accumulate)

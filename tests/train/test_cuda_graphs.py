@@ -36,6 +36,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "residual": {"model.hidden_sizes": [7, 7], "model.residual": True},
     "tied": {"model.tied": True, "model.hidden_sizes": [6], "head.label_smoothing": 0.1},
     "hierarchical": {"head.kind": "hierarchical"},
+    "mixture": {"head.kind": "mixture", "head.experts": 2},
     "sampled": {"head.kind": "sampled", "head.samples": 5},
     "nce": {"head.kind": "nce", "head.samples": 5, "head.log_z": "learned"},
     "negative-sampling": {"head.kind": "negative-sampling", "head.samples": 5},
@@ -210,11 +211,10 @@ def test_no_memory_for_a_graph(
     [
         {"head.kind": "adaptive", "head.cutoffs": [3, 6], "head.div_value": 1.5},
         {"data.batching": "sentences"},
-        {"head.kind": "mixture", "head.experts": 2},
         {"head.kind": "sampled", "head.samples": 5, "head.unique": False},
         {"train.graph": False},
     ],
-    ids=["adaptive", "sentences", "mixture", "not-unique", "off"],
+    ids=["adaptive", "sentences", "not-unique", "off"],
 )
 def test_what_python_decides_anew_is_not_recorded(
     chosen: dict[str, Any], make: Make, fast: StrictDevice, launches: list[int]
