@@ -81,6 +81,7 @@ class SampledHead(Full):
             raise TypeError(
                 f"{func}: remove_hits must be True, False or None, got {describe(remove_hits)}"
             )
+        self.fixed_launches = unique  # else the number of distinct samples differs
         own = unique if self._remove_hits is None else self._remove_hits
         self.remove_hits = own if remove_hits is None else remove_hits
         self.sampler = TokenSampler(
@@ -149,11 +150,6 @@ class SampledHead(Full):
 
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
         """Add the claims of what is subtracted from all logits, whose gradients add up to -`db`."""
-
-    @property
-    def fixed_launches(self) -> bool:
-        """Whether there are as many samples in each step; see `Head`."""
-        return self.sampler.unique
 
     def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
         """The samples of a step, and what is subtracted from logits; see `Head.draw`."""

@@ -102,6 +102,8 @@ class StepGraphs:
         if self._recorder is None:
             return self._steps.queue(batch, state, numbers)
         if batch.lengths is not None or not batch.ids.size:
+            if not self._kinds:
+                return self._steps.queue(batch, state, numbers)
             return self._queue(self._recorder, batch, state, numbers)
         key = self._key(batch)
         kind = self._kinds.get(key)
