@@ -10,7 +10,7 @@ import pytest
 
 from pynlm import cuda, kernels
 from pynlm.cuda._sorted import sort_ids
-from pynlm.cuda.clip import clip_scale, sum_squares_on_device
+from pynlm.cuda.clip import clip_scale, clip_scale_scaled, sum_squares_on_device
 from pynlm.cuda.embedding import embedding_backward_dense
 from pynlm.reference import philox
 from pynlm.testing import DTYPES, assert_close, assert_same_bits
@@ -202,6 +202,38 @@ class _Rows:
 )
 def test_clip_scale(totals: list[float], scale: float) -> None:
     assert clip_scale(np.array(totals), 2.0)[0] == scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", UPDATES)
+def test_no_update_by_a_scale_that_is_none(function: str, dtype: str) -> None:
+    arrays = {name: np.ones((9, 3), dtype) for name in ("w", "g", *UPDATES[function][0])}
+    flat = {name: value.reshape(-1) for name, value in arrays.items()}
+    rows = {**arrays, "rows": np.array([1, 4], np.int32), "drows": arrays.pop("g")[:2]}
+    del rows["g"]
+    for module, given in ((cuda, flat), (_Rows, rows)):
+        got = _updated(function, module, given, scale=np.array([np.nan]))
+        for name, value in given.items():
+            assert_same_bits(got[name], value, what=f"{function} {name}")
+
+
+@pytest.mark.parametrize(
+    ("totals", "limit", "scaling", "scale", "after"),
+    [
+        ([9.0 * 64, 16.0 * 64], 2.0, [8.0, 3.0], 0.4 / 8, [8.0, 4.0]),
+        ([64.0], np.inf, [8.0, 1999.0], 1 / 8, [16.0, 0.0]),
+        ([64.0], 2.0, [2.0**24, 1999.0], 2.0**-24, [2.0**24, 0.0]),
+        ([np.inf], 2.0, [8.0, 7.0], np.nan, [4.0, 0.0]),
+        ([1.0, np.nan], np.inf, [1.0, 7.0], np.nan, [1.0, 0.0]),
+    ],
+)
+def test_clip_scale_scaled(
+    totals: list[float], limit: float, scaling: list[float], scale: float, after: list[float]
+) -> None:
+    given, own = np.array(totals), np.array(scaling)
+    np.testing.assert_array_equal(clip_scale_scaled(given, limit, own), [scale])
+    np.testing.assert_array_equal(own, after)
+    np.testing.assert_array_equal(given, np.array(totals) / scaling[0] ** 2)
 
 
 def test_words_are_the_oracles() -> None:

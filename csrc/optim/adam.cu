@@ -25,7 +25,9 @@ NLM_KERNEL(adam_rates, 32, double* rates, double lr, const double* lr_at, double
 NLM_KERNEL(adam_update, 256, REAL* w, const REAL* g, REAL* m, REAL* v, int64_t n, REAL scale,
            const double* scale_at, const double* rates, REAL decay, REAL beta1,
            REAL one_minus_beta1, REAL beta2, REAL one_minus_beta2, REAL eps) {
-    const AdamStep one{{late(scale, scale_at), REAL(rates[0]), decay, beta1, one_minus_beta1, beta2,
+    const REAL factor = late(scale, scale_at);
+    if (no_update(factor)) return;
+    const AdamStep one{{factor, REAL(rates[0]), decay, beta1, one_minus_beta1, beta2,
                         one_minus_beta2, REAL(rates[1]), REAL(rates[2]), eps}};
     REAL* const arrays[] = {w, m, v};
     update_flat(arrays, g, n, one);
@@ -35,7 +37,9 @@ NLM_KERNEL(adam_update_rows, 256, REAL* w, const int32_t* rows, const REAL* drow
            int count, int V, int D, int absent_too, REAL scale, const double* scale_at,
            const double* rates, REAL decay, REAL beta1, REAL one_minus_beta1, REAL beta2,
            REAL one_minus_beta2, REAL eps) {
-    const AdamStep one{{late(scale, scale_at), REAL(rates[0]), decay, beta1, one_minus_beta1, beta2,
+    const REAL factor = late(scale, scale_at);
+    if (no_update(factor)) return;
+    const AdamStep one{{factor, REAL(rates[0]), decay, beta1, one_minus_beta1, beta2,
                         one_minus_beta2, REAL(rates[1]), REAL(rates[2]), eps}};
     REAL* const arrays[] = {w, m, v};
     update_rows(arrays, rows, drows, count, V, D, absent_too, one);

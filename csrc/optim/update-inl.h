@@ -1,6 +1,9 @@
 // What the CUDA update kernels share (CPU: span-inl.h): walks over flat arrays and over tables
 // with a row-sparse gradient, one pass, 16 bytes at a time where arrays are aligned alike.
 
+// Whether a gradient was not finite and is left out (clip_scale_scaled).
+NLM_FN bool no_update(REAL scale) { return scale != scale; }
+
 // step(x, g) for the kLanes elements that begin at `at` of each array; g null: a gradient of 0.
 template <int kLanes, int kArrays, class Step>
 NLM_FN void update_packet(REAL* const (&arrays)[kArrays], int64_t at, const REAL* g,

@@ -306,6 +306,10 @@ class BaseHead:
         func = func or self.name
         if weights is None:
             return None
+        if is_one_there(weights):
+            every = self.pool.lease((n,), self.dtype)
+            every[...] = weights
+            return every
         if getattr(weights, "ndim", 0):
             given = as_exact_floats(weights, self.dtype, func=func, name=name)
         else:
@@ -372,6 +376,11 @@ class _Scattered(Once):
         dh.fill(0)
         dh[head.pool.bring(kept)] = some
         return dh
+
+
+def is_one_there(weights: Any) -> bool:
+    """Whether these weights are one number that stands on a GPU, as float64 [1]."""
+    return on_device(weights) and weights.shape == (1,) and weights.dtype == np.float64
 
 
 def _per_token(given: Array, n: int, func: str, name: str) -> Array:

@@ -67,7 +67,7 @@ class Variant:
     norm_state: bool = False
     sample: bool = False
     seed: int = 0
-    step: int | Array = 0
+    step: Any = 0
     layer: int = 0
     time0: int = 0
     rows: Array | None = None

@@ -194,7 +194,7 @@ def _item(x: Any, index: Any) -> Any:
     """CuPy's x[index]: one number is a view, too."""
     found = x[index]
     if isinstance(found, np.generic):
-        return x[(*(index if isinstance(index, tuple) else (index,)), ...)]
+        return x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
     return found
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-from warnings import warn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.arrays import to_host
-from pynlm.kernels.queued import clip_scale
+from pynlm.kernels.queued import clip_scale, clip_scale_scaled
 from pynlm.layers.context import Context
 from pynlm.models import RecurrentLM
 from pynlm.models.recurrent_lm import ModelState, RecurrentLMBackprop
@@ -29,6 +28,13 @@ from pynlm.train.position import Position
 Tensors = dict[str, NDArray[Any]]
 
 
+FIRST_SCALE = 2.0**16
+"""What the loss is multiplied by at first where products are of half precision."""
+
+MOST_OVERFLOWS = 40
+"""Steps in a row without a finite gradient, after which no smaller scale will help."""
+
+
 class TrainingDiverged(ArithmeticError):
     """The loss or the gradient is not a number any more; weights were not touched by that step."""
 
@@ -40,7 +46,8 @@ class StepResult(NamedTuple):
     ----------
     nats : summed negative log-likelihood of the batch, before the update.
     tokens : targets that count.
-    grad_norm : of the gradient that was clipped by value, before it is clipped by norm.
+    grad_norm : of the gradient that was clipped by value, before it is clipped by norm. Not finite:
+        with `math` fp16 the loss scale made it overflow, and the step updated nothing.
     """
 
     nats: float
@@ -76,7 +83,6 @@ class BPTT:
     model, optimiser : as made for a recipe; changed in place.
     config : the recipe's `[train]`.
     backend : of the kernels.
-    note : told, once, why steps do not become CUDA graphs where they should (`StepGraphs`).
     """
 
     def __init__(
@@ -86,16 +92,19 @@ class BPTT:
         config: TrainConfig,
         *,
         backend: str | None = None,
-        note: Callable[[str], None] = warn,
     ) -> None:
         self.model, self.optimiser, self.config, self.backend = model, optimiser, config, backend
         self.state: ModelState | None = None
-        self._graphs: StepGraphs | None = None
         device = model.pool.device
+        self._scaling: Any = None
+        self._overflows = 0
+        if device is not None and config.math == "fp16":
+            self._scaling = model.pool.bring(np.array([FIRST_SCALE, 0.0]))
+        self._graphs: StepGraphs | None = None
         if device is not None and config.graph and model.fixed_launches:
             recorder = device.recorder()
             if recorder is not None:
-                self._graphs = StepGraphs(self, recorder, note)
+                self._graphs = StepGraphs(self, recorder)
 
     def step(self, batch: Batch, *, lr: float, step: int) -> StepResult | Pending:
         """Learn from one batch.
@@ -160,7 +169,7 @@ class BPTT:
             state,
             context,
             batch.lengths,
-            weights=1.0 / (rows if config.loss == "sum_time" else batch.tokens),
+            weights=self._scaled(1.0 / (rows if config.loss == "sum_time" else batch.tokens)),
         )
         assert backprop is not None, "a model in training returns its backprop"
         return nll, state, backprop
@@ -197,14 +206,22 @@ class BPTT:
         if config.clip_value is not None:
             # As on the CPU, an infinite gradient must not pass for a finite one.
             infinite = squares
-            clip_gradient_values(parameters, config.clip_value, backend=self.backend)
+            limit = self._scaled(config.clip_value)
+            clip_gradient_values(parameters, limit, backend=self.backend)
             squares = gradient_squares(parameters) + (infinite - infinite)
         scale: Any = 1.0
-        if config.clip_norm is not None:
+        if self._scaling is not None:
+            most = math.inf if config.clip_norm is None else config.clip_norm
+            scale = clip_scale_scaled(totals=squares, limit=most, scaling=self._scaling)
+        elif config.clip_norm is not None:
             scale = clip_scale(totals=squares, limit=config.clip_norm)
         rates = {name: number for name, number in numbers.items() if name != "step"}
         self.optimiser.update(rates, scale)
         return squares
+
+    def _scaled(self, number: float) -> Any:
+        """A number times the loss scale, if there is one, on the GPU."""
+        return number if self._scaling is None else self._scaling[:1] * number
 
     def settle(self, results: Sequence[StepResult | Pending]) -> list[StepResult]:
         """What steps measured; on a GPU fetched in one transfer, which waits for them.
@@ -223,13 +240,20 @@ class BPTT:
             nats = next(numbers)
             norm = math.sqrt(sum(next(numbers) for _ in range(r.squares.size)))
             _check_loss(nats / r.tokens, r.step)
-            _check_norm(norm, r.step)
+            if self._scaling is None:
+                _check_norm(norm, r.step)
+            else:
+                self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+                if self._overflows > MOST_OVERFLOWS:
+                    _check_norm(norm, r.step)
             settled.append(StepResult(nats, r.tokens, norm))
         return settled
 
     def tensors(self) -> Tensors:
         """Optimiser and recurrent state by name, for a checkpoint."""
         found = {f"optimiser.{name}": x for name, x in self.optimiser.state_dict().items()}
+        if self._scaling is not None:
+            found["scaling"] = self._scaling
         for layer, parts in enumerate(self.state or ()):
             found.update({f"state.{layer}.{i}": part for i, part in enumerate(parts)})
         return found
@@ -240,6 +264,8 @@ class BPTT:
         self.optimiser.load_state_dict(
             {n[len(prefix) :]: x for n, x in tensors.items() if n.startswith(prefix)}
         )
+        if self._scaling is not None and "scaling" in tensors:
+            self.model.pool.load(self._scaling, tensors["scaling"])
         if "state.0.0" not in tensors:
             self.state = None
             return

@@ -149,7 +149,8 @@ class TrainConfig(_Section):
     which makes the gradient `bptt` times larger: Zaremba's rate 1.0 means the latter.
     `valid_stripes` > 1 validates faster on parallel stripes while training, a little
     pessimistically; the figures printed at the end always come from one stripe.
-    `math` is what products of float32 numbers are computed in on a GPU, with float32 sums.
+    `math` is what products of float32 numbers are computed in on a GPU, with float32 sums. With
+    "fp16" the loss is scaled, and a step whose gradient overflows updates nothing.
     `graph`: on a GPU steps that are all alike are recorded once, as a CUDA graph, and repeated, to
     the same bits (see `pynlm.train.graphs`); False where that does harm.
     """

@@ -7,8 +7,9 @@ that stays where it is. The bits are those of steps that are queued one kernel a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from warnings import warn
 
 import numpy as np
 
@@ -76,17 +77,16 @@ class StepGraphs:
     the rehearsal, the fourth is recorded and begins the repetition. Steps with lengths never
     become graphs: which rows take part is decided by Python, for each batch anew.
 
-    Where a step cannot be recorded, `note` is told why, once, and all go on as they are.
+    Where a step cannot be recorded, a RuntimeWarning says why, and all go on as they are.
 
     Parameters
     ----------
     steps : whose steps these are.
     recorder : makes graphs.
-    note : is told a reason.
     """
 
-    def __init__(self, steps: Steps, recorder: Recorder, note: Callable[[str], None]) -> None:
-        self._steps, self._note = steps, note
+    def __init__(self, steps: Steps, recorder: Recorder) -> None:
+        self._steps = steps
         self._recorder: Recorder | None = recorder
         self._seen: dict[Any, int] = {}
         self._kinds: dict[Any, _Kind] = {}
@@ -157,7 +157,8 @@ class StepGraphs:
     def _give_up(self, reason: str) -> None:
         self._recorder = None
         self._kinds.clear()
-        self._note(f"training steps go on without CUDA graphs, which could not be made ({reason})")
+        text = f"training steps go on without CUDA graphs, which could not be made ({reason})"
+        warn(text, RuntimeWarning, stacklevel=4)
 
 
 class _Kind:

@@ -87,10 +87,8 @@ def gradient_norm(parameters: Parameters, *, backend: str | None = None) -> floa
     return math.sqrt(total)
 
 
-def clip_gradient_values(
-    parameters: Parameters, limit: float, *, backend: str | None = None
-) -> None:
-    """Limit every gradient element to [-limit, limit] in place."""
+def clip_gradient_values(parameters: Parameters, limit: Any, *, backend: str | None = None) -> None:
+    """Limit every gradient element to [-limit, limit] in place; on a GPU it may stand there."""
     for block in parameters.blocks():
         clip_values(x=parameters.grad[block.start : block.stop], limit=limit, backend=backend)
     for table in parameters.tables():

@@ -190,9 +190,7 @@ class Trainer:
         if snapshot is None:
             self.tokenizer.save(run / "tokenizer.json")
         optimiser = make_optimiser(recipe.optimiser, self.model.parameters, backend=self.backend)
-        self._bptt = BPTT(
-            self.model, optimiser, recipe.train, backend=self.backend, note=self._note
-        )
+        self._bptt = BPTT(self.model, optimiser, recipe.train, backend=self.backend)
         self._schedule = make_schedule(recipe.schedule, recipe.optimiser.lr)
         self.position = Position()
         kept = 0
@@ -257,11 +255,6 @@ class Trainer:
             say(f"resumed in {self.folder} after step {p.step}, epoch {p.epoch + 1}")
         else:
             say(f"run folder {self.folder}")
-
-    def _note(self, note: str) -> None:
-        """Something that a person should know, where the run's events are, too."""
-        self._reporter.say(note)
-        self._log.write("note", step=self.position.step, note=note)
 
     # ---- training
 

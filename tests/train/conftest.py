@@ -108,10 +108,13 @@ def behind_the_wall(name: str) -> Callable[..., Any]:
         return capture.queue(run, values, variant)
 
     def run(values: dict[str, Any], variant: Variant | None) -> Any:
-        for late in ("scale", "lr", "t", "step"):
+        for late in ("scale", "limit", "lr", "t", "step"):
             if isinstance(values.get(late), np.ndarray):  # on the device, not waited for
                 number = values[late].item()
                 values[late] = int(number) if late in ("t", "step") else number
+        scale = values.get("scale", 1.0)
+        if scale != scale:
+            return None  # as those of the GPU: no update
         if variant is not None:
             moved = {part: values.pop(part) for part in ("rows", "step")}
             values["variant"] = replace(variant, **moved)
