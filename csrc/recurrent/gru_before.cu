@@ -37,8 +37,8 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
                       h_in,
                       mask_h,
                       clip_h,
-                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed,
-                       late(draw, draw_at), time0, row_ids},
+                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
+                       draw_at, time0, row_ids},
                       exchange_of(states, B, H),
                       H};
 
@@ -109,7 +109,7 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
                               dy,
                               clip_h,
                               {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
-                               seed, late(draw, draw_at), time0, row_ids},
+                               seed, draw, draw_at, time0, row_ids},
                               B,
                               H};
 

@@ -25,8 +25,8 @@ NLM_KERNEL(gru_general_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* h
                       h_in,
                       mask_h,
                       clip_h,
-                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed,
-                       late(draw, draw_at), time0, row_ids},
+                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
+                       draw_at, time0, row_ids},
                       exchange_of(states, B, H),
                       H};
     const GateNorm<Gru::G> gate_norm = norm_of<Gru::G>(s, ln_gates, norm, rstd, partials);
@@ -57,7 +57,7 @@ NLM_KERNEL(gru_general_backward, 256, REAL* dh0, REAL* gates, REAL* hn, REAL* no
                               dy,
                               clip_h,
                               {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
-                               seed, late(draw, draw_at), time0, row_ids},
+                               seed, draw, draw_at, time0, row_ids},
                               B,
                               H};
     const GateNorm<Gru::G> gate_norm = norm_of<Gru::G>(s, ln_gates, norm, rstd, partials);

@@ -57,11 +57,11 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     }
     product.space = second.space = shared;
     const Zoneout zone_h{zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer),
-                         sample,    seed,        late(draw, draw_at),
-                         time0,     row_ids};
+                         sample,    seed,        draw,
+                         draw_at,   time0,       row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, philox_purpose(kZoneoutC, layer),
-                         sample,    seed,        late(draw, draw_at),
-                         time0,     row_ids};
+                         sample,    seed,        draw,
+                         draw_at,   time0,       row_ids};
     const Peephole peep{peephole, H};
     const State hidden{y, h_last, h_in, mask_h, clip_h, zone_h, exchange, P};
 
@@ -207,11 +207,11 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
     }
     product.space = second.space = shared;
     const Zoneout zone_h{zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer),
-                         sample,    seed,        late(draw, draw_at),
-                         time0,     row_ids};
+                         sample,    seed,        draw,
+                         draw_at,   time0,       row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, philox_purpose(kZoneoutC, layer),
-                         sample,    seed,        late(draw, draw_at),
-                         time0,     row_ids};
+                         sample,    seed,        draw,
+                         draw_at,   time0,       row_ids};
     const Peephole peep{peephole, H};
     const StateGradient hidden{dh0, rec, mask_h, y, dy, clip_h, zone_h, B, P};
 

@@ -22,8 +22,8 @@ NLM_KERNEL(rnn_general_forward, 256, REAL* y, REAL* h_last, REAL* h_in, REAL* no
                       h_in,
                       mask_h,
                       clip_h,
-                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed,
-                       late(draw, draw_at), time0, row_ids},
+                      {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
+                       draw_at, time0, row_ids},
                       exchange_of(states, B, H),
                       H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);
@@ -52,7 +52,7 @@ NLM_KERNEL(rnn_general_backward, 256, REAL* dh0, REAL* dpre, REAL* norm, REAL* r
                               dy,
                               clip_h,
                               {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
-                               seed, late(draw, draw_at), time0, row_ids},
+                               seed, draw, draw_at, time0, row_ids},
                               B,
                               H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);
