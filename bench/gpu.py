@@ -59,7 +59,6 @@ SOFTMAXES = [
 
 RECIPES = ("zaremba-small", "zaremba-medium", "zaremba-large")
 WORDS = 10_000
-GRAPH_AFTER = 4
 
 
 class Contest:
@@ -257,6 +256,7 @@ def training(name: str, precision: str, contest: Contest) -> Row:
     from pynlm.text import Batch
     from pynlm.train.bptt import BPTT
     from pynlm.train.config import load_recipe
+    from pynlm.train.graphs import EAGER
     from pynlm.train.optimisers import make_optimiser
     from pynlm.train.settings import model_config
 
@@ -274,7 +274,7 @@ def training(name: str, precision: str, contest: Contest) -> Row:
             with steps.model.pool.computing_in(math):
                 steps.step(batch, lr=1e-3, step=next(count))
 
-        for _ in range(GRAPH_AFTER):
+        for _ in range(EAGER + 2):
             step()
         calls[kind] = step
     seconds = contest.run(calls)
