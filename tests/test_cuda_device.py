@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 
 from pynlm.cuda.device import CupyDevice
-from pynlm.cuda.graphs import CaptureError
 from pynlm.testing import DTYPES
 
 COMPUTE = {"float32": 68, "tf32": 77, "bf16": 75, "fp16": 74}
@@ -78,38 +75,6 @@ class Function:
 
     def kernel(self, *given: Any, **options: Any) -> None:
         self.started.append((given, options))
-
-
-class Stream:
-    """What CupyRecorder asks of a stream; tells `told`."""
-
-    told: ClassVar[list[str]] = []
-
-    def __init__(self, name: str = "own", non_blocking: bool = True) -> None:
-        self.name, self.capturing = name, False
-
-    def record(self) -> str:
-        return f"event of {self.name}"
-
-    def wait_event(self, event: str) -> None:
-        self.told.append(f"{self.name} waits for {event}")
-
-    def __enter__(self) -> None:
-        self.told.append(f"on {self.name}")
-
-    def __exit__(self, *_: Any) -> None:
-        self.told.append(f"off {self.name}")
-
-    def begin_capture(self) -> None:
-        self.capturing = True
-
-    def end_capture(self) -> Any:
-        assert self.capturing
-        self.capturing = False
-        return SimpleNamespace(launch=lambda: self.told.append("launched"))
-
-    def is_capturing(self) -> bool:
-        return self.capturing
 
 
 class Module:
@@ -218,54 +183,3 @@ def test_arrays_of_another_card_are_refused(device: CupyDevice) -> None:
     x = OnDevice(np.ones(3, np.float32), device=1)
     with pytest.raises(ValueError, match="clip_values: an array of GPU 1, where the current one i"):
         device.launch("optim/clip.cu", "clip_values", 1, x=x, n=3, limit=1.0)
-
-
-@pytest.fixture
-def with_streams(device: CupyDevice) -> CupyDevice:
-    """With what graphs need."""
-
-    @contextlib.contextmanager
-    def using_allocator(malloc: str) -> Iterator[None]:
-        Stream.told.append(f"memory: {malloc}")
-        yield
-        Stream.told.append("memory as before")
-
-    Stream.told.clear()
-    cuda = device.xp.cuda
-    cuda.Stream, cuda.using_allocator = Stream, using_allocator
-    cuda.MemoryPool = lambda: SimpleNamespace(malloc="own")
-    here = Stream("here")
-    cuda.get_current_stream = lambda: here
-    device.xp.array = np.array
-    return device
-
-
-ELSEWHERE = ["memory: own", "on own"], ["off own", "memory as before"]
-
-
-def test_graphs_are_made_on_a_stream_of_their_own(with_streams: CupyDevice) -> None:
-    recorder, told = with_streams.recorder(), Stream.told
-    assert recorder.rehearse(lambda: told.append("work") or 3) == 3  # type: ignore[func-returns-value]
-    begin, end = ELSEWHERE
-    first, last = "own waits for event of here", "here waits for event of own"
-    assert told == [first, *begin, "work", *end, last]
-    told.clear()
-    graph = recorder.record(lambda: told.append("work"))
-    assert told == [*begin, "work", *end]
-    graph.launch()
-    assert told[-1] == "launched"
-
-
-def test_a_capture_that_fails_ends(with_streams: CupyDevice) -> None:
-    """And what cannot be captured is told as such."""
-    recorder = with_streams.recorder()
-
-    def work() -> None:
-        with_streams.xp.cuda.get_current_stream().capturing = True
-        with_streams.bring(np.ones(3))
-
-    with pytest.raises(CaptureError, match="an array of the host cannot be brought while a graph"):
-        recorder.record(work)
-    with_streams.xp.cuda.get_current_stream().capturing = False
-    assert with_streams.bring(np.ones(3)).size == 3
-    recorder.record(lambda: None)  # begins anew
