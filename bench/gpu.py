@@ -2,12 +2,14 @@
 
 `python -m bench.gpu [--seconds S] [--out DIR]`. A forward and a backward pass of one layer on
 arrays that are on the card, at each precision; torch's results in double precision are what both
-are checked against first. The limits are measured in the same run: a large product through cuBLAS
+are checked against first. Training steps of whole models are timed with their kernels queued one by
+one and as a CUDA graph. The limits are measured in the same run: a large product through cuBLAS
 at each precision, a large copy. Writes DIR/gpu.json and DIR/gpu.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -59,6 +61,9 @@ SOFTMAXES = [
     Softmax(1024, 256, 81_000),
     Softmax(1024, 512, 267_000),
 ]
+
+RECIPES = ("zaremba-small", "zaremba-medium", "zaremba-large")
+WORDS = 10_000
 
 
 class Contest:
@@ -304,6 +309,39 @@ def side_by_side(kind: str, shape: Shape, precision: str, contest: Contest, cupy
     return {**row, "seconds": contest.run(calls)}
 
 
+def training(name: str, precision: str, contest: Contest) -> Row:
+    """Seconds of a recipe's step, its kernels queued one by one and as a CUDA graph."""
+    import numpy as np
+
+    from pynlm.models import RecurrentLM
+    from pynlm.text import Batch
+    from pynlm.train.bptt import BPTT
+    from pynlm.train.config import load_recipe
+    from pynlm.train.graphs import EAGER
+    from pynlm.train.optimisers import make_optimiser
+    from pynlm.train.settings import model_config
+
+    recipe = load_recipe(name)
+    shape = recipe.train.bptt, recipe.train.batch_size
+    ids, targets = np.random.default_rng(1).integers(WORDS, size=(2, *shape)).astype(np.int32)
+    batch, calls, count = Batch(ids, targets, None, fresh=False), {}, itertools.count(1)
+    for kind in ("queued", "graph"):
+        model = RecurrentLM(model_config(recipe, WORDS), device="cuda")
+        model.initialise(1)
+        config = recipe.train.model_copy(update={"graph": kind == "graph"})
+        steps = BPTT(model, make_optimiser(recipe.optimiser, model.parameters), config)
+
+        def step(steps: BPTT = steps, math: str = precision) -> None:
+            with steps.model.pool.computing_in(math):
+                steps.step(batch, lr=1e-3, step=next(count))
+
+        for _ in range(EAGER + 2):
+            step()
+        calls[kind] = step
+    seconds = contest.run(calls)
+    return {"case": name, "precision": precision, "seconds": seconds, "tokens": ids.size}
+
+
 def tolerance(kernel: str, precision: str) -> Tolerance:
     """Of a kernel's results at a precision. Narrow operands count once a step, not once a sum."""
     if precision == "float32":
@@ -322,6 +360,7 @@ def render(
     cells: list[Row],
     heads: list[Row],
     pairs: list[Row],
+    steps: list[Row],
 ) -> str:
     """The page."""
     rates = ", ".join(f"{most[p] / 1e12:.0f} TFLOP/s in {p}" for p in PRECISIONS)
@@ -385,6 +424,19 @@ def render(
     head = ["LSTMs", "T,B,I,H", "precision", "one after another"]
     head += ["in {} lanes, {} chunks".format(*FORCED), "as counted", "which are", "over the first"]
     parts += ["## Side by side", page.table(head, table)]
+    table = [
+        [
+            row["case"],
+            row["precision"],
+            f"{1e3 * row['seconds']['queued']:.2f} ms",
+            f"{1e3 * row['seconds']['graph']:.2f} ms",
+            page.times(row["seconds"]["queued"] / row["seconds"]["graph"]),
+            f"{row['tokens'] / row['seconds']['graph']:,.0f}",
+        ]
+        for row in steps
+    ]
+    head = ["recipe", "precision", "queued", "as a graph", "faster", "tokens/s"]
+    parts += [f"## Training steps, {WORDS:,} words", page.table(head, table)]
     return page.small("On a GPU", facts, parts, "gpu")
 
 
@@ -420,10 +472,17 @@ def main(arguments: list[str] | None = None) -> None:
         for shape in LANES
         for precision in PRECISIONS
     ]
+    steps = [training(name, precision, contest) for name in RECIPES for precision in PRECISIONS]
     report.write(
         given.out,
-        {"limits": most, "recurrent": cells, "softmax": heads, "lanes": pairs},
-        lambda facts, _: render(facts, most, cells, heads, pairs),
+        {
+            "limits": most,
+            "recurrent": cells,
+            "softmax": heads,
+            "lanes": pairs,
+            "training": steps,
+        },
+        lambda facts, _: render(facts, most, cells, heads, pairs, steps),
     )
 
 

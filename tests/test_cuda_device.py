@@ -208,6 +208,20 @@ def test_kernels_are_started(device: CupyDevice) -> None:
     ]  # fmt: skip
 
 
+def test_numbers_on_the_device(device: CupyDevice) -> None:
+    """Of x and x_at the kernel gets one."""
+    at = OnDevice(np.ones(1))
+    x = OnDevice(np.ones(3, np.float32))
+    for lr in (0.5, at):
+        device.launch(
+            "optim/sgd.cu", "sgd_update", 1, w=x, g=x, momentum_buffer=None, n=3, scale=at, lr=lr,
+            momentum=0.0, weight_decay=0.0, nesterov=False,
+        )  # fmt: skip
+    function = Module.made[0].functions["sgd_update"]
+    by_value, late = (started[0][2][4:8] for started in function.started)
+    assert by_value == (0, at, 0.5, 0) and late == (0, at, 0, at)
+
+
 def test_arrays_of_another_card_are_refused(device: CupyDevice) -> None:
     x = OnDevice(np.ones(3, np.float32), device=1)
     with pytest.raises(ValueError, match="clip_values: an array of GPU 1, where the current one i"):

@@ -13,9 +13,10 @@ NLM_KERNEL(gru_general_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* h
            REAL* norm, REAL* rstd, const REAL* h0, const REAL* w_hh, const REAL* b,
            const REAL* b_hn, const REAL* ln_gates, const REAL* mask_h, const int32_t* lengths,
            int64_t T, int64_t B, int64_t H, REAL zoneout_h, uint32_t threshold_h, REAL clip_h,
-           int sample, uint32_t seed, uint32_t draw, uint32_t layer, uint32_t time0,
-           const int32_t* row_ids, REAL* states, REAL* far, REAL* partials, uint32_t* counters,
-           int rows, int units, int pass_rows, int splits, int chunk, int kept) {
+           int sample, uint32_t seed, uint32_t draw, const double* draw_at, uint32_t layer,
+           uint32_t time0, const int32_t* row_ids, REAL* states, REAL* far, REAL* partials,
+           uint32_t* counters, int rows, int units, int pass_rows, int splits, int chunk,
+           int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
     const Gru cell{gates, hn, B, H};
@@ -25,7 +26,7 @@ NLM_KERNEL(gru_general_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* h
                       mask_h,
                       clip_h,
                       {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
-                       time0, row_ids},
+                       draw_at, time0, row_ids},
                       exchange_of(states, B, H),
                       H};
     const GateNorm<Gru::G> gate_norm = norm_of<Gru::G>(s, ln_gates, norm, rstd, partials);
@@ -42,9 +43,10 @@ NLM_KERNEL(gru_general_backward, 256, REAL* dh0, REAL* gates, REAL* hn, REAL* no
            const REAL* y, const REAL* h0, const REAL* w_hh, const REAL* ln_gates,
            const REAL* mask_h, const REAL* dy, const int32_t* lengths, REAL* rec, REAL* dln_gates,
            int64_t T, int64_t B, int64_t H, REAL zoneout_h, uint32_t threshold_h, REAL clip_h,
-           int sample, uint32_t seed, uint32_t draw, uint32_t layer, uint32_t time0,
-           const int32_t* row_ids, REAL* states, REAL* far, REAL* partials, uint32_t* counters,
-           int rows, int units, int pass_rows, int splits, int chunk, int kept) {
+           int sample, uint32_t seed, uint32_t draw, const double* draw_at, uint32_t layer,
+           uint32_t time0, const int32_t* row_ids, REAL* states, REAL* far, REAL* partials,
+           uint32_t* counters, int rows, int units, int pass_rows, int splits, int chunk,
+           int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
     const Gru cell{gates, hn, B, H};
@@ -55,7 +57,7 @@ NLM_KERNEL(gru_general_backward, 256, REAL* dh0, REAL* gates, REAL* hn, REAL* no
                               dy,
                               clip_h,
                               {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
-                               seed, draw, time0, row_ids},
+                               seed, draw, draw_at, time0, row_ids},
                               B,
                               H};
     const GateNorm<Gru::G> gate_norm = norm_of<Gru::G>(s, ln_gates, norm, rstd, partials);

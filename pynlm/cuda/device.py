@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from .graphs import CaptureError, CupyRecorder, Recorder
 from .lanes import CupyStreams, Forks
 from .source import Kernel, Source, read
 
 Array = Any
 """A CuPy array; in tests without a GPU a NumPy array."""
+Late = float | Array
+"""A number, or where it stands on the device as float64 [1]: such a number a CUDA graph reads anew
+each time it runs."""
 
 _TYPES = {
     "float": np.float32,
@@ -75,6 +79,10 @@ class Device(Forks):
         """A copy of a NumPy array, not to be changed until the next wait; does not wait itself."""
         return self.xp.array(x)
 
+    def recorder(self) -> Recorder | None:
+        """What makes CUDA graphs here; None where nothing does."""
+        return None
+
     @abstractmethod
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and bytes in all."""
@@ -131,7 +139,8 @@ class Device(Forks):
         defines
             Further macros, "NAME=value".
         **given
-            The kernel's parameters by name: arrays (or None) for pointers, numbers.
+            The kernel's parameters by name: arrays (or None) for pointers, numbers; in the place
+            of a number x for which there is an x_at also float64 [1] on the device.
 
         Raises
         ------
@@ -144,6 +153,11 @@ class Device(Forks):
         found = read(source)
         entry = found.kernels[kernel]
         real = np.dtype(real)
+        for late in entry.late:
+            there = getattr(given.get(late), "shape", ())
+            given[f"{late}_at"] = given[late] if there else None
+            if there:
+                given[late] = 0
         arguments = [
             self._argument(entry, p.name, p.type, p.pointer, real, given) for p in entry.parameters
         ]
@@ -273,6 +287,23 @@ class CupyDevice(CupyStreams, Device):
                 backend="nvrtc",
             )
         return self._modules[key]
+
+    def bring(self, x: np.ndarray) -> Array:
+        # A copy in a graph would read again what by then stands at that place of the host.
+        if self.xp.cuda.get_current_stream().is_capturing():
+            raise CaptureError("an array of the host cannot be brought while a graph is made")
+        return super().bring(x)
+
+    def recorder(self) -> Recorder:
+        return CupyRecorder(self.xp)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        try:
+            return super()._allocate(shape, dtype, zero=zero)
+        except MemoryError:
+            # Graphs have a pool of their own, and what is free in this one is not free there.
+            self.xp.get_default_memory_pool().free_all_blocks()
+            return super()._allocate(shape, dtype, zero=zero)
 
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()

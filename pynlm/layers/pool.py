@@ -103,6 +103,7 @@ class Pool:
         self.xp: Any = np if device is None else device.xp
         self._buffers: list[_Buffer] = []  # by rising size
         self._lock = threading.Lock()
+        self._staged: tuple[tuple[Array, Array], ...] = ()
         self.allocations = 0
         """How many buffers were ever made; constant in a steady state."""
 
@@ -216,8 +217,25 @@ class Pool:
         """A NumPy array to where the pool's are: itself, or a copy on the GPU, without waiting."""
         if self.device is None:
             return x
+        if self._staged:
+            for own, place in self._staged:
+                if own.dtype == x.dtype and own.ctypes.data == x.ctypes.data and own.size == x.size:
+                    staged: Array = place.reshape(x.shape)
+                    return staged
         there: Array = self.device.bring(x)
         return there
+
+    @contextmanager
+    def staged(self, pairs: Sequence[tuple[Array, Array]]) -> Iterator[None]:
+        """Within the block `bring` of these NumPy arrays gives the GPU's arrays beside them.
+
+        That of a view of the whole, too.
+        """
+        self._staged = tuple(pairs)
+        try:
+            yield
+        finally:
+            self._staged = ()
 
     def load(self, out: Array, x: Array) -> None:
         """Copy a NumPy array into one of the pool's device."""

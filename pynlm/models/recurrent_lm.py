@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pynlm.arrays import describe, to_host
 from pynlm.heads.adaptive import Adaptive
-from pynlm.heads.base import Head, HeadBackprop
+from pynlm.heads.base import Head, HeadBackprop, is_one_there
 from pynlm.heads.trees import Tree
 from pynlm.layers.adaptive_embedding import AdaptiveEmbedding, AdaptiveEmbeddingBackprop
 from pynlm.layers.backprop import Once
@@ -150,6 +150,12 @@ class RecurrentLM:
     def _dropout(self, p: float, site: int, layer: int) -> Dropout:
         return Dropout(p, site=site, layer=layer, locked=self.config.locked, pool=self.pool)
 
+    @property
+    def fixed_launches(self) -> bool:
+        """Whether a training step without lengths can be a CUDA graph: see `heads.Head`."""
+        # An adaptive input deals ids out to its tables on the host.
+        return self.head.fixed_launches and not self.config.adaptive_input
+
     def initialise(self, seed: int) -> None:
         """Draw the weights that `config` asks for; the same for the same seed.
 
@@ -191,8 +197,8 @@ class RecurrentLM:
         lengths
             Integers [B] in [0, T], in any order; None means T for every row.
         weights
-            Of the losses in the gradient: [T, B], or one number for all; None means 1. One number
-            here is cheaper than the same number given to backprop.
+            Of the losses in the gradient: [T, B], or one number for all (on a GPU also float64 [1]
+            there); None means 1. One number here is cheaper than the same number given to backprop.
 
         Returns
         -------
@@ -217,30 +223,33 @@ class RecurrentLM:
             raise ValueError(
                 f"{func}: targets must be [T, B] = {list(shape)}, got {list(goals.shape)}"
             )
-        factors: Array | None = None
-        if weights is not None:
+        factors: Any = None
+        if is_one_there(weights):
+            factors = weights
+        elif weights is not None:
             factors = np.asarray(to_host(weights), self.dtype)
             if factors.shape not in ((), shape):
                 raise ValueError(
                     f"{func}: weights must be [T, B] = {list(shape)} or a number, "
                     f"got {list(factors.shape)}"
                 )
+        each = factors is not None and factors.ndim == 2
         lengths, order = row_order(lengths, time, batch, func=func)
         if order is not None:
             goals = order.sort(goals, self.pool)
-            if factors is not None and factors.ndim:
+            if each:
                 factors = order.sort(factors, self.pool)
         hidden, last, trail = self._hidden(ids, state, ctx, lengths, order)
         flat = hidden.reshape(time * batch, hidden.shape[2])
         del hidden
         goals = goals.reshape(-1)
-        if factors is not None and factors.ndim:
+        if each:
             factors = factors.reshape(-1)
         scored = _scored(lengths, time, batch)
         if scored is not None:
             # The head is most of the work: it sees the tokens only, not the padding.
             flat, goals = take(flat, scored, self.pool), take(goals, scored, self.pool)
-            if factors is not None and factors.ndim:
+            if each:
                 factors = take(factors, scored, self.pool)
         nll, head = self.head(flat, goals, ctx, factors)
         if scored is not None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pynlm.arrays import describe, device_types
+from pynlm.testing import capture
 from pynlm.testing.races import timeline
 
 
@@ -35,19 +37,20 @@ class DeviceArray:
     TypeError: implicit conversion of a GPU's array to NumPy's
     """
 
-    __slots__ = ("__weakref__", "_array")
+    __slots__ = ("__weakref__", "_array", "_lease")
 
     waits = 0
 
     def __init__(self, array: Any) -> None:
         self._array = np.asarray(array)
         timeline.made(self._array)
+        self._lease = capture.lease_of(self._array)
 
     # ---- what waits
 
     def get(self) -> Any:
         """A NumPy copy."""
-        DeviceArray.waits += 1
+        _wait("a wait for the device")
         timeline.operation("get", reads=[self._array])
         return self._array.copy()
 
@@ -75,6 +78,7 @@ class DeviceArray:
         """Overwrite by a NumPy array of the same shape and dtype."""
         assert type(array) is np.ndarray and array.flags.c_contiguous
         assert array.shape == self.shape and array.dtype == self.dtype, describe(array)
+        capture.refuse("a copy from the host")
         timeline.operation("set", writes=[self._array])
         self._array[...] = array
 
@@ -93,7 +97,7 @@ class DeviceArray:
             return getattr(self._array, name)
         if name not in _METHODS:
             raise AttributeError(f"a GPU's array has no {name}")
-        return _wrapped(getattr(self._array, name), name, self._array)
+        return partial(_wrapped(partial(_call_method, name), fills=name == "fill"), self)
 
     def __len__(self) -> int:
         return len(self._array)
@@ -104,22 +108,17 @@ class DeviceArray:
     def __getitem__(self, index: Any) -> DeviceArray:
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(i, DeviceArray) and i.dtype == bool for i in parts):
-            DeviceArray.waits += 1  # how large is the result?
-        found = DeviceArray(self._array[unwrap(index)])
-        if _gathers(parts):
-            _note("getitem", [self, *parts], [found])
+            _wait("an index whose size must be known")
+        found: DeviceArray = _wrapped(_item)(self, index)
         return found
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        parts = index if isinstance(index, tuple) else (index,)
-        target = self if _gathers(parts) else self[index]
-        _note("setitem", [value, *parts], [target])
-        self._array[unwrap(index)] = unwrap(value)
+        _wrapped(operator.setitem, fills=True)(self, index, value)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method != "__call__":
             return NotImplemented
-        return _wrapped(ufunc, ufunc.__name__)(*inputs, **kwargs)
+        return _wrapped(ufunc)(*inputs, **kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         raise TypeError(f"np.{function.__name__}: a GPU's array; call its own module")
@@ -147,13 +146,18 @@ class Cupy:
 
     def array(self, x: Any, dtype: Any = None) -> DeviceArray:
         """A copy on the device."""
-        copy = DeviceArray(np.array(x._array if isinstance(x, DeviceArray) else x, dtype))
-        _note("array", [x], [copy])
+        if not isinstance(x, DeviceArray):
+            capture.refuse("a copy from the host")
+        own = x._array if isinstance(x, DeviceArray) else x
+        copy = DeviceArray(capture.compute(np.array, own, dtype))
+        timeline.operation("array", _arrays([own]) if own is not x else [], [copy._array])
         return copy
 
     def empty(self, shape: Any, dtype: Any = float) -> DeviceArray:
         """Memory filled with NaN or -1."""
         dtype = np.dtype(dtype)
+        if capture.arena is not None:
+            return DeviceArray(capture.arena.take(shape, dtype))
         return DeviceArray(np.full(shape, np.nan if dtype.kind == "f" else -1).astype(dtype))
 
     def empty_like(self, x: DeviceArray) -> DeviceArray:
@@ -164,28 +168,16 @@ class Cupy:
         found = getattr(np, name)
         if isinstance(found, type) or not callable(found):
             return found
-        function = _wrapped(found, name)
+        function = _wrapped(found, fills=name == "copyto")
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if name in _WAITING:
-                DeviceArray.waits += 1
+                _wait(name)
+            if name in _COPYING:
+                capture.refuse(name)
             return function(*args, **kwargs)
 
         return call
-
-
-def _gathers(index: tuple[Any, ...]) -> bool:
-    """Whether what an index finds is a copy."""
-    return any(isinstance(i, (DeviceArray, list, np.ndarray)) for i in index)
-
-
-def _note(what: str, reads: Any, writes: Any) -> None:
-    """Tell the timeline of an operation."""
-    timeline.operation(
-        what,
-        [x._array for x in reads if isinstance(x, DeviceArray)],
-        [x._array for x in writes if isinstance(x, DeviceArray)],
-    )
 
 
 _FACTS = {"shape", "dtype", "ndim", "size", "nbytes", "itemsize", "strides"}
@@ -193,10 +185,27 @@ _METHODS = {
     *("reshape", "ravel", "astype", "copy", "fill", "sum", "max", "min", "any", "all", "view"),
     *("argmax", "argmin", "argsort", "take", "transpose", "mean", "cumsum", "dot"),
 }
-# Their first argument is what they write.
-_FILLING = {"copyto", "put", "place", "putmask", "fill_diagonal"}
 # How large their results are is known only when they are.
 _WAITING = {"unique", "nonzero", "flatnonzero", "argwhere", "array_equal"}
+# CuPy copies the arrays' addresses from the host.
+_COPYING = {"concatenate", "stack", "vstack", "hstack"}
+
+
+def _wait(what: str) -> None:
+    capture.refuse(what)
+    DeviceArray.waits += 1
+
+
+def _item(x: Any, index: Any) -> Any:
+    """CuPy's x[index]: one number is a view, too."""
+    found = x[index]
+    if isinstance(found, np.generic):
+        return x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+    return found
+
+
+def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(x, name)(*args, **kwargs)
 
 
 def unwrap(x: Any) -> Any:
@@ -217,32 +226,45 @@ def wrap(x: Any) -> Any:
     return tuple(map(wrap, x)) if isinstance(x, tuple) else x
 
 
-def _wrapped(function: Callable[..., Any], name: str, owner: Any = None) -> Callable[..., Any]:
-    """The function on arrays of the device; `owner`: the array whose method it is."""
+def _wrapped(function: Callable[..., Any], *, fills: bool = False) -> Callable[..., Any]:
+    """The function of arrays of the device; `fills`: it writes to the first of them."""
+    name = getattr(function, "__name__", None) or getattr(function, "args", ("",))[0]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         given = {key: unwrap(value) for key, value in kwargs.items()}
-        values = unwrap(args)
-        read = [x for x in (owner, *_arrays([*values, *given.values()])) if x is not None]
-        out = given.get("out", values[0] if name in _FILLING and values else None)
-        if name == "fill":
-            out = owner
+        own = unwrap(args)
+        reads, out = _arrays([*own, *given.values()]), given.get("out")
+        if fills:
+            reads, out = _arrays([*own[1:], *given.values()]), own[0]
+            if function is operator.setitem and not _gathers(own[1]):
+                out = _item(own[0], own[1])
         if out is not None:
-            timeline.operation(name, read, _arrays([out]))
-            return wrap(function(*values, **given))
-        found = wrap(function(*values, **given))
+            timeline.operation(str(name), reads, _arrays([out]))
+            capture.queue(function, *own, **given)
+            out = kwargs.get("out")
+            return out[0] if isinstance(out, tuple) else out
+        found = wrap(capture.compute(function, *own, **given))
         made = found if isinstance(found, tuple) else (found,)
         copies = [
             x._array
             for x in made
             if isinstance(x, DeviceArray)
-            and not any(np.may_share_memory(x._array, y) for y in read)
+            and not any(np.may_share_memory(x._array, y) for y in reads)
         ]
         if copies:  # what is left are views
-            timeline.operation(name, read, copies)
+            timeline.operation(str(name), reads, copies)
         return found
 
     return call
+
+
+def _gathers(index: Any) -> bool:
+    """Whether what an index finds is a copy."""
+    return any(isinstance(i, (list, np.ndarray)) for i in _parts(index))
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
 
 
 def _arrays(values: Any) -> list[Any]:
@@ -256,29 +278,27 @@ def _arrays(values: Any) -> list[Any]:
     return found
 
 
+def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: DeviceArray) -> DeviceArray:
+        found: DeviceArray = _wrapped(function)(self)
+        return found
+
+    return call
+
+
 def _operators() -> None:
     def infix(function: Callable[..., Any], *, swapped: bool) -> Callable[..., Any]:
         def call(self: DeviceArray, other: Any) -> DeviceArray:
             pair = (other, self) if swapped else (self, other)
-            found = DeviceArray(function(*map(unwrap, pair)))
-            _note(function.__name__, pair, [found])
+            found: DeviceArray = _wrapped(function)(*pair)
             return found
 
         return call
 
     def inplace(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: DeviceArray, other: Any) -> DeviceArray:
-            _note(function.__name__, [self, other], [self])
-            function(self._array, unwrap(other))
+            _wrapped(function, fills=True)(self, other)
             return self
-
-        return call
-
-    def prefix(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: DeviceArray) -> DeviceArray:
-            found = DeviceArray(function(self._array))
-            _note(function.__name__, [self], [found])
-            return found
 
         return call
 
@@ -292,7 +312,7 @@ def _operators() -> None:
         setattr(DeviceArray, f"__{name}__", infix(function, swapped=False))
     for name in ("neg", "abs", "invert"):
         function = getattr(operator, f"__{name}__")
-        setattr(DeviceArray, f"__{name}__", prefix(function))
+        setattr(DeviceArray, f"__{name}__", _unary(function))
 
 
 _operators()

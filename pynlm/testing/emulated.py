@@ -24,6 +24,7 @@ from pynlm.cuda import device as devices
 from pynlm.cuda.device import Array, Device, columns_first
 from pynlm.cuda.lanes import Lanes
 from pynlm.cuda.source import Kernel, Source, root
+from pynlm.testing import capture
 from pynlm.testing.device_arrays import Cupy, DeviceArray, unwrap
 from pynlm.testing.races import timeline
 
@@ -147,6 +148,9 @@ class StrictDevice(EmulatedDevice):
             raise MemoryError("out of memory")
         return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
 
+    def recorder(self) -> capture.EmulatedRecorder:
+        return capture.EmulatedRecorder()
+
     def memory(self) -> tuple[int, int]:
         return self.memory_limit, 2 * self.memory_limit
 
@@ -170,15 +174,13 @@ class StrictDevice(EmulatedDevice):
             reads=[array for _, array in given],
             writes=[array for const, array in given if not const],
         )
-        super()._start(source, kernel, grid, shared, cooperative, macros, arguments)
+        own = [unwrap(x) for x in arguments]
+        capture.queue(super()._start, source, kernel, grid, shared, cooperative, macros, own)
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
-        for x in (out, a, b):  # as cuBLAS would
-            columns_first(x)
-        left, right, into = unwrap(a), unwrap(b), unwrap(out)
-        timeline.operation("matmul", reads=[left, right], writes=[into])
-        product = left @ right
-        into[...] = into + product if accumulate else product
+        own = unwrap((out, a, b))
+        timeline.operation("matmul", reads=own[1:], writes=own[:1])
+        capture.queue(super().matmul, *own, accumulate=accumulate)
 
     @contextlib.contextmanager
     def fork(self, count: int) -> Iterator[Lanes]:

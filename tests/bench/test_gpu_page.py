@@ -35,10 +35,16 @@ def test_page() -> None:
         for kind in gpu.KINDS
         for shape in gpu.LANES
     ]
-    text = gpu.render(facts, LIMITS, cells, heads, pairs)
+    steps = [
+        {"case": name, "precision": precision, "seconds": {"queued": 0.003, "graph": 0.002},
+         "tokens": 700}
+        for name in gpu.RECIPES for precision in gpu.PRECISIONS
+    ]  # fmt: skip
+    text = gpu.render(facts, LIMITS, cells, heads, pairs, steps)
+    assert "| 3.00 ms | 4.00 ms | 2.00 ms | 2 lanes, 4 chunks | 1.50× |" in text
     assert "| GPU | Some GPU |" in text
     assert "Geometric mean 1.50×, least 1.50×" in text
-    assert "| 3.00 ms | 4.00 ms | 2.00 ms | 2 lanes, 4 chunks | 1.50× |" in text
+    assert "| zaremba-large | tf32 | 3.00 ms | 2.00 ms | 1.50× | 350,000 |" in text
     assert "| 700,650,10000 | bf16 | 2.00 ms | 1 % | 1.50× |" in text
 
 
