@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pynlm.cuda import waves
 from pynlm.testing import capture
 from pynlm.testing.emulated import StrictDevice, has_card
+from pynlm.testing.races import timeline
 from pynlm.train import Trainer, bptt, graphs
 from pynlm.train.position import Progress
 
@@ -118,6 +120,25 @@ def test_the_same_bits_in_the_emulation(
     """With the GPU's own kernels."""
     assert_same_runs(make, weights_of, tmp_path, {**KINDS[name], **SHORT}, **few_lines)
     assert launches
+
+
+@pytest.mark.parametrize("name", ["adam", "variants"])
+def test_the_same_bits_in_lanes(
+    name: str,
+    make: Make,
+    device: StrictDevice,
+    launches: list[int],
+    few_lines: Any,
+    weights_of: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Layers that run a chunk of time behind each other are part of a graph; nothing races."""
+    monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 2))
+    timeline.used.clear()
+    chosen = {**SHORT, **KINDS[name], "model.hidden_sizes": [6, 6]}
+    assert_same_runs(make, weights_of, tmp_path, chosen, **few_lines)
+    assert launches and "lane 1" in timeline.used
 
 
 @pytest.mark.gpu
