@@ -26,9 +26,9 @@ NLM_KERNEL(gru_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* hn, const
 NLM_KERNEL(gru_backward, 256, REAL* dh0, REAL* gates, REAL* hn, const REAL* y, const REAL* h0,
            const REAL* w_hh, const REAL* dy, const int32_t* lengths, int64_t T, int64_t B,
            int64_t H, REAL* states, REAL* far, uint32_t* counters, int units, int rows,
-           int pass_rows, int splits, int chunk, int kept) {
-    const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
-                     counters, units, rows, pass_rows, splits, chunk,  kept};
+           int pass_rows, int splits, int chunk, int kept, int parts, REAL* partial) {
+    const Sequence s{T,     B,    H,         lengths, w_hh,  states, far,   counters,
+                     units, rows, pass_rows, splits,  chunk, kept,   parts, partial};
     const Gru cell{gates, hn, B, H};
     backward_loop<Gru::G, true>(
         s, dh0, dy,

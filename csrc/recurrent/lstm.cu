@@ -38,9 +38,9 @@ NLM_KERNEL(lstm_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL* gates, 
 NLM_KERNEL(lstm_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const REAL* c, const REAL* c0,
            const REAL* w_hh, const REAL* dy, const int32_t* lengths, int64_t T, int64_t B,
            int64_t H, REAL* states, REAL* far, uint32_t* counters, int units, int rows,
-           int pass_rows, int splits, int chunk, int kept) {
-    const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
-                     counters, units, rows, pass_rows, splits, chunk,  kept};
+           int pass_rows, int splits, int chunk, int kept, int parts, REAL* partial) {
+    const Sequence s{T,     B,    H,         lengths, w_hh,  states, far,   counters,
+                     units, rows, pass_rows, splits,  chunk, kept,   parts, partial};
     backward_loop<G, false>(
         s, dh0, dy,
         [&](int64_t t, int64_t r, int64_t u, REAL dh, REAL* a) {

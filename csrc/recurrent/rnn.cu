@@ -23,9 +23,9 @@ NLM_KERNEL(rnn_forward, 256, REAL* y, REAL* h_last, const REAL* h0, const REAL* 
 NLM_KERNEL(rnn_backward, 256, REAL* dh0, REAL* dpre, const REAL* y, const REAL* w_hh,
            const REAL* dy, const int32_t* lengths, int64_t T, int64_t B, int64_t H, int relu,
            REAL* states, REAL* far, uint32_t* counters, int units, int rows, int pass_rows,
-           int splits, int chunk, int kept) {
-    const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
-                     counters, units, rows, pass_rows, splits, chunk,  kept};
+           int splits, int chunk, int kept, int parts, REAL* partial) {
+    const Sequence s{T,     B,    H,         lengths, w_hh,  states, far,   counters,
+                     units, rows, pass_rows, splits,  chunk, kept,   parts, partial};
     backward_loop<1, false>(
         s, dh0, dy,
         [&](int64_t t, int64_t r, int64_t u, REAL dh, REAL* a) {
