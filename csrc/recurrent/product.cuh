@@ -22,6 +22,10 @@
 #include "common/mma.h"
 #endif
 
+#if !defined(HELD)
+#define HELD 0
+#endif
+
 constexpr int kThreads = 256;
 constexpr int kTileRows = TILE_ROWS;
 
@@ -30,7 +34,7 @@ constexpr int kWorkers = kThreads / kWarp;
 constexpr int kGroup = 16;
 constexpr int kStep = kStepWords * kPerWord;
 constexpr int kDepthGrain = kStep;
-constexpr int kUnroll = 4;
+constexpr int kUnroll = HELD > 0 ? 2 : 4;
 #else
 typedef REAL Operand;
 NLM_FN Operand to_operand(REAL value) { return value; }
@@ -39,16 +43,13 @@ constexpr int kFours = TILE_FOURS;  // of columns
 constexpr int kGroup = 4 * kFours;
 constexpr int kStep = 1;
 constexpr int kDepthGrain = 4 * kFours;
-constexpr int kUnroll = sizeof(REAL) == 8 || kFours > 1 ? 2 : 4;  // as registers allow
+constexpr int kUnroll = sizeof(REAL) == 8 || kFours > 1 || HELD > 0 ? 2 : 4;  // as registers allow
 struct alignas(16) Four {
     REAL v[4];
 };
 // Where in a step's columns those of a four stand: such that eight neighbouring lanes, at
 // neighbouring k, read from different banks.
 NLM_FN int four_at(int four, int k) { return kFours == 2 ? four ^ (k >> 2 & 1) : four; }
-#endif
-#if !defined(HELD)
-#define HELD 0
 #endif
 constexpr int kSegment = 4;  // steps of a worker in a chunk where weights are held in registers
 constexpr int kStages = 3;   // chunks of rows: one is computed while the others come
