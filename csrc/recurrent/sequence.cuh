@@ -63,6 +63,31 @@ NLM_FN void each_element(int begin, int end, const Span& units, const F& f) {
         f(begin + i / width, units.begin + i % width);
 }
 
+// What a thread will need of global memory for its first element of each_element(begin, ..),
+// asked for long before: while blocks wait for each other and a product is computed. load(r, u)
+// gives it as a Saved. Rows end at `end`.
+template <class Saved>
+struct Ahead {
+    Saved saved;
+
+    template <class Load>
+    NLM_FN void fetch(int begin, int end, const Span& units, const Load& load) {
+        const int width = units.size(), i = int(threadIdx.x);
+        if (i < (end - begin) * width) saved = load(begin + i / width, units.begin + i % width);
+    }
+    // f(row, unit, saved) for the elements of each_element.
+    template <class Load, class F>
+    NLM_FN void each(int begin, int end, const Span& units, const Load& load, const F& f) const {
+        const int width = units.size(), all = (end - begin) * width;
+        int i = int(threadIdx.x);
+        if (i < all) f(begin + i / width, units.begin + i % width, saved);
+        for (i += kThreads; i < all; i += kThreads) {
+            const int r = begin + i / width, u = units.begin + i % width;
+            f(r, u, load(r, u));
+        }
+    }
+};
+
 // States [2][batch][depth] that blocks hand each other: written at one step, read at the next.
 // Their padding stays zero.
 struct Exchange {
@@ -131,10 +156,11 @@ struct Sequence {
     }
 };
 
-// Forward pass of a plain cell of G gates. point(t, r, u, a) returns the new state of unit u, from
-// a[g] = (w_hh h)[gate g of u]; h_last is the previous one.
-template <int G, class Point>
-NLM_FN void forward_loop(const Sequence& s, REAL* y, REAL* h_last, const REAL* h0,
+// Forward pass of a plain cell of G gates. point(t, r, u, a, saved) returns the new state of unit
+// u, from a[g] = (w_hh h)[gate g of u] and from saved = load(t, r, u), which no other element
+// changes; h_last is the previous one.
+template <int G, class Saved, class Load, class Point>
+NLM_FN void forward_loop(const Sequence& s, REAL* y, REAL* h_last, const REAL* h0, const Load& load,
                          const Point& point) {
     const int64_t B = s.B, H = s.H;
     const Span own = s.own(), group = s.group();
@@ -145,33 +171,45 @@ NLM_FN void forward_loop(const Sequence& s, REAL* y, REAL* h_last, const REAL* h
     each_element(group.begin, group.end, own, [&](int64_t r, int64_t u) {
         exchange.put(0, r, u, h_last[r * H + u] = h0[r * H + u]);
     });
-    others.barrier();
+    Ahead<Saved> ahead;
+    const auto fetch = [&](int64_t t, int begin, int end) {
+        if (t < s.T) ahead.fetch(begin, end, own, [&](int r, int u) { return load(t, r, u); });
+    };
+    others.arrive();
+    fetch(0, group.begin, group.end);
+    others.wait();
     for (int64_t t = 0; t < s.T; ++t) {
-        const int count = active_rows(s.lengths, group, t);
+        const int count = active_rows(s.lengths, group, t), end = group.begin + count;
         multiply(product, held, exchange.row(t, group.begin), count, [&](int first, int n) {
             const int from = group.begin + first;
-            each_element(from, from + n, own, [&](int64_t r, int64_t u) {
-                REAL a[G];
-                for (int g = 0; g < G; ++g)
-                    a[g] = product.at((int(u) - own.begin) * G + g, int(r) - from);
-                const REAL h = point(t, r, u, a);
-                exchange.put(t + 1, r, u, h);
-                y[(t * B + r) * H + u] = h_last[r * H + u] = h;
-            });
+            ahead.each(
+                from, from + n, own, [&](int r, int u) { return load(t, r, u); },
+                [&](int64_t r, int64_t u, const Saved& saved) {
+                    REAL a[G];
+                    for (int g = 0; g < G; ++g)
+                        a[g] = product.at((int(u) - own.begin) * G + g, int(r) - from);
+                    const REAL h = point(t, r, u, a, saved);
+                    exchange.put(t + 1, r, u, h);
+                    y[(t * B + r) * H + u] = h_last[r * H + u] = h;
+                });
+            fetch(t, from + n, end);
         });
-        each_element(group.begin + count, group.end, own,
+        if (count > 0) others.arrive();
+        each_element(end, group.end, own,
                      [&](int64_t r, int64_t u) { y[(t * B + r) * H + u] = 0; });
-        if (count > 0) others.barrier();
+        fetch(t + 1, group.begin, end);
+        if (count > 0) others.wait();
     }
 }
 
-// Backward pass of a plain cell. point(t, r, u, dh, a) gives a[g], the gradient of (w_hh h)[gate g
-// of u], from dh, that of the new state, which becomes that of the previous one as far as it does
-// not pass by w_hh (kDirect: there is such a part); clear(t, r, u) is for rows that have ended.
-// dh0: on entry the gradient of the last state.
-template <int G, bool kDirect, class Point, class Clear>
-NLM_FN void backward_loop(const Sequence& s, REAL* dh0, const REAL* dy, const Point& point,
-                          const Clear& clear) {
+// Backward pass of a plain cell. point(t, r, u, dh, a, saved) gives a[g], the gradient of (w_hh
+// h)[gate g of u], from dh, that of the new state, which becomes that of the previous one as far as
+// it does not pass by w_hh (kDirect: there is such a part), and saved = load(t, r, u), which no
+// other element changes; clear(t, r, u) is for rows that have ended. dh0: on entry the gradient of
+// the last state.
+template <int G, bool kDirect, class Saved, class Load, class Point, class Clear>
+NLM_FN void backward_loop(const Sequence& s, REAL* dh0, const REAL* dy, const Load& load,
+                          const Point& point, const Clear& clear) {
     const int64_t B = s.B, H = s.H;
     const Span own = s.own(), group = s.group();
     const int each = s.part_units(), padded = padded_depth(G * each);
@@ -180,17 +218,34 @@ NLM_FN void backward_loop(const Sequence& s, REAL* dh0, const REAL* dy, const Po
     const Product product = s.gradient<G>(0, HELD);
     const Held<HELD> held(product);
     const Span all = s.shared_units();
+    struct Given {
+        Saved saved;
+        REAL dy;
+    };
+    const auto load_at = [&](int64_t t, int64_t r, int64_t u) {
+        return Given{load(t, r, u), dy[(t * B + r) * H + u]};
+    };
+    Ahead<Given> ahead;
+    const auto fetch = [&](int64_t t) {
+        if (t >= 0)
+            ahead.fetch(group.begin, group.end, own,
+                        [&](int r, int u) { return load_at(t, r, u); });
+    };
+    fetch(s.T - 1);
     for (int64_t t = s.T - 1; t >= 0; --t) {
         const int count = active_rows(s.lengths, group, t), end = group.begin + count;
-        each_element(group.begin, end, own, [&](int64_t r, int64_t u) {
-            REAL a[G], dh = dy[(t * B + r) * H + u] + dh0[r * H + u];
-            point(t, r, u, dh, a);
-            if (kDirect) dh0[r * H + u] = dh;
-            const int at = int(u) / each * padded + int(u) % each * G;
-            for (int g = 0; g < G; ++g) exchange.put(t, r, at + g, a[g]);
-        });
+        ahead.each(
+            group.begin, end, own, [&](int r, int u) { return load_at(t, r, u); },
+            [&](int64_t r, int64_t u, const Given& given) {
+                REAL a[G], dh = given.dy + dh0[r * H + u];
+                point(t, r, u, dh, a, given.saved);
+                if (kDirect) dh0[r * H + u] = dh;
+                const int at = int(u) / each * padded + int(u) % each * G;
+                for (int g = 0; g < G; ++g) exchange.put(t, r, at + g, a[g]);
+            });
         if (count > 0) others.arrive();
         each_element(end, group.end, own, [&](int64_t r, int64_t u) { clear(t, r, u); });
+        fetch(t - 1);
         if (count == 0) continue;
         others.wait();
         const Operand* const from_part = exchange.row(t, group.begin) + s.part() * padded;

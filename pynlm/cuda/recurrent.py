@@ -96,7 +96,7 @@ def forms_of(math_: str, itemsize: int) -> tuple[Form, ...]:
         return (Form(("TILE_FOURS=1",), 8, 8, _THREADS, 4, 1, 4, (4, 8), (0, 8)),)
     if math_ == "float32":
         return (
-            Form(("TILE_FOURS=1",), 4, 4, _THREADS, 4, 1, 4, (4, 8, 10), (0, 16)),
+            Form(("TILE_FOURS=1",), 4, 4, _THREADS, 4, 1, 4, (4, 8, 10), (0, 16, 24)),
             Form(("TILE_FOURS=2",), 4, 4, _THREADS, 8, 1, 8, (8, 10), (0, 8)),
         )
     macros, warps, rows = (f"{math_.upper()}=1",), _THREADS // 32, (8, 16, 24, 32)
@@ -396,6 +396,8 @@ def _product(
         best = max(form.workers // (groups * row_tiles), 1)
         for splits in {best, min(2 * best, form.workers // row_tiles), -(-best // 2), 1}:
             splits = min(splits, form.padded(depth) // form.step)
+            if choice.held and splits * _SEGMENT * form.step % form.grain:
+                splits += -1 if splits > 1 else 1
             given = (choice, depth, groups, blocks, row_tiles, splits)
             if choice.held:
                 found += _workers(*given, _SEGMENT * splits * form.step, limit, space)
