@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from pynlm.cuda.recurrent import _HELD_REGISTERS, forms_of
 from pynlm.cuda.source import read, root
 from pynlm.testing import nvrtc
 
@@ -28,6 +29,19 @@ def forms(path: str) -> list[tuple[str, ...]]:
             found += [("REAL=float", "TILE_ROWS=32", f"{math}=1") for math in ("BF16", "FP16")]
         if "PYNLM_CUDA_ARCHITECTURES" in os.environ and "GATES" not in text:
             found.append(("REAL=float", "TILE_ROWS=10", "TILE_FOURS=1"))
+    if "int parts" in text and "GATES" not in text:  # plain cells: most weights in registers
+        found = [] if "PYNLM_CUDA_ARCHITECTURES" not in os.environ else found
+        for math, itemsize in (("float32", 8), ("float32", 4), ("tf32", 4), ("bf16", 4)):
+            for form in forms_of(math, itemsize):
+                fits = [
+                    (held, rows)
+                    for held in form.held
+                    for rows in form.tile_rows
+                    if form.registers(rows, held) <= _HELD_REGISTERS
+                ]
+                held, rows = max(fits)
+                real = "REAL=double" if itemsize == 8 else "REAL=float"
+                found.append((real, f"TILE_ROWS={rows}", *form.defines, f"HELD={held}"))
     if "ROW_WARPS" in text and "static_assert(kRowWarps == 8" not in text:  # of few words
         found += [(*form, "ROW_WARPS=1") for form in found]
     if "GATES" in text:

@@ -68,7 +68,7 @@ NLM_FN void each_element(int begin, int end, const Span& units, const F& f) {
 // gives it as a Saved. Rows end at `end`.
 template <class Saved>
 struct Ahead {
-    Saved saved;
+    Saved saved = {};
 
     template <class Load>
     NLM_FN void fetch(int begin, int end, const Span& units, const Load& load) {
