@@ -234,6 +234,15 @@ def test_column_sum(R: int, accumulate: bool, dtype: str) -> None:
     assert_close(y, want, kernel_tolerance("linear", dtype), what="sum", terms=R)
 
 
+def test_column_sum_of_more_rows_than_a_grid_has_blocks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_columns, "_MOST_DOWN", 2)
+    x, y = np.random.default_rng(3).normal(size=(600, 37)), np.zeros(37)
+    _columns.column_sum(y, x)
+    assert_close(y, x.sum(axis=0), kernel_tolerance("linear", "float64"), what="sum", terms=600)
+
+
 @pytest.mark.parametrize("T", [0, 2, 70])
 def test_column_sum_of_rows_that_take_part(T: int) -> None:
     rng = np.random.default_rng(T)
