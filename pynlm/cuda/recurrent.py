@@ -18,7 +18,7 @@ from .dropout import threshold
 from .source import read
 
 _THREADS = 256
-_CHUNKS = (4, 8, 16, 32)  # of a depth: one is computed while others are copied
+_CHUNKS = (1, 2, 4, 8, 16, 32)  # of a depth: one is computed while others are copied
 _LEAST_CHUNK = 64
 _STAGES = 3  # chunks that there is room for
 _SEGMENT = 4  # steps of a worker in a chunk whose weights are in registers
