@@ -224,6 +224,27 @@ def test_products_of_what_cublas_cannot_read_are_refused(device: Recording) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("words", [16, 48, 5000])
+@pytest.mark.parametrize("case", ["many-words", "many-words-everything"])
+def test_blocks_divide_few_rows_of_many_words(
+    case: str, words: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into parts that end in the middle of a packet, too; 5003 words in rows that are unaligned."""
+    launched = []
+    start = EmulatedDevice._start
+
+    def record(self: EmulatedDevice, source: Any, kernel: Any, *given: Any) -> None:
+        launched.append(kernel.name)
+        start(self, source, kernel, *given)
+
+    monkeypatch.setattr(EmulatedDevice, "_start", record)
+    monkeypatch.setattr(xent, "_PART_WORDS", words)
+    monkeypatch.setattr(xent, "_FEW_ROWS", 17)
+    check_against_reference("xent_log_prob", find_case("xent", case), dtype, "cuda")
+    assert launched == ["xent_part_sums", "xent_part_log_prob"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("R", [0, 1, 128, 129, 600])
 def test_column_sum(R: int, accumulate: bool, dtype: str) -> None:
