@@ -90,13 +90,14 @@ class Forced:
 
 FORCED = [
     Forced("float32", 16, 1, case="threads"),
-    Forced("float32", 24, 2, shared_limit=40 << 10),
-    Forced("float32", 8, 4, shared_limit=16 << 10),
+    Forced("float32", 24, 1, 5, 40 << 10),
+    Forced("float32", 8, 4, shared_limit=40 << 10),
     Forced("float32", 0, 2, 5, 60 << 10),
     Forced("float64", 8, 8),
-    Forced("tf32", 16, 1, 5, 30 << 10),
-    Forced("bf16", 28, 2),
-    Forced("fp16", 16, 2, 5, 40 << 10),
+    Forced("tf32", 16, 2, 5, 40 << 10),
+    Forced("bf16", 24, 1, 5, 30 << 10),
+    Forced("bf16", 0, 4),
+    Forced("fp16", 16, 1, 5, 30 << 10),
 ]
 FORCED_RUNS = [
     pytest.param(forced, function, id=f"{function}-{forced.math}-{forced.held}-{forced.parts}")

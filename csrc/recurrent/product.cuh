@@ -51,7 +51,7 @@ struct alignas(16) Four {
 // neighbouring k, read from different banks.
 NLM_FN int four_at(int four, int k) { return kFours == 2 ? four ^ (k >> 2 & 1) : four; }
 #endif
-constexpr int kSegment = 4;  // steps of a worker in a chunk where weights are held in registers
+constexpr int kSegment = 8;  // steps of a worker in a chunk where weights are held in registers
 constexpr int kStages = 3;   // chunks of rows: one is computed while the others come
 constexpr int kCopy = 16 / int(sizeof(Operand));                // numbers of a copy
 constexpr int kOperands = int(sizeof(REAL) / sizeof(Operand));  // in the place of one REAL

@@ -21,7 +21,7 @@ _THREADS = 256
 _CHUNKS = (1, 2, 4, 8, 16, 32)  # of a depth: one is computed while others are copied
 _LEAST_CHUNK = 64
 _STAGES = 3  # chunks that there is room for
-_SEGMENT = 4  # steps of a worker in a chunk whose weights are in registers
+_SEGMENT = 8  # steps of a worker in a chunk whose weights are in registers
 _PARTS = (1, 2, 4, 8)  # of a depth that blocks divide
 _HELD_REGISTERS = 160  # for sums and weights of a thread: with more, some kernel spills
 _HELD_GAIN = 0.97  # for less, registers are not worth a variant more to compile
@@ -109,8 +109,8 @@ def forms_of(math_: str, itemsize: int) -> tuple[Form, ...]:
         )
     macros, warps, rows = (f"{math_.upper()}=1",), _THREADS // 32, (8, 16, 24, 32)
     if math_ == "tf32":
-        return (Form(macros, 4, 4, warps, 16, 8, 8, rows, (0, 16, 28)),)
-    return (Form(macros, 4, 2, warps, 16, 16, 16, rows, (0, 16, 28)),)
+        return (Form(macros, 4, 4, warps, 16, 8, 8, rows, (0, 16, 24)),)
+    return (Form(macros, 4, 2, warps, 16, 16, 16, rows, (0, 16, 24)),)
 
 
 @dataclass(frozen=True)
