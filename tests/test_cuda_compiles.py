@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pynlm.cuda.recurrent import _HELD_REGISTERS, forms_of
+from pynlm.cuda.recurrent import forms_of
 from pynlm.cuda.source import read, root
 from pynlm.testing import nvrtc
 
@@ -29,19 +29,16 @@ def forms(path: str) -> list[tuple[str, ...]]:
             found += [("REAL=float", "TILE_ROWS=32", f"{math}=1") for math in ("BF16", "FP16")]
         if "PYNLM_CUDA_ARCHITECTURES" in os.environ and "GATES" not in text:
             found.append(("REAL=float", "TILE_ROWS=10", "TILE_FOURS=1"))
-    if "int parts" in text and "GATES" not in text:  # plain cells: most weights in registers
-        found = [] if "PYNLM_CUDA_ARCHITECTURES" not in os.environ else found
-        for math, itemsize in (("float32", 8), ("float32", 4), ("tf32", 4), ("bf16", 4)):
+    plain = any(p.name == "parts" for k in read(path).kernels.values() for p in k.parameters)
+    if plain:  # most weights in registers
+        found = found if "PYNLM_CUDA_ARCHITECTURES" in os.environ else []
+        for real, math, itemsize in (
+            ("double", "float32", 8), ("float", "float32", 4), ("float", "tf32", 4),
+            ("float", "bf16", 4),
+        ):  # fmt: skip
             for form in forms_of(math, itemsize):
-                fits = [
-                    (held, rows)
-                    for held in form.held
-                    for rows in form.tile_rows
-                    if form.registers(rows, held) <= _HELD_REGISTERS
-                ]
-                held, rows = max(fits)
-                real = "REAL=double" if itemsize == 8 else "REAL=float"
-                found.append((real, f"TILE_ROWS={rows}", *form.defines, f"HELD={held}"))
+                most = (f"TILE_ROWS={max(form.tile_rows)}", f"HELD={max(form.held)}")
+                found.append((f"REAL={real}", *most, *form.defines))
     if "ROW_WARPS" in text and "static_assert(kRowWarps == 8" not in text:  # of few words
         found += [(*form, "ROW_WARPS=1") for form in found]
     if "GATES" in text:

@@ -201,7 +201,6 @@ def test_divisions_fit_the_card(B: int, H: int, itemsize: int, math: str) -> Non
         assert product.chunk % form.grain == 0 and across % division.parts == 0
         here = product.held + product.kept
         assert here == product.depth or here % product.chunk == 0
-        assert form.registers(division.tile_rows, division.held) <= recurrent._HELD_REGISTERS
         assert product.pass_rows // division.tile_rows * product.splits <= form.workers
 
 

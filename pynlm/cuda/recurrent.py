@@ -23,7 +23,6 @@ _LEAST_CHUNK = 64
 _STAGES = 3  # chunks that there is room for
 _SEGMENT = 8  # steps of a worker in a chunk whose weights are in registers
 _PARTS = (1, 2, 4, 8)  # of a depth that blocks divide
-_HELD_REGISTERS = 160  # for sums and weights of a thread: with more, some kernel spills
 _HELD_GAIN = 0.97  # for less, registers are not worth a variant more to compile
 _COPY = 16  # bytes
 _COUNTER_STRIDE = 32
@@ -60,7 +59,7 @@ class Form:
     tile_rows
         Rows of a tile, which can be chosen.
     held
-        Steps of a worker with weights in registers, likewise.
+        Steps of a worker with weights in registers, likewise: with more of them kernels spill.
     """
 
     defines: tuple[str, ...]
@@ -76,12 +75,6 @@ class Form:
     def padded(self, depth: int) -> int:
         """A depth in whole copies and steps."""
         return -(-depth // self.grain) * self.grain
-
-    def registers(self, tile_rows: int, held: int) -> int:
-        """32-bit registers of a thread's sums and weights."""
-        sums = tile_rows // 8 * 4 if self.workers < _THREADS else self.group * tile_rows
-        weights = 4 if self.workers < _THREADS else self.group
-        return (sums + held * weights) * self.itemsize // 4
 
     def shared(self, tile_rows: int) -> tuple[float, float]:
         """Cycles in which shared memory gives a warp's step its weights, and its rows."""
@@ -321,8 +314,6 @@ def _divide(
                 if rows <= smaller:
                     continue
                 for held, divided in itertools.product(form.held, _PARTS):
-                    if held and form.registers(tile_rows, held) > _HELD_REGISTERS:
-                        continue
                     if divided > 1 and not (
                         parts[0].of_unit and divided <= processors // row_groups
                     ):
