@@ -42,6 +42,11 @@ def test_sort_is_stable(n: int, largest: int) -> None:
     np.testing.assert_array_equal(found.begins[: len(distinct) + 1], [*begins, n])
 
 
+def test_more_ids_than_can_be_sorted_are_refused() -> None:
+    with pytest.raises(ValueError, match="sort_ids: 2147483648 ids are too many"):
+        sort_ids(np.broadcast_to(np.int32(0), 1 << 31))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("N", "V", "D"), [(0, 5, 3), (40, 11, 6), (1500, 300, 5), (33, 1, 1)])
 def test_dense_gradient_of_a_table(N: int, V: int, D: int, dtype: str) -> None:

@@ -30,10 +30,10 @@ NLM_KERNEL(gru_general_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* h
                       exchange_of(states, B, H),
                       H};
     const GateNorm<Gru::G> gate_norm = norm_of<Gru::G>(s, ln_gates, norm, rstd, partials);
-    general_forward_loop(s, state, gate_norm, h0,
-                         [&](int64_t t, int64_t r, int64_t u, const REAL* a) {
-                             return cell.forward(t, r, u, a, h_last[r * H + u], b, b_hn);
-                         });
+    general_forward_loop(
+        s, state, gate_norm, h0, [&](int64_t t, int64_t r, int64_t u, const REAL* a) {
+            return cell.forward(t, r, u, cell.load(t, r, u), a, h_last[r * H + u], b, b_hn);
+        });
 }
 
 // dh0: on entry the gradient of the last state. gates, hn: in: saved; out: gradients of the
@@ -65,7 +65,7 @@ NLM_KERNEL(gru_general_backward, 256, REAL* dh0, REAL* gates, REAL* hn, REAL* no
         s, state, gate_norm, dln_gates,
         [&](int64_t t, int64_t r, int64_t u, REAL& dh, REAL* a) {
             const REAL h_prev = t > 0 ? y[((t - 1) * B + r) * H + u] : h0[r * H + u];
-            cell.backward(t, r, u, h_prev, dh, a);
+            cell.backward(t, r, u, cell.load(t, r, u), hn[(t * B + r) * H + u], h_prev, dh, a);
         },
         [&](int64_t t, int64_t r, int g, int64_t u) {
             return g == 2 ? hn[(t * B + r) * H + u] : gates[((t * B + r) * Gru::G + g) * H + u];

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 from . import recurrent
 from .device import Device
-from .recurrent import Part
+from .recurrent import _BARRIER, Part
 
-_BARRIER = 1800  # cycles of a barrier among blocks: 1 us (H200)
 _CALL = 54_000  # of the launches of a call, forward and backward: 30 us
 _HOST = 540_000  # of a call, forward and backward, until it is queued: 300 us of Python
 _LEAST_STEPS = 8
@@ -37,8 +36,8 @@ class Cell:
         I, H, width of y, gates of w_ih.
     itemsize
         Bytes of a number.
-    projected, reset_before, norms
-        A product with w_hr; a GRU's two products; layer norm.
+    plain, projected, reset_before, norms
+        No variant; a product with w_hr; a GRU's two products; layer norm.
     copies
         Passes over w_hh that a call makes besides (weight drop).
     """
@@ -48,6 +47,7 @@ class Cell:
     output: int
     gates: int
     itemsize: int
+    plain: bool
     projected: bool
     reset_before: bool
     norms: bool
@@ -61,7 +61,7 @@ class Cell:
             return (Part(H, 2, H), Part(H, 1, H)), (Part(H, 1, 2 * H), Part(H, 1, H))
         if self.projected:
             return (Part(H, G, P), Part(P, 1, H)), (Part(P, 1, G * H), Part(H, 1, P))
-        return (Part(H, G, P),), (Part(P, 1, G * H),)
+        return (Part(H, G, P),), (Part(P, 1, G * H, of_unit=G),)
 
 
 def chunks_of(device: Device, cells: tuple[Cell, ...], steps: int, batch: int) -> tuple[int, int]:
@@ -118,9 +118,9 @@ def _cycles(processors: int, limit: int, math_: str, cell: Cell, steps: int, bat
     for parts in cell.parts:
         try:
             step, load = recurrent.expected(
-                processors, limit, math_, batch, size, *parts, norms=cell.norms
+                processors, limit, math_, batch, size, *parts, plain=cell.plain, norms=cell.norms
             )
         except ValueError:
             return float("inf")
-        total += load + steps * (step + _BARRIER * (len(parts) + cell.norms))
+        total += load + steps * (step + _BARRIER * (len(parts) - 1 + cell.norms))
     return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -223,6 +224,7 @@ class Recurrent(ABC):
         return {
             "inputs": self.input_size, "hidden": self.hidden_size, "output": self.output_size,
             "gates": self.gates, "itemsize": self.dtype.itemsize,
+            "plain": replace(options, weight_drop=0.0) == RecurrentOptions(),
             "projected": options.projection > 0, "reset_before": options.reset_before,
             "norms": options.layer_norm, "copies": 6 if options.weight_drop else 0,
         }  # fmt: skip
