@@ -24,7 +24,7 @@ class H200:
     """What a division depends on."""
 
     math: str
-    processors: int = 132
+    share: int = 132
     shared_limit: int = 227 << 10
 
 
