@@ -2,12 +2,14 @@
 
 `python -m bench.gpu [--seconds S] [--out DIR]`. A forward and a backward pass of one layer on
 arrays that are on the card, at each precision; torch's results in double precision are what both
-are checked against first. The limits are measured in the same run: a large product through cuBLAS
+are checked against first. Training steps of whole models are timed with their kernels queued one by
+one and as a CUDA graph. The limits are measured in the same run: a large product through cuBLAS
 at each precision, a large copy. Writes DIR/gpu.json and DIR/gpu.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +18,8 @@ from typing import Any, NamedTuple
 from bench import page
 from bench.cases import Softmax
 from bench.small_page import SmallPage, options
+from pynlm.layers import LSTM, Bidirectional, Context, Dropout, Parameters, Pool
+from pynlm.layers.stack import Stack
 from pynlm.testing import assert_close
 from pynlm.testing.tolerances import Tolerance, kernel_tolerance, narrow_tolerance
 
@@ -48,12 +52,18 @@ SHAPES = [
     Shape(512, 16, 1024, 1024),
     Shape(100, 128, 1024, 1024),
 ]
+LANES = [Shape(128, 20, 200, 200), Shape(512, 16, 256, 256), Shape(512, 16, 1024, 1024)]
+KINDS = ("bidirectional", "two layers")
+FORCED = (2, 8)  # lanes, chunks of time
 SOFTMAXES = [
     Softmax(700, 650, 10_000),
     Softmax(700, 650, 33_000),
     Softmax(1024, 256, 81_000),
     Softmax(1024, 512, 267_000),
 ]
+
+RECIPES = ("zaremba-small", "zaremba-medium", "zaremba-large")
+WORDS = 10_000
 
 
 class Contest:
@@ -243,6 +253,95 @@ def softmax(case: Softmax, precision: str, contest: Contest, cupy: Any) -> Row:
     return {**row, "flops": 6.0 * N * H * V}
 
 
+class Fixed(Pool):
+    """A pool that does not count what is fastest."""
+
+    def __init__(self, device: Any, answer: tuple[int, int]) -> None:
+        super().__init__(device)
+        self.answer = answer
+
+    def waves(self, layers: Any, time: int, batch: int) -> tuple[int, int]:
+        return self.answer
+
+    def pair(self, layer: Any, time: int, batch: int) -> int:
+        return self.answer[0]
+
+
+def side_by_side(kind: str, shape: Shape, precision: str, contest: Contest, cupy: Any) -> Row:
+    """Seconds of both passes of two LSTMs: one after another, in lanes, and as counted."""
+    from pynlm.cuda.device import current
+
+    (T, B, I, H), device = shape, current()
+    device.math = precision
+    x = cupy.random.standard_normal((T, B, I), dtype=cupy.float32)
+    calls: dict[str, Call] = {}
+    found: dict[str, Any] = {}
+    pools = {
+        "alone": Fixed(device, (1, 1)),
+        "lanes": Fixed(device, FORCED),
+        "counted": Pool(device),
+    }
+    for name, pool in pools.items():
+        wide = kind == "bidirectional"
+        specs = LSTM.specs("0", I, H) + LSTM.specs("1", I if wide else H, H)
+        parameters = Parameters(specs, "float32", pool)
+        rng = cupy.random.RandomState(1)
+        parameters.data[:] = rng.uniform(-0.05, 0.05, parameters.data.shape)
+        layers = [LSTM(parameters, str(i), index=i) for i in range(2)]
+        none = [Dropout(0.0, site=i, pool=pool) for i in range(2)]
+        both = Bidirectional(*layers) if wide else Stack(layers, none, [False, False], pool)
+        zeros = tuple(layer.initial_state(B) for layer in layers)
+        states = zeros[0] + zeros[1] if wide else zeros
+
+        def run(both: Any = both, parameters: Any = parameters, states: Any = states) -> Any:
+            parameters.zero_grad()
+            (y, _), backprop = both(x, states, Context(train=True))
+            return backprop(y)
+
+        calls[name] = run
+        found[name] = cupy.asnumpy(run())
+    for name, dx in found.items():
+        bound = tolerance("lstm", precision)
+        assert_close(dx, found["alone"], bound, what=f"{kind} {name}", terms=T * (I + H))
+    counted = pools["counted"]
+    choice = (counted.pair(layers[0], T, B), 1) if wide else counted.waves(layers, T, B)
+    row = {"kind": kind, "case": str(shape), "precision": precision, "choice": list(choice)}
+    return {**row, "seconds": contest.run(calls)}
+
+
+def training(name: str, precision: str, contest: Contest) -> Row:
+    """Seconds of a recipe's step, its kernels queued one by one and as a CUDA graph."""
+    import numpy as np
+
+    from pynlm.models import RecurrentLM
+    from pynlm.text import Batch
+    from pynlm.train.bptt import BPTT
+    from pynlm.train.config import load_recipe
+    from pynlm.train.graphs import EAGER
+    from pynlm.train.optimisers import make_optimiser
+    from pynlm.train.settings import model_config
+
+    recipe = load_recipe(name)
+    shape = recipe.train.bptt, recipe.train.batch_size
+    ids, targets = np.random.default_rng(1).integers(WORDS, size=(2, *shape)).astype(np.int32)
+    batch, calls, count = Batch(ids, targets, None, fresh=False), {}, itertools.count(1)
+    for kind in ("queued", "graph"):
+        model = RecurrentLM(model_config(recipe, WORDS), device="cuda")
+        model.initialise(1)
+        config = recipe.train.model_copy(update={"graph": kind == "graph"})
+        steps = BPTT(model, make_optimiser(recipe.optimiser, model.parameters), config)
+
+        def step(steps: BPTT = steps, math: str = precision) -> None:
+            with steps.model.pool.computing_in(math):
+                steps.step(batch, lr=1e-3, step=next(count))
+
+        for _ in range(EAGER + 2):
+            step()
+        calls[kind] = step
+    seconds = contest.run(calls)
+    return {"case": name, "precision": precision, "seconds": seconds, "tokens": ids.size}
+
+
 def tolerance(kernel: str, precision: str) -> Tolerance:
     """Of a kernel's results at a precision. Narrow operands count once a step, not once a sum."""
     if precision == "float32":
@@ -256,7 +355,12 @@ def relative_error(got: Any, want: Any) -> float:
 
 
 def render(
-    facts: dict[str, str], most: dict[str, float], cells: list[Row], heads: list[Row]
+    facts: dict[str, str],
+    most: dict[str, float],
+    cells: list[Row],
+    heads: list[Row],
+    pairs: list[Row],
+    steps: list[Row],
 ) -> str:
     """The page."""
     rates = ", ".join(f"{most[p] / 1e12:.0f} TFLOP/s in {p}" for p in PRECISIONS)
@@ -306,6 +410,33 @@ def render(
     ]
     head = ["N,H,V", "precision", "pynlm", "of the peak", "over torch"]
     parts += ["## Exact softmax", page.table(head, table)]
+    table = [
+        [
+            row["kind"],
+            row["case"],
+            row["precision"],
+            *(f"{1e3 * row['seconds'][name]:.2f} ms" for name in ("alone", "lanes", "counted")),
+            "{} lanes, {} chunks".format(*row["choice"]),
+            page.times(row["seconds"]["alone"] / row["seconds"]["counted"]),
+        ]
+        for row in pairs
+    ]
+    head = ["LSTMs", "T,B,I,H", "precision", "one after another"]
+    head += ["in {} lanes, {} chunks".format(*FORCED), "as counted", "which are", "over the first"]
+    parts += ["## Side by side", page.table(head, table)]
+    table = [
+        [
+            row["case"],
+            row["precision"],
+            f"{1e3 * row['seconds']['queued']:.2f} ms",
+            f"{1e3 * row['seconds']['graph']:.2f} ms",
+            page.times(row["seconds"]["queued"] / row["seconds"]["graph"]),
+            f"{row['tokens'] / row['seconds']['graph']:,.0f}",
+        ]
+        for row in steps
+    ]
+    head = ["recipe", "precision", "queued", "as a graph", "faster", "tokens/s"]
+    parts += [f"## Training steps, {WORDS:,} words", page.table(head, table)]
     return page.small("On a GPU", facts, parts, "gpu")
 
 
@@ -335,10 +466,23 @@ def main(arguments: list[str] | None = None) -> None:
     heads = [
         softmax(case, precision, contest, cupy) for case in SOFTMAXES for precision in PRECISIONS
     ]
+    pairs = [
+        side_by_side(kind, shape, precision, contest, cupy)
+        for kind in KINDS
+        for shape in LANES
+        for precision in PRECISIONS
+    ]
+    steps = [training(name, precision, contest) for name in RECIPES for precision in PRECISIONS]
     report.write(
         given.out,
-        {"limits": most, "recurrent": cells, "softmax": heads},
-        lambda facts, _: render(facts, most, cells, heads),
+        {
+            "limits": most,
+            "recurrent": cells,
+            "softmax": heads,
+            "lanes": pairs,
+            "training": steps,
+        },
+        lambda facts, _: render(facts, most, cells, heads, pairs, steps),
     )
 
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from pynlm.cuda.recurrent import forms_of
 from pynlm.cuda.source import read, root
 from pynlm.testing import nvrtc
 
@@ -28,6 +29,16 @@ def forms(path: str) -> list[tuple[str, ...]]:
             found += [("REAL=float", "TILE_ROWS=32", f"{math}=1") for math in ("BF16", "FP16")]
         if "PYNLM_CUDA_ARCHITECTURES" in os.environ and "GATES" not in text:
             found.append(("REAL=float", "TILE_ROWS=10", "TILE_FOURS=1"))
+    plain = any(p.name == "parts" for k in read(path).kernels.values() for p in k.parameters)
+    if plain:  # most weights in registers
+        found = found if "PYNLM_CUDA_ARCHITECTURES" in os.environ else []
+        for real, math, itemsize in (
+            ("double", "float32", 8), ("float", "float32", 4), ("float", "tf32", 4),
+            ("float", "bf16", 4),
+        ):  # fmt: skip
+            for form in forms_of(math, itemsize):
+                most = (f"TILE_ROWS={max(form.tile_rows)}", f"HELD={max(form.held)}")
+                found.append((f"REAL={real}", *most, *form.defines))
     if "ROW_WARPS" in text and "static_assert(kRowWarps == 8" not in text:  # of few words
         found += [(*form, "ROW_WARPS=1") for form in found]
     if "GATES" in text:

@@ -38,6 +38,11 @@ class Cublas:
     """Products as the manual of cuBLAS has them; strict about types."""
 
     computed: int
+    handles: ClassVar[list[int]] = []
+
+    def create(self) -> int:
+        self.handles.append(8 + len(self.handles))
+        return self.handles[-1]
 
     def gemmEx(self, *given: int) -> None:
         (handle, left, right, m, n, k, alpha, a, a_type, a_stride, b, b_type, b_stride, beta) = (
@@ -57,13 +62,46 @@ class Cublas:
         self, handle: int, left: int, right: int, m: int, n: int, k: int, alpha: int, a: int,
         a_stride: int, b: int, b_stride: int, beta: int, c: int, c_stride: int, *, dtype: Any,
     ) -> None:  # fmt: skip
-        assert handle == 7
+        assert handle == 7 + Stream.made.index(Stream.current[-1])
         first = columns_of(a, *((k, m) if left else (m, k)), a_stride, dtype)
         second = columns_of(b, *((n, k) if right else (k, n)), b_stride, dtype)
         out = columns_of(c, m, n, c_stride, dtype)
         factors = [columns_of(at, 1, 1, 1, dtype)[0, 0] for at in (alpha, beta)]
         product = factors[0] * ((first.T if left else first) @ (second.T if right else second))
         out[...] = product if factors[1] == 0 else product + factors[1] * out
+
+
+class Stream:
+    """A stream, and what it was told."""
+
+    current: ClassVar[list[Stream]] = []
+    made: ClassVar[list[Stream]] = []
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.non_blocking, self.told = non_blocking, []
+        self.made.append(self)
+
+    def __enter__(self) -> None:
+        self.current.append(self)
+
+    def __exit__(self, *_: Any) -> None:
+        assert self.current.pop() is self
+
+    def wait_event(self, event: Event) -> None:
+        self.told.append(("wait", self.made.index(event.of)))
+
+
+class Event:
+    """An event, of a stream."""
+
+    of: Stream
+
+    def __init__(self, disable_timing: bool = False) -> None:
+        assert disable_timing
+
+    def record(self, stream: Stream) -> None:
+        self.of = stream
+        stream.told.append("record")
 
 
 class Function:
@@ -98,8 +136,13 @@ def device() -> CupyDevice:
         Device=lambda: SimpleNamespace(id=0, attributes=attributes),
         cublas=Cublas(),
         device=SimpleNamespace(get_cublas_handle=lambda: 7),
+        Stream=Stream,
+        Event=Event,
+        get_current_stream=lambda: Stream.current[-1],
     )
-    Module.made.clear()
+    for known in (Module.made, Stream.made, Stream.current, Cublas.handles):
+        known.clear()
+    Stream.current.append(Stream())
     return CupyDevice(SimpleNamespace(cuda=cuda, ndarray=OnDevice, RawModule=Module))
 
 
@@ -165,7 +208,47 @@ def test_kernels_are_started(device: CupyDevice) -> None:
     ]  # fmt: skip
 
 
+def test_numbers_on_the_device(device: CupyDevice) -> None:
+    """Of x and x_at the kernel gets one."""
+    at = OnDevice(np.ones(1))
+    x = OnDevice(np.ones(3, np.float32))
+    for lr in (0.5, at):
+        device.launch(
+            "optim/sgd.cu", "sgd_update", 1, w=x, g=x, momentum_buffer=None, n=3, scale=at, lr=lr,
+            momentum=0.0, weight_decay=0.0, nesterov=False,
+        )  # fmt: skip
+    function = Module.made[0].functions["sgd_update"]
+    by_value, late = (started[0][2][4:8] for started in function.started)
+    assert by_value == (0, at, 0.5, 0) and late == (0, at, 0, at)
+
+
 def test_arrays_of_another_card_are_refused(device: CupyDevice) -> None:
     x = OnDevice(np.ones(3, np.float32), device=1)
     with pytest.raises(ValueError, match="clip_values: an array of GPU 1, where the current one i"):
         device.launch("optim/clip.cu", "clip_values", 1, x=x, n=3, limit=1.0)
+
+
+def test_lanes_are_streams(device: CupyDevice) -> None:
+    """Forked and joined by events; each with its own handle of cuBLAS; made once."""
+    x = OnDevice(np.ones((2, 2), np.float32))
+    out = OnDevice(np.zeros((2, 2), np.float32))
+    for _ in range(2):
+        with device.fork(2) as lanes:
+            for i in range(2):
+                with lanes[i]:
+                    assert Stream.current[-1] is Stream.made[1 + i]
+                    device.matmul(out, x, x)
+                    if i == 0:
+                        made = lanes.mark()
+                    else:
+                        lanes.wait(made, x)
+                        assert lanes._held == [x]
+            assert device.share == 66
+        assert len(Stream.current) == 1
+        device.matmul(out, x, x)
+    main, first, second = Stream.made
+    assert Cublas.handles == [8, 9]
+    assert first.non_blocking and second.non_blocking
+    assert main.told == ["record", ("wait", 1), ("wait", 2)] * 2
+    assert first.told == [("wait", 0), "record", "record"] * 2
+    assert second.told == [("wait", 0), ("wait", 1), "record"] * 2

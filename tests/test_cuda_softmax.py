@@ -224,6 +224,27 @@ def test_products_of_what_cublas_cannot_read_are_refused(device: Recording) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("words", [2000, 5000])
+@pytest.mark.parametrize("case", ["many-words", "many-words-everything"])
+def test_blocks_divide_few_rows_of_many_words(
+    case: str, words: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5003 of them, in rows that are unaligned."""
+    launched = []
+    start = EmulatedDevice._start
+
+    def record(self: EmulatedDevice, source: Any, kernel: Any, *given: Any) -> None:
+        launched.append(kernel.name)
+        start(self, source, kernel, *given)
+
+    monkeypatch.setattr(EmulatedDevice, "_start", record)
+    monkeypatch.setattr(xent, "_PART_WORDS", words)
+    monkeypatch.setattr(xent, "_FEW_ROWS", 17)
+    check_against_reference("xent_log_prob", find_case("xent", case), dtype, "cuda")
+    assert launched == ["xent_part_sums", "xent_part_log_prob"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("R", [0, 1, 128, 129, 600])
 def test_column_sum(R: int, accumulate: bool, dtype: str) -> None:
@@ -232,6 +253,15 @@ def test_column_sum(R: int, accumulate: bool, dtype: str) -> None:
     want = x.sum(axis=0, dtype=np.float64) + accumulate * y.astype(np.float64)
     _columns.column_sum(y, x, accumulate=accumulate)
     assert_close(y, want, kernel_tolerance("linear", dtype), what="sum", terms=R)
+
+
+def test_column_sum_of_more_rows_than_a_grid_has_blocks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_columns, "_MOST_DOWN", 2)
+    x, y = np.random.default_rng(3).normal(size=(600, 37)), np.zeros(37)
+    _columns.column_sum(y, x)
+    assert_close(y, x.sum(axis=0), kernel_tolerance("linear", "float64"), what="sum", terms=600)
 
 
 @pytest.mark.parametrize("T", [0, 2, 70])

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pynlm import cuda
+from pynlm import cuda, kernels
 from pynlm.cuda._sorted import sort_ids
-from pynlm.cuda.clip import clip_scale, sum_squares_on_device
+from pynlm.cuda.clip import clip_scale, clip_scale_scaled, sum_squares_on_device
 from pynlm.cuda.embedding import embedding_backward_dense
 from pynlm.reference import philox
 from pynlm.testing import DTYPES, assert_close, assert_same_bits
+from pynlm.testing.device_arrays import Cupy
 from pynlm.testing.emulated import EmulatedDevice, emulation
 from pynlm.testing.tolerances import kernel_tolerance
 
@@ -39,6 +40,11 @@ def test_sort_is_stable(n: int, largest: int) -> None:
     np.testing.assert_array_equal(found.keys, ids[places])
     assert found.count[0] == len(distinct)
     np.testing.assert_array_equal(found.begins[: len(distinct) + 1], [*begins, n])
+
+
+def test_more_ids_than_can_be_sorted_are_refused() -> None:
+    with pytest.raises(ValueError, match="sort_ids: 2147483648 ids are too many"):
+        sort_ids(np.broadcast_to(np.int32(0), 1 << 31))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -133,6 +139,53 @@ def test_updates_by_a_scale_on_the_device(function: str, D: int, dtype: str) -> 
     assert not np.array_equal(want["w"], flat["w"])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", UPDATES)
+def test_updates_by_rates_on_the_device(function: str, dtype: str) -> None:
+    """What a CUDA graph reads anew each time: the same bits as by value."""
+    rng = np.random.default_rng(4)
+    names = ("w", "g", *UPDATES[function][0])
+    arrays = {name: (rng.normal(size=37) ** 2).astype(dtype) for name in names}
+    rule = dict(UPDATES[function][1])
+    late = {"lr": 0.037, "scale": 1 / 3} | ({"t": rule.pop("t")} if "t" in rule else {})
+    found = []
+    for numbers in (late, {name: np.array([value], np.float64) for name, value in late.items()}):
+        copies = {name: value.copy() for name, value in arrays.items()}
+        getattr(cuda, function)(**copies, **rule, **numbers)
+        found.append(copies)
+    for name in names:
+        assert_same_bits(found[1][name], found[0][name], what=f"{function} {name}")
+
+
+def test_numbers_on_a_gpu_are_checked() -> None:
+    def there(*values: float, dtype: Any = np.float64) -> Any:
+        return Cupy().asarray(np.array(values, dtype))
+
+    x, w = np.ones((1, 1, 4), np.float32), np.ones(4, np.float32)
+    with pytest.raises(TypeError, match="dropout: y must be on the GPU as step is, got NumPy's"):
+        kernels.dropout(y=x, x=x, p=0.5, seed=1, step=there(1), site=1, layer=0)
+    with pytest.raises(
+        TypeError, match=r"sgd_update: lr must be float64 \[1\], got float32 \[1\] o"
+    ):
+        kernels.sgd_update(w=w, g=w, scale=1.0, lr=there(1, dtype=np.float32))
+    with pytest.raises(
+        ValueError, match=r"adam_update: t must be float64 \[1\], got float64 \[2\]"
+    ):
+        kernels.adam_update(
+            w=w, g=w, m=w, v=w, scale=1.0, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8,
+            weight_decay=0.0, decoupled=False, t=there(1, 2),
+        )  # fmt: skip
+
+
+def test_masks_by_a_step_on_the_device() -> None:
+    x, found = np.ones((3, 5, 103), np.float32), []
+    for step in (2**32 - 1, np.array([2.0**32 - 1])):
+        y = np.empty_like(x)
+        cuda.dropout(y=y, x=x, p=0.5, seed=7, step=step, site=philox.OUTPUT, layer=2)
+        found.append(y)
+    assert_same_bits(found[1], found[0], what="y")
+
+
 class _Rows:
     """The updates of tables under the names of those of flat arrays."""
 
@@ -154,6 +207,38 @@ class _Rows:
 )
 def test_clip_scale(totals: list[float], scale: float) -> None:
     assert clip_scale(np.array(totals), 2.0)[0] == scale
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("function", UPDATES)
+def test_no_update_by_a_scale_that_is_none(function: str, dtype: str) -> None:
+    arrays = {name: np.ones((9, 3), dtype) for name in ("w", "g", *UPDATES[function][0])}
+    flat = {name: value.reshape(-1) for name, value in arrays.items()}
+    rows = {**arrays, "rows": np.array([1, 4], np.int32), "drows": arrays.pop("g")[:2]}
+    del rows["g"]
+    for module, given in ((cuda, flat), (_Rows, rows)):
+        got = _updated(function, module, given, scale=np.array([np.nan]))
+        for name, value in given.items():
+            assert_same_bits(got[name], value, what=f"{function} {name}")
+
+
+@pytest.mark.parametrize(
+    ("totals", "limit", "scaling", "scale", "after"),
+    [
+        ([9.0 * 64, 16.0 * 64], 2.0, [8.0, 3.0], 0.4 / 8, [8.0, 4.0]),
+        ([64.0], np.inf, [8.0, 1999.0], 1 / 8, [16.0, 0.0]),
+        ([64.0], 2.0, [2.0**24, 1999.0], 2.0**-24, [2.0**24, 0.0]),
+        ([np.inf], 2.0, [8.0, 7.0], np.nan, [4.0, 0.0]),
+        ([1.0, np.nan], np.inf, [1.0, 7.0], np.nan, [1.0, 0.0]),
+    ],
+)
+def test_clip_scale_scaled(
+    totals: list[float], limit: float, scaling: list[float], scale: float, after: list[float]
+) -> None:
+    given, own = np.array(totals), np.array(scaling)
+    np.testing.assert_array_equal(clip_scale_scaled(given, limit, own), [scale])
+    np.testing.assert_array_equal(own, after)
+    np.testing.assert_array_equal(given, np.array(totals) / scaling[0] ** 2)
 
 
 def test_words_are_the_oracles() -> None:

@@ -11,29 +11,33 @@ constexpr int kSumRows = 128;  // summed by a block, for 32 columns
 constexpr int kSumWarps = 8;
 
 // sums[s, c] = sum of x[r, c] over rows 128 s and following, times those of `by` if not null, but
-// not of rows t B + b with t >= lengths[b], if these are not null; block (columns / 32, s). With
+// not of rows t B + b with t >= lengths[b], if these are not null; block (columns / 32, s..). With
 // `accumulate`, which only a single s may have, it is added to. Reads x once, 128 bytes of a row at
 // a time; bound by memory.
 NLM_KERNEL(column_sum_blocks, 256, REAL* sums, const REAL* x, const REAL* by,
            const int32_t* lengths, int64_t B, int64_t R, int64_t C, int accumulate) {
     REAL* const parts = nlm_shared<REAL>();  // [8, 32]
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-    const int64_t c = int64_t(blockIdx.x) * kWarp + lane, first = int64_t(blockIdx.y) * kSumRows;
-    const int64_t end = first + kSumRows < R ? first + kSumRows : R;
-    REAL sum = 0;
-    if (c < C) {
+    const int64_t c = int64_t(blockIdx.x) * kWarp + lane;
+    for (int64_t s = blockIdx.y; s == 0 || s * kSumRows < R; s += gridDim.y) {
+        const int64_t first = s * kSumRows, end = first + kSumRows < R ? first + kSumRows : R;
+        REAL sum = 0;
+        if (c < C) {
 #pragma unroll 8
-        for (int64_t r = first + warp; r < end; r += kSumWarps) {
-            if (lengths != nullptr && r / B >= lengths[r % B]) continue;
-            sum += by != nullptr ? x[r * C + c] * by[r * C + c] : x[r * C + c];
+            for (int64_t r = first + warp; r < end; r += kSumWarps) {
+                if (lengths != nullptr && r / B >= lengths[r % B]) continue;
+                sum += by != nullptr ? x[r * C + c] * by[r * C + c] : x[r * C + c];
+            }
         }
+        parts[warp * kWarp + lane] = sum;
+        __syncthreads();
+        if (warp == 0 && c < C) {
+            for (int w = 1; w < kSumWarps; ++w) sum += parts[w * kWarp + lane];
+            REAL* const out = sums + s * C + c;
+            *out = accumulate ? *out + sum : sum;
+        }
+        __syncthreads();
     }
-    parts[warp * kWarp + lane] = sum;
-    __syncthreads();
-    if (warp != 0 || c >= C) return;
-    for (int w = 1; w < kSumWarps; ++w) sum += parts[w * kWarp + lane];
-    REAL* const out = sums + int64_t(blockIdx.y) * C + c;
-    *out = accumulate ? *out + sum : sum;
 }
 
 // y[c] = sum of sums[s, c] over all S, added to y with `accumulate`.

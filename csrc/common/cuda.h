@@ -77,6 +77,14 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 NLM_FN int64_t grid_thread() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 NLM_FN int64_t grid_threads() { return int64_t(gridDim.x) * blockDim.x; }
 
+// A number that the host gives, or that stands in device memory (`at`): what a CUDA graph is to
+// read anew each time it runs. Of a kernel's parameters `x` and `const double* x_at` the host fills
+// one.
+template <class T>
+NLM_FN T late(T value, const double* at) {
+    return at != nullptr ? T(*at) : value;
+}
+
 // The value of all lanes of a full warp, added up (or the largest), in one order for all.
 template <class T>
 NLM_FN T warp_sum(T value) {

@@ -13,16 +13,20 @@ struct AdagradStep {
 };
 
 NLM_KERNEL(adagrad_update, 256, REAL* w, const REAL* g, REAL* v, int64_t n, REAL scale,
-           const double* scale_at, REAL lr, REAL eps, REAL weight_decay) {
-    const AdagradStep step{{gradient_scale(scale, scale_at), lr, eps, weight_decay}};
+           const double* scale_at, REAL lr, const double* lr_at, REAL eps, REAL weight_decay) {
+    const REAL factor = late(scale, scale_at);
+    if (no_update(factor)) return;
+    const AdagradStep step{{factor, late(lr, lr_at), eps, weight_decay}};
     REAL* const arrays[] = {w, v};
     update_flat(arrays, g, n, step);
 }
 
 NLM_KERNEL(adagrad_update_rows, 256, REAL* w, const int32_t* rows, const REAL* drows, REAL* v,
            int count, int V, int D, int absent_too, REAL scale, const double* scale_at, REAL lr,
-           REAL eps, REAL weight_decay) {
-    const AdagradStep step{{gradient_scale(scale, scale_at), lr, eps, weight_decay}};
+           const double* lr_at, REAL eps, REAL weight_decay) {
+    const REAL factor = late(scale, scale_at);
+    if (no_update(factor)) return;
+    const AdagradStep step{{factor, late(lr, lr_at), eps, weight_decay}};
     REAL* const arrays[] = {w, v};
     update_rows(arrays, rows, drows, count, V, D, absent_too, step);
 }

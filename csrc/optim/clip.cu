@@ -35,7 +35,31 @@ NLM_KERNEL(clip_scale, 32, double* scale, const double* totals, int64_t n, doubl
     *scale = norm > limit ? limit / norm : 1.0;
 }
 
-NLM_KERNEL(clip_values, 256, REAL* x, int64_t n, REAL limit) {
+// The same of a gradient that is `scaling[0]` times too large, of which the totals are freed in
+// place; then the next scale. One that is not finite gives NaN, which the update kernels take for
+// "no update", and half the scale; `patience` finite ones in a row (scaling[1] counts) double it.
+NLM_KERNEL(clip_scale_scaled, 32, double* scale, double* totals, double* scaling, int64_t n,
+           double limit, double most, double patience) {
+    if (threadIdx.x != 0) return;
+    const double factor = scaling[0];
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) sum += totals[i] /= factor * factor;
+    const double norm = sqrt(sum);
+    if (!(norm < nlm_infinity())) {
+        *scale = nan("");
+        scaling[0] = factor > 2.0 ? factor / 2 : 1.0;
+        scaling[1] = 0;
+        return;
+    }
+    *scale = (norm > limit ? limit / norm : 1.0) / factor;
+    const double finite = scaling[1] + 1;
+    const bool grows = finite >= patience;
+    if (grows && factor < most) scaling[0] = factor * 2;
+    scaling[1] = grows ? 0 : finite;
+}
+
+NLM_KERNEL(clip_values, 256, REAL* x, int64_t n, REAL limit, const double* limit_at) {
+    const REAL bound = late(limit, limit_at);
     for (int64_t i = grid_thread(); i < n; i += grid_threads())
-        x[i] = CudaFn<REAL>::clamp(x[i], limit);
+        x[i] = CudaFn<REAL>::clamp(x[i], bound);
 }

@@ -20,18 +20,22 @@ NLM_FN void sgd(REAL* w, REAL* buffer, const SgdRates<REAL>& rates, const Walk& 
 }
 
 NLM_KERNEL(sgd_update, 256, REAL* w, const REAL* g, REAL* momentum_buffer, int64_t n, REAL scale,
-           const double* scale_at, REAL lr, REAL momentum, REAL weight_decay, int nesterov) {
-    const SgdRates<REAL> rates{gradient_scale(scale, scale_at), lr, momentum, weight_decay,
-                               nesterov != 0};
+           const double* scale_at, REAL lr, const double* lr_at, REAL momentum, REAL weight_decay,
+           int nesterov) {
+    const REAL factor = late(scale, scale_at);
+    if (no_update(factor)) return;
+    const SgdRates<REAL> rates{factor, late(lr, lr_at), momentum, weight_decay, nesterov != 0};
     sgd(w, momentum_buffer, rates,
         [&](auto& arrays, const auto& step) { update_flat(arrays, g, n, step); });
 }
 
 NLM_KERNEL(sgd_update_rows, 256, REAL* w, const int32_t* rows, const REAL* drows,
            REAL* momentum_buffer, int count, int V, int D, int absent_too, REAL scale,
-           const double* scale_at, REAL lr, REAL momentum, REAL weight_decay, int nesterov) {
-    const SgdRates<REAL> rates{gradient_scale(scale, scale_at), lr, momentum, weight_decay,
-                               nesterov != 0};
+           const double* scale_at, REAL lr, const double* lr_at, REAL momentum, REAL weight_decay,
+           int nesterov) {
+    const REAL factor = late(scale, scale_at);
+    if (no_update(factor)) return;
+    const SgdRates<REAL> rates{factor, late(lr, lr_at), momentum, weight_decay, nesterov != 0};
     sgd(w, momentum_buffer, rates, [&](auto& arrays, const auto& step) {
         update_rows(arrays, rows, drows, count, V, D, absent_too, step);
     });

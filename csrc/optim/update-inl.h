@@ -1,10 +1,8 @@
 // What the CUDA update kernels share (CPU: span-inl.h): walks over flat arrays and over tables
 // with a row-sparse gradient, one pass, 16 bytes at a time where arrays are aligned alike.
 
-// The gradient's factor: of the host, or a double on the device that clip_scale made.
-NLM_FN REAL gradient_scale(REAL scale, const double* scale_at) {
-    return scale_at != nullptr ? REAL(*scale_at) : scale;
-}
+// Whether a gradient was not finite and is left out (clip_scale_scaled).
+NLM_FN bool no_update(REAL scale) { return scale != scale; }
 
 // step(x, g) for the kLanes elements that begin at `at` of each array; g null: a gradient of 0.
 template <int kLanes, int kArrays, class Step>

@@ -9,12 +9,19 @@ struct Gru {
     REAL* hn;     // [T,B,H]; forward: null if nothing is saved
     int64_t B, H;
 
-    // The new state, from a = w_hh h, what else enters the gates in `gates`, and b (null: none).
-    NLM_FN REAL forward(int64_t t, int64_t r, int64_t u, const REAL* a, REAL h, const REAL* b,
-                        const REAL* b_hn) const {
+    struct Gates {
+        REAL r, z, n;
+    };
+    NLM_FN Gates load(int64_t t, int64_t r, int64_t u) const {
+        const REAL* const saved = gates + (t * B + r) * G * H + u;
+        return {saved[0], saved[H], saved[2 * H]};
+    }
+    // The new state, from a = w_hh h, what else enters the gates, and b (null: none).
+    NLM_FN REAL forward(int64_t t, int64_t r, int64_t u, const Gates& inputs, const REAL* a, REAL h,
+                        const REAL* b, const REAL* b_hn) const {
         const int64_t at = t * B + r;
         REAL* const saved = gates + at * G * H + u;
-        REAL reset = a[0] + saved[0], z = a[1] + saved[H], n = saved[2 * H];
+        REAL reset = a[0] + inputs.r, z = a[1] + inputs.z, n = inputs.n;
         if (b != nullptr) {
             reset += b[u];
             z += b[H + u];
@@ -31,10 +38,11 @@ struct Gru {
         return h;
     }
     // From dh to a, the gradients of w_hh h, and the part of dh that does not pass by the gates.
-    NLM_FN void backward(int64_t t, int64_t r, int64_t u, REAL h_prev, REAL& dh, REAL* a) const {
+    NLM_FN void backward(int64_t t, int64_t r, int64_t u, const Gates& of, REAL product,
+                         REAL h_prev, REAL& dh, REAL* a) const {
         const int64_t at = t * B + r;
         REAL* const saved = gates + at * G * H + u;
-        REAL reset = saved[0], z = saved[H], n = saved[2 * H], product = hn[at * H + u];
+        REAL reset = of.r, z = of.z, n = of.n;
         gru_cell_backward<CudaFn<REAL>>(reset, z, n, product, h_prev, dh);
         saved[0] = a[0] = reset;
         saved[H] = a[1] = z;

@@ -15,10 +15,10 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
            const REAL* h0, const REAL* w_hh, const REAL* b, const REAL* mask_h,
            const int32_t* lengths, int64_t T, int64_t B, int64_t H, REAL zoneout_h,
            uint32_t threshold_h, REAL clip_h, int sample, uint32_t seed, uint32_t draw,
-           uint32_t layer, uint32_t time0, const int32_t* row_ids, REAL* states, REAL* middle,
-           REAL* far, REAL* far_2, uint32_t* counters, int rows, int units, int pass_rows,
-           int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
-           int kept_2) {
+           const double* draw_at, uint32_t layer, uint32_t time0, const int32_t* row_ids,
+           REAL* states, REAL* middle, REAL* far, REAL* far_2, uint32_t* counters, int rows,
+           int units, int pass_rows, int splits, int chunk, int kept, int units_2, int pass_rows_2,
+           int splits_2, int chunk_2, int kept_2) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
     const Exchange between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
@@ -38,7 +38,7 @@ NLM_KERNEL(gru_before_forward, 256, REAL* y, REAL* h_last, REAL* gates, REAL* rh
                       mask_h,
                       clip_h,
                       {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
-                       time0, row_ids},
+                       draw_at, time0, row_ids},
                       exchange_of(states, B, H),
                       H};
 
@@ -84,10 +84,10 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
            const REAL* h0, const REAL* w_hh, const REAL* mask_h, const REAL* dy,
            const int32_t* lengths, REAL* rec, int64_t T, int64_t B, int64_t H, REAL zoneout_h,
            uint32_t threshold_h, REAL clip_h, int sample, uint32_t seed, uint32_t draw,
-           uint32_t layer, uint32_t time0, const int32_t* row_ids, REAL* states, REAL* middle,
-           REAL* far, REAL* far_2, uint32_t* counters, int rows, int units, int pass_rows,
-           int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
-           int kept_2) {
+           const double* draw_at, uint32_t layer, uint32_t time0, const int32_t* row_ids,
+           REAL* states, REAL* middle, REAL* far, REAL* far_2, uint32_t* counters, int rows,
+           int units, int pass_rows, int splits, int chunk, int kept, int units_2, int pass_rows_2,
+           int splits_2, int chunk_2, int kept_2) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
     const Exchange exchange = exchange_of(states, B, 2 * H), between = exchange_of(middle, B, H);
     RowGroup others = row_group(counters);
@@ -109,7 +109,7 @@ NLM_KERNEL(gru_before_backward, 256, REAL* dh0, REAL* gates, REAL* rh, const REA
                               dy,
                               clip_h,
                               {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
-                               seed, draw, time0, row_ids},
+                               seed, draw, draw_at, time0, row_ids},
                               B,
                               H};
 

@@ -31,10 +31,10 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
            const REAL* ln_gates, const REAL* ln_cell, const REAL* mask_h, const int32_t* lengths,
            int64_t T, int64_t B, int64_t H, int64_t P, int saves, REAL zoneout_h, REAL zoneout_c,
            uint32_t threshold_h, uint32_t threshold_c, REAL clip_h, REAL clip_c, int norm_state,
-           int sample, uint32_t seed, uint32_t draw, uint32_t layer, uint32_t time0,
-           const int32_t* row_ids, REAL* states, REAL* middle, REAL* far, REAL* far_2,
-           REAL* partials, uint32_t* counters, int rows, int units, int pass_rows, int splits,
-           int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
+           int sample, uint32_t seed, uint32_t draw, const double* draw_at, uint32_t layer,
+           uint32_t time0, const int32_t* row_ids, REAL* states, REAL* middle, REAL* far,
+           REAL* far_2, REAL* partials, uint32_t* counters, int rows, int units, int pass_rows,
+           int splits, int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
            int kept_2) {
     const Span own = span_of(units, int(blockIdx.x), H), group = span_of(rows, int(blockIdx.y), B);
     const Span outs = span_of(w_hr != nullptr ? units_2 : units, int(blockIdx.x), P);
@@ -58,10 +58,10 @@ NLM_KERNEL(lstm_general_forward, 256, REAL* y, REAL* h_last, REAL* c_last, REAL*
     product.space = second.space = shared;
     const Zoneout zone_h{zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer),
                          sample,    seed,        draw,
-                         time0,     row_ids};
+                         draw_at,   time0,       row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, philox_purpose(kZoneoutC, layer),
                          sample,    seed,        draw,
-                         time0,     row_ids};
+                         draw_at,   time0,       row_ids};
     const Peephole peep{peephole, H};
     const State hidden{y, h_last, h_in, mask_h, clip_h, zone_h, exchange, P};
 
@@ -179,11 +179,11 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
            REAL* rec, REAL* dr, REAL* q, REAL* rest, REAL* dpeephole, REAL* dln_gates,
            REAL* dln_cell, int64_t T, int64_t B, int64_t H, int64_t P, REAL zoneout_h,
            REAL zoneout_c, uint32_t threshold_h, uint32_t threshold_c, REAL clip_h, REAL clip_c,
-           int norm_state, int sample, uint32_t seed, uint32_t draw, uint32_t layer, uint32_t time0,
-           const int32_t* row_ids, REAL* states, REAL* middle, REAL* far, REAL* far_2,
-           REAL* partials, uint32_t* counters, int rows, int units, int pass_rows, int splits,
-           int chunk, int kept, int units_2, int pass_rows_2, int splits_2, int chunk_2,
-           int kept_2) {
+           int norm_state, int sample, uint32_t seed, uint32_t draw, const double* draw_at,
+           uint32_t layer, uint32_t time0, const int32_t* row_ids, REAL* states, REAL* middle,
+           REAL* far, REAL* far_2, REAL* partials, uint32_t* counters, int rows, int units,
+           int pass_rows, int splits, int chunk, int kept, int units_2, int pass_rows_2,
+           int splits_2, int chunk_2, int kept_2) {
     // the first product's columns are the state's, the second's the units
     const Span outs = span_of(units, int(blockIdx.x), P), group = span_of(rows, int(blockIdx.y), B);
     const int own_units = w_hr != nullptr ? units_2 : units;
@@ -208,10 +208,10 @@ NLM_KERNEL(lstm_general_backward, 256, REAL* dh0, REAL* dc0, REAL* gates, const 
     product.space = second.space = shared;
     const Zoneout zone_h{zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer),
                          sample,    seed,        draw,
-                         time0,     row_ids};
+                         draw_at,   time0,       row_ids};
     const Zoneout zone_c{zoneout_c, threshold_c, philox_purpose(kZoneoutC, layer),
                          sample,    seed,        draw,
-                         time0,     row_ids};
+                         draw_at,   time0,       row_ids};
     const Peephole peep{peephole, H};
     const StateGradient hidden{dh0, rec, mask_h, y, dy, clip_h, zone_h, B, P};
 

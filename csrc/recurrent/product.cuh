@@ -10,13 +10,20 @@
 // four columns and 0.9 times for eight (TILE_FOURS = 2), which need more splits. With TF32, BF16 or
 // FP16 (mma.h) a worker is a warp and a step eight words; reading shared memory bounds it. Rows
 // come from the second-level cache, 16 bytes a copy, the next chunk of k while one is computed.
-// Weights beyond `kept` do not fit into shared memory and come from the second-level cache, too.
+// A worker keeps the weights of its first HELD steps in registers, over all steps of the sequence:
+// these cost no bandwidth, and the register file is as large as shared memory. There the weights
+// of the next `kept` numbers of the depth are; what fits into neither comes from the second-level
+// cache at each step.
 #pragma once
 
 #include "common/cuda.h"
 #if defined(TF32) || defined(BF16) || defined(FP16)
 #define NLM_TENSOR_CORES
 #include "common/mma.h"
+#endif
+
+#if !defined(HELD)
+#define HELD 0
 #endif
 
 constexpr int kThreads = 256;
@@ -27,6 +34,7 @@ constexpr int kWorkers = kThreads / kWarp;
 constexpr int kGroup = 16;
 constexpr int kStep = kStepWords * kPerWord;
 constexpr int kDepthGrain = kStep;
+constexpr int kUnroll = HELD > 0 ? 2 : 4;
 #else
 typedef REAL Operand;
 NLM_FN Operand to_operand(REAL value) { return value; }
@@ -35,7 +43,7 @@ constexpr int kFours = TILE_FOURS;  // of columns
 constexpr int kGroup = 4 * kFours;
 constexpr int kStep = 1;
 constexpr int kDepthGrain = 4 * kFours;
-constexpr int kUnroll = sizeof(REAL) == 8 || kFours > 1 ? 2 : 4;  // as registers allow
+constexpr int kUnroll = sizeof(REAL) == 8 || kFours > 1 || HELD > 0 ? 2 : 4;  // as registers allow
 struct alignas(16) Four {
     REAL v[4];
 };
@@ -43,6 +51,8 @@ struct alignas(16) Four {
 // neighbouring k, read from different banks.
 NLM_FN int four_at(int four, int k) { return kFours == 2 ? four ^ (k >> 2 & 1) : four; }
 #endif
+constexpr int kSegment = 8;  // steps of a worker in a chunk where weights are held in registers
+constexpr int kStages = 3;   // chunks of rows: one is computed while the others come
 constexpr int kCopy = 16 / int(sizeof(Operand));                // numbers of a copy
 constexpr int kOperands = int(sizeof(REAL) / sizeof(Operand));  // in the place of one REAL
 
@@ -54,14 +64,17 @@ NLM_FN int padded_depth(int64_t depth) {
 // How a block divides a product; what pynlm/cuda/recurrent.py plans.
 struct Product {
     int columns;    // of this block
-    int depth;      // padded; so long are the operand's rows
+    int depth;      // padded
     int pass_rows;  // rows computed at once
     int splits;
     int chunk;      // depth that is staged at once
-    int kept;       // depth of the weights in shared memory: whole chunks
+    int held;       // depth of the weights in registers, the first of all: whole chunks
+    int kept;       // depth of the weights in shared memory, the next: whole chunks
+    int across;     // numbers of an operand's row
     Operand* near;  // [groups][kept / kStep][kGroup kStep], shared
-    Operand* far;   // [groups][(depth - kept) / kStep][kGroup kStep], global
-    REAL* space;    // shared: two chunks of rows, and the sums
+    Operand* far;   // global: of the depth in registers, from where they are loaded once, and of
+                    // the rest, each [groups][.. / kStep][kGroup kStep]
+    REAL* space;    // shared: kStages chunks of rows, and the sums
 
     NLM_FN int groups() const { return (columns + kGroup - 1) / kGroup; }
     // Groups computed at once. Where they are all, the sums replace the rows.
@@ -72,15 +85,18 @@ struct Product {
     }
     NLM_FN int apart() const { return splits | 1; }  // of sums; odd: banks differ
     NLM_FN REAL* sums() const {
-        return groups() <= pass_groups() ? space : space + 2 * pass_rows * stride() / kOperands;
+        return groups() <= pass_groups() ? space
+                                         : space + kStages * pass_rows * stride() / kOperands;
     }
     // Result of column m and row r of the pass.
     NLM_FN REAL& at(int m, int r) const { return sums()[(m * pass_rows + r) * apart()]; }
-    // Weights of a group at step k / kStep; for one group and either side of `kept` those of later
-    // steps follow.
+    // Weights of a group at step k / kStep; for one group and place those of later steps follow.
     NLM_FN Operand* weights(int group, int k) const {
-        return k < kept ? near + (int64_t(group) * kept + k) * kGroup
-                        : far + (int64_t(group) * (depth - kept) + (k - kept)) * kGroup;
+        if (k < held) return far + (int64_t(group) * held + k) * kGroup;
+        k -= held;
+        if (k < kept) return near + (int64_t(group) * kept + k) * kGroup;
+        const int rest = depth - held - kept;
+        return far + (int64_t(groups()) * held + int64_t(group) * rest + (k - kept)) * kGroup;
     }
     NLM_FN void put(int m, int k, REAL value) const {
         Operand* const step = weights(m / kGroup, k / kStep * kStep);
@@ -96,16 +112,19 @@ struct Product {
 
 // `columns` of at most `most` in a block. Its weights begin at `near` in shared memory, which moves
 // past them; what of them is not kept there stands in the block's part of `far`. The caller gives
-// it its space.
+// it its space. steps: of a worker, with weights in registers, as far as the depth goes.
 NLM_FN Product product_of(int columns, int most, int64_t depth, int pass_rows, int splits,
-                          int chunk, int kept, REAL* far, REAL*& near) {
+                          int chunk, int kept, REAL* far, REAL*& near, int steps = 0) {
     const int groups = (most + kGroup - 1) / kGroup, padded = padded_depth(depth);
     const int64_t block = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
     Operand* const own =
         reinterpret_cast<Operand*>(far) + block * groups * kGroup * (padded - kept);
-    const Product product{
-        columns, padded, pass_rows, splits, chunk, kept, reinterpret_cast<Operand*>(near),
-        own,     nullptr};
+    const int segments = steps > 0 ? padded / chunk : 0;
+    const int held = (segments < steps / kSegment ? segments : steps / kSegment) * chunk;
+    const Product product{columns, padded, pass_rows,
+                          splits,  chunk,  held,
+                          kept,    padded, reinterpret_cast<Operand*>(near),
+                          own,     nullptr};
     near += groups * kGroup * kept / kOperands;
     return product;
 }
@@ -128,8 +147,60 @@ NLM_FN void stage(const Product& p, Operand* to, const Operand* a, int rows, int
     const int lane = int(threadIdx.x) % kWarp;
     for (int r = int(threadIdx.x) / kWarp; r < rows; r += kThreads / kWarp)
         for (int i = lane * kCopy; i < count; i += kWarp * kCopy)
-            nlm_copy16(to + r * p.stride() + i, a + int64_t(r) * p.depth + k + i);
+            nlm_copy16(to + r * p.stride() + i, a + int64_t(r) * p.across + k + i);
 }
+
+// What a worker multiplies rows by at one step.
+#if defined(NLM_TENSOR_CORES)
+typedef LeftFragment Weights;
+NLM_FN Weights weights_at(const Operand* w, int step) {
+    const int lane = int(threadIdx.x) % kWarp;
+    return (reinterpret_cast<const LeftFragment*>(w) + lane)[step * kWarp];
+}
+#else
+struct Weights {
+    Four four[kFours];
+};
+NLM_FN Weights weights_at(const Operand* w, int k) {
+    Weights found;
+#pragma unroll
+    for (int f = 0; f < kFours; ++f)
+        found.four[f] = reinterpret_cast<const Four*>(w)[k * kFours + four_at(f, k)];
+    return found;
+}
+#endif
+
+// Where a worker stands in its block's product.
+struct Place {
+    int split, group, row;  // of the groups and rows that are computed at once
+    NLM_FN explicit Place(const Product& p) {
+        const int worker = int(threadIdx.x) / (kThreads / kWorkers);
+        const int at_once = p.pass_groups() < p.groups() ? p.pass_groups() : p.groups();
+        split = worker % p.splits;
+        group = at_once > 0 ? worker / p.splits % at_once : 0;
+        row = at_once > 0 ? worker / p.splits / at_once * kTileRows : 0;
+    }
+};
+
+// A worker's weights of its first steps, in registers: only numbers known to the compiler may index
+// them.
+template <int kSteps>
+struct Held {
+    Weights of[kSteps];
+    NLM_FN explicit Held(const Product& p) {
+        const Place place(p);
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+            of[i] = i / kSegment * p.chunk < p.held && p.columns > 0
+                        ? weights_at(p.weights(place.group, 0), place.split + i * p.splits)
+                        : Weights{};
+        }
+    }
+};
+template <>
+struct Held<0> {
+    NLM_FN explicit Held(const Product&) {}
+};
 
 // A worker's sums of a tile.
 #if defined(NLM_TENSOR_CORES)
@@ -137,24 +208,18 @@ struct Tile {
     static_assert(kTileRows % 8 == 0);
     REAL sum[kTileRows / 8][4];
 
-    // Adds steps split, split + splits, ... of `count` numbers; x: the tile's first staged row.
-    NLM_FN void add(const Operand* w, const Operand* x, int stride, int count, int split,
-                    int splits) {
+    // x: the tile's first staged row, from step `s` on
+    NLM_FN void add(const Weights& a, const Operand* x, int stride, int s) {
         const int lane = int(threadIdx.x) % kWarp, words = stride / kPerWord;
-        const LeftFragment* const left = reinterpret_cast<const LeftFragment*>(w) + lane;
         const uint32_t* const right =
-            reinterpret_cast<const uint32_t*>(x) + lane / 4 * words + lane % 4;
-#pragma unroll 4
-        for (int s = split; s < count / kStep; s += splits) {
-            const LeftFragment a = left[s * kWarp];
+            reinterpret_cast<const uint32_t*>(x) + lane / 4 * words + lane % 4 + s * kStepWords;
 #pragma unroll
-            for (int n = 0; n < kTileRows / 8; ++n) {
-                const uint32_t* const at = right + n * 8 * words + s * kStepWords;
-                const uint32_t b[2] = {at[0], at[4]};
-                mma(sum[n], a, b);
-            }
+        for (int n = 0; n < kTileRows / 8; ++n) {
+            const uint32_t b[2] = {right[n * 8 * words], right[n * 8 * words + 4]};
+            mma(sum[n], a, b);
         }
     }
+
     NLM_FN void give(const Product& p, int m, int row, int split) const {
         const int lane = int(threadIdx.x) % kWarp;
 #pragma unroll
@@ -169,21 +234,12 @@ struct Tile {
 struct Tile {
     REAL sum[kTileRows][kGroup];
 
-    // w, x: at a multiple of 8 of k
-    NLM_FN void add(const Operand* w, const Operand* x, int stride, int count, int split,
-                    int splits) {
-        const Four* const columns = reinterpret_cast<const Four*>(w);
-#pragma unroll kUnroll
-        for (int k = split; k < count; k += splits) {
-            Four at[kFours];
+    NLM_FN void add(const Weights& at, const Operand* x, int stride, int k) {
 #pragma unroll
-            for (int f = 0; f < kFours; ++f) at[f] = columns[k * kFours + four_at(f, k)];
+        for (int r = 0; r < kTileRows; ++r) {
+            const REAL value = x[r * stride + k];
 #pragma unroll
-            for (int r = 0; r < kTileRows; ++r) {
-                const REAL value = x[r * stride + k];
-#pragma unroll
-                for (int m = 0; m < kGroup; ++m) sum[r][m] += at[m / 4].v[m % 4] * value;
-            }
+            for (int m = 0; m < kGroup; ++m) sum[r][m] += at.four[m / 4].v[m % 4] * value;
         }
     }
     NLM_FN void give(const Product& p, int m, int row, int split) const {
@@ -197,37 +253,63 @@ struct Tile {
 
 // deliver(first, count) once for each pass of rows: p.at(m, r) are results of rows first + r.
 // The block's threads have all arrived before it and wait for each other after it.
-template <class Deliver>
-NLM_FN void multiply(const Product& p, const Operand* a, int rows, const Deliver& deliver) {
+template <int kSteps, class Deliver>
+NLM_FN void multiply(const Product& p, const Held<kSteps>& held, const Operand* a, int rows,
+                     const Deliver& deliver) {
     if (p.columns == 0) {  // a block beyond the last unit
         deliver(0, rows);
         return;
     }
-    const int worker = int(threadIdx.x) / (kThreads / kWorkers), split = worker % p.splits;
+    const Place place(p);
     const int at_once = p.pass_groups() < p.groups() ? p.pass_groups() : p.groups();
-    const int own_group = worker / p.splits % at_once;
-    const int row = worker / p.splits / at_once * kTileRows;
     for (int first = 0; first < rows; first += p.pass_rows) {
         const int count = rows - first < p.pass_rows ? rows - first : p.pass_rows;
-        const Operand* const from = a + int64_t(first) * p.depth;
+        const Operand* const from = a + int64_t(first) * p.across;
         for (int group0 = 0; group0 < p.groups(); group0 += at_once) {
-            const int group = group0 + own_group;
-            const bool works = row < count && group < p.groups();
+            const int group = group0 + place.group;
+            const bool works = place.row < count && group < p.groups();
             Tile tile = {};
-            stage(p, p.staged(0), from, count, 0);
-            nlm_copy_commit();
-            int now = 0;
-            for (int k = 0; k < p.depth; k += p.chunk, now ^= 1) {
-                if (k + p.chunk < p.depth) stage(p, p.staged(now ^ 1), from, count, k + p.chunk);
+            int coming = 0, stage_in = 0, stage_out = 0;  // the next chunk to copy, and to compute
+            const auto copy = [&] {
+                if (coming < p.depth) {
+                    stage(p, p.staged(stage_in), from, count, coming);
+                    coming += p.chunk;
+                    stage_in = stage_in + 1 < kStages ? stage_in + 1 : 0;
+                }
                 nlm_copy_commit();
-                nlm_copy_wait<1>();
+            };
+            // add(x, k): of the chunk at k
+            const auto compute = [&](int k, const auto& add) {
+                nlm_copy_wait<kStages - 2>();
                 __syncthreads();
-                if (works)
-                    tile.add(p.weights(group, k), p.staged(now) + row * p.stride(), p.stride(),
-                             p.depth - k < p.chunk ? p.depth - k : p.chunk, split, p.splits);
-                __syncthreads();
+                copy();  // to where the chunk before this one was
+                if (works) add(p.staged(stage_out) + place.row * p.stride(), k);
+                stage_out = stage_out + 1 < kStages ? stage_out + 1 : 0;
+            };
+#pragma unroll
+            for (int i = 0; i < kStages - 1; ++i) copy();
+            if constexpr (kSteps > 0) {
+#pragma unroll
+                for (int s = 0; s < kSteps / kSegment; ++s) {
+                    if (s * p.chunk >= p.held) break;
+                    compute(s * p.chunk, [&](const Operand* x, int) {
+#pragma unroll
+                        for (int i = 0; i < kSegment; ++i)
+                            tile.add(held.of[s * kSegment + i], x, p.stride(),
+                                     place.split + i * p.splits);
+                    });
+                }
             }
-            if (works) tile.give(p, group * kGroup, row, split);
+            for (int k = p.held; k < p.depth; k += p.chunk)
+                compute(k, [&](const Operand* x, int at) {
+                    const Operand* const w = p.weights(group, at);
+                    const int steps = (p.depth - at < p.chunk ? p.depth - at : p.chunk) / kStep;
+#pragma unroll kUnroll
+                    for (int s = place.split; s < steps; s += p.splits)
+                        tile.add(weights_at(w, s), x, p.stride(), s);
+                });
+            __syncthreads();
+            if (works) tile.give(p, group * kGroup, place.row, place.split);
         }
         __syncthreads();
         for (int i = int(threadIdx.x); i < p.columns * p.pass_rows; i += kThreads) {
@@ -241,4 +323,9 @@ NLM_FN void multiply(const Product& p, const Operand* a, int rows, const Deliver
         deliver(first, count);
         __syncthreads();
     }
+}
+// All weights in shared memory and the second-level cache.
+template <class Deliver>
+NLM_FN void multiply(const Product& p, const Operand* a, int rows, const Deliver& deliver) {
+    multiply(p, Held<0>(p), a, rows, deliver);
 }

@@ -14,23 +14,25 @@ NLM_KERNEL(rnn_forward, 256, REAL* y, REAL* h_last, const REAL* h0, const REAL* 
            int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
-    forward_loop<1>(s, y, h_last, h0, [&](int64_t t, int64_t r, int64_t u, const REAL* a) {
-        return activation(relu, a[0] + y[(t * B + r) * H + u] + b[u]);
-    });
+    forward_loop<1, REAL>(
+        s, y, h_last, h0,
+        [&](int64_t t, int64_t r, int64_t u) { return y[(t * B + r) * H + u] + b[u]; },
+        [&](int64_t, int64_t, int64_t, const REAL* a, REAL input) {
+            return activation(relu, a[0] + input);
+        });
 }
 
 // dh0: on entry the gradient of the last state. dpre: gradients of the pre-activations.
 NLM_KERNEL(rnn_backward, 256, REAL* dh0, REAL* dpre, const REAL* y, const REAL* w_hh,
            const REAL* dy, const int32_t* lengths, int64_t T, int64_t B, int64_t H, int relu,
            REAL* states, REAL* far, uint32_t* counters, int units, int rows, int pass_rows,
-           int splits, int chunk, int kept) {
-    const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
-                     counters, units, rows, pass_rows, splits, chunk,  kept};
-    backward_loop<1, false>(
-        s, dh0, dy,
-        [&](int64_t t, int64_t r, int64_t u, REAL dh, REAL* a) {
-            const int64_t at = (t * B + r) * H + u;
-            dpre[at] = a[0] = activation_backward(relu, y[at], dh);
+           int splits, int chunk, int kept, int parts, REAL* partial) {
+    const Sequence s{T,     B,    H,         lengths, w_hh,  states, far,   counters,
+                     units, rows, pass_rows, splits,  chunk, kept,   parts, partial};
+    backward_loop<1, false, REAL>(
+        s, dh0, dy, [&](int64_t t, int64_t r, int64_t u) { return y[(t * B + r) * H + u]; },
+        [&](int64_t t, int64_t r, int64_t u, REAL dh, REAL* a, REAL h) {
+            dpre[(t * B + r) * H + u] = a[0] = activation_backward(relu, h, dh);
         },
         [&](int64_t t, int64_t r, int64_t u) { dpre[(t * B + r) * H + u] = 0; });
 }

@@ -12,9 +12,9 @@ NLM_KERNEL(rnn_general_forward, 256, REAL* y, REAL* h_last, REAL* h_in, REAL* no
            const REAL* h0, const REAL* w_hh, const REAL* b, const REAL* ln_gates,
            const REAL* mask_h, const int32_t* lengths, int64_t T, int64_t B, int64_t H, int relu,
            REAL zoneout_h, uint32_t threshold_h, REAL clip_h, int sample, uint32_t seed,
-           uint32_t draw, uint32_t layer, uint32_t time0, const int32_t* row_ids, REAL* states,
-           REAL* far, REAL* partials, uint32_t* counters, int rows, int units, int pass_rows,
-           int splits, int chunk, int kept) {
+           uint32_t draw, const double* draw_at, uint32_t layer, uint32_t time0,
+           const int32_t* row_ids, REAL* states, REAL* far, REAL* partials, uint32_t* counters,
+           int rows, int units, int pass_rows, int splits, int chunk, int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
     const State state{y,
@@ -23,7 +23,7 @@ NLM_KERNEL(rnn_general_forward, 256, REAL* y, REAL* h_last, REAL* h_in, REAL* no
                       mask_h,
                       clip_h,
                       {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample, seed, draw,
-                       time0, row_ids},
+                       draw_at, time0, row_ids},
                       exchange_of(states, B, H),
                       H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);
@@ -40,9 +40,9 @@ NLM_KERNEL(rnn_general_backward, 256, REAL* dh0, REAL* dpre, REAL* norm, REAL* r
            const REAL* w_hh, const REAL* ln_gates, const REAL* mask_h, const REAL* dy,
            const int32_t* lengths, REAL* rec, REAL* dln_gates, int64_t T, int64_t B, int64_t H,
            int relu, REAL zoneout_h, uint32_t threshold_h, REAL clip_h, int sample, uint32_t seed,
-           uint32_t draw, uint32_t layer, uint32_t time0, const int32_t* row_ids, REAL* states,
-           REAL* far, REAL* partials, uint32_t* counters, int rows, int units, int pass_rows,
-           int splits, int chunk, int kept) {
+           uint32_t draw, const double* draw_at, uint32_t layer, uint32_t time0,
+           const int32_t* row_ids, REAL* states, REAL* far, REAL* partials, uint32_t* counters,
+           int rows, int units, int pass_rows, int splits, int chunk, int kept) {
     const Sequence s{T,        B,     H,    lengths,   w_hh,   states, far,
                      counters, units, rows, pass_rows, splits, chunk,  kept};
     const StateGradient state{dh0,
@@ -52,7 +52,7 @@ NLM_KERNEL(rnn_general_backward, 256, REAL* dh0, REAL* dpre, REAL* norm, REAL* r
                               dy,
                               clip_h,
                               {zoneout_h, threshold_h, philox_purpose(kZoneoutH, layer), sample,
-                               seed, draw, time0, row_ids},
+                               seed, draw, draw_at, time0, row_ids},
                               B,
                               H};
     const GateNorm<1> gate_norm = norm_of<1>(s, ln_gates, norm, rstd, partials);

@@ -10,14 +10,16 @@ struct Zoneout {
     REAL p;
     uint32_t threshold, purpose;
     int sample;
-    uint32_t seed, step, time0;
+    uint32_t seed, step;
+    const double* step_at;  // read where it is used: a register for it would be one too many
+    uint32_t time0;
     const int32_t* rows;
 
     NLM_FN REAL share(int64_t t, int64_t row, int64_t unit) const {
         if (p == 0 || !sample) return p;
         const uint32_t id = uint32_t(rows != nullptr ? rows[row] : row);
-        const PhiloxWords words =
-            philox(seed, step, {{uint32_t(unit >> 2), id, time0 + uint32_t(t), purpose}});
+        const PhiloxWords words = philox(seed, late(step, step_at),
+                                         {{uint32_t(unit >> 2), id, time0 + uint32_t(t), purpose}});
         uint32_t word = words.word[0];  // no array in local memory
         for (int i = 1; i < 4; ++i)
             if ((unit & 3) == i) word = words.word[i];

@@ -80,6 +80,21 @@ NLM_KERNEL(xent_dlogits, 256, REAL* z, REAL* sums, const REAL* b, const REAL* fa
     });
 }
 
+// log p in place of the row's logits `own`.
+NLM_FN void store_log_prob(const Row& row, REAL* own, REAL top, REAL log_sum) {
+    each_packet(row, [=](int v, Logits x) {
+#pragma unroll
+        for (int j = 0; j < kPacket; ++j) x.at[j] = (x.at[j] - top) - log_sum;
+        if (row.aligned) {
+            store_packet(own + v, x);
+        } else {
+#pragma unroll
+            for (int j = 0; j < kPacket; ++j)
+                if (v + j < row.V) own[v + j] = x.at[j];
+        }
+    });
+}
+
 // log p in place of z [N, V]. Reads z twice and writes it once.
 NLM_KERNEL(xent_log_prob, 256, REAL* z, const REAL* b, int64_t N, int V, REAL inverse) {
     const bool aligned = V % kPacket == 0 && uint64_t(z) % 16 == 0;
@@ -87,19 +102,37 @@ NLM_KERNEL(xent_log_prob, 256, REAL* z, const REAL* b, int64_t N, int V, REAL in
         REAL* const own = z + n * V;
         const Row row{own, b, V, inverse, aligned};
         const RowSums sums = row_sums<false>(row);
-        const REAL log_sum = log(REAL(sums.sum));
-        each_packet(row, [=](int v, Logits x) {
-#pragma unroll
-            for (int j = 0; j < kPacket; ++j) x.at[j] = (x.at[j] - sums.top) - log_sum;
-            if (aligned) {
-                store_packet(own + v, x);
-            } else {
-#pragma unroll
-                for (int j = 0; j < kPacket; ++j)
-                    if (v + j < V) own[v + j] = x.at[j];
-            }
-        });
+        store_log_prob(row, own, sums.top, log(REAL(sums.sum)));
     }
+}
+
+// The same for few rows of many words, which blocks divide: block (part, row) has `words` words, a
+// multiple of a packet, of a row. First each part's largest logit and sum of exponentials, parts
+// [N, parts, 2]; then, from those of all in their order, log p. Bound by launches.
+NLM_FN Row part_of(REAL* z, const REAL* b, int V, int words, REAL inverse) {
+    const int first = int(blockIdx.x) * words, rest = V - first;
+    const bool aligned = V % kPacket == 0 && uint64_t(z) % 16 == 0;
+    return {z + int64_t(blockIdx.y) * V + first, b != nullptr ? b + first : nullptr,
+            rest < words ? rest : words, inverse, aligned};
+}
+NLM_KERNEL(xent_part_sums, 256, double* parts, REAL* z, const REAL* b, int V, int words,
+           REAL inverse) {
+    const RowSums sums = row_sums<false>(part_of(z, b, V, words, inverse));
+    if (threadIdx.x != 0) return;
+    double* const own = parts + (int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * 2;
+    own[0] = double(sums.top);
+    own[1] = sums.sum;
+}
+NLM_KERNEL(xent_part_log_prob, 256, REAL* z, const double* parts, const REAL* b, int V, int words,
+           REAL inverse) {
+    const double* const all = parts + int64_t(blockIdx.y) * gridDim.x * 2;
+    REAL top = kLowest;
+    for (int i = 0; i < int(gridDim.x); ++i) top = all[2 * i] > top ? REAL(all[2 * i]) : top;
+    double sum = 0;
+    for (int i = 0; i < int(gridDim.x); ++i)
+        sum += all[2 * i + 1] * double(exp(REAL(all[2 * i]) - top));
+    const Row row = part_of(z, b, V, words, inverse);
+    store_log_prob(row, const_cast<REAL*>(row.z), top, log(REAL(sum)));
 }
 
 // With t = z - top: log sum exp(t) - sum exp(t) t / sum exp(t). Reads z twice.

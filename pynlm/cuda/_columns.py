@@ -6,6 +6,7 @@ from .device import Array, current
 
 _SOURCE = "common/columns.cu"
 _WIDTH, _ROWS, _WARPS = 32, 128, 8  # columns and rows summed by a block of so many warps
+_MOST_DOWN = 65535  # blocks in a grid's second dimension
 
 
 def add_to_rows(y: Array, b: Array) -> None:
@@ -54,7 +55,7 @@ def column_sum(
     device.launch(
         _SOURCE,
         "column_sum_blocks",
-        (-(-C // _WIDTH), spans),
+        (-(-C // _WIDTH), min(spans, _MOST_DOWN)),
         real=y.dtype,
         shared=_WIDTH * _WARPS * y.dtype.itemsize,
         sums=sums,

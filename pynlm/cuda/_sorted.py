@@ -35,10 +35,26 @@ class Sorted(NamedTuple):
     count: Array
 
 
+def check_sortable(what: str, n: int) -> None:
+    """Places are numbers of 32 bits.
+
+    Raises
+    ------
+    ValueError
+        There are 2^31 or more.
+    """
+    if n >= 1 << 31:
+        raise ValueError(
+            f"{what}: {n} ids are too many to sort on a GPU, fewer than {1 << 31} can be: "
+            "give fewer tokens at once"
+        )
+
+
 def sort_ids(ids: Array, limit: int = 1 << 31) -> Sorted:
     """Sort int32 [n], n > 0, each at least 0 and below `limit`, without waiting."""
-    device = current()
     n = ids.size
+    check_sortable("sort_ids", n)
+    device = current()
     blocks = max(1, min(-(-n // (_DIGITS * _TILES_A_BLOCK)), device.processors))
     keys, places = device.empty((n,), np.uint32), device.empty((n,), np.uint32)
     found = Sorted(keys, places, device.empty((n + 1,), np.int32), device.empty((1,), np.int32))

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .device import Array, current
-
-Scale = float | Array
-"""What the gradient is multiplied by: a number, or float64 [1] on the device (`clip_scale`)."""
+from .device import Array, Late, current
 
 
-def launch_flat(
-    source: str, kernel: str, *, w: Array, g: Array, scale: Scale, **given: Any
-) -> None:
+def launch_flat(source: str, kernel: str, *, w: Array, g: Array, scale: Late, **given: Any) -> None:
     """Launch an update of flat parameters."""
     device = current()
     device.launch(
@@ -23,7 +18,7 @@ def launch_flat(
         w=w,
         g=g,
         n=w.size,
-        **_split(scale),
+        scale=scale,
         **given,
     )
 
@@ -36,7 +31,7 @@ def launch_rows(
     rows: Array,
     drows: Array,
     absent_too: bool = True,
-    scale: Scale,
+    scale: Late,
     **given: Any,
 ) -> None:
     """Launch an update of a table; without `absent_too` rows without a gradient do not change."""
@@ -54,13 +49,6 @@ def launch_rows(
         V=V,
         D=D,
         absent_too=absent_too,
-        **_split(scale),
+        scale=scale,
         **given,
     )
-
-
-def _split(scale: Scale) -> dict[str, Any]:
-    """The kernel's parameters for a number or an array."""
-    if getattr(scale, "shape", ()):
-        return {"scale": 1.0, "scale_at": scale}
-    return {"scale": scale, "scale_at": None}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ._updates import Scale, launch_flat, launch_rows
-from .device import Array
+from ._updates import launch_flat, launch_rows
+from .device import Array, Late
 
 _SOURCE = "optim/adagrad.cu"
 
 
 def adagrad_update(
-    *, w: Array, g: Array, v: Array, scale: Scale, lr: float, eps: float, weight_decay: float
+    *, w: Array, g: Array, v: Array, scale: Late, lr: Late, eps: float, weight_decay: float
 ) -> None:
     """One step on flat parameters; see `pynlm.kernels.adagrad_update`."""
     launch_flat(
@@ -24,8 +24,8 @@ def adagrad_update_rows(
     rows: Array,
     drows: Array,
     v: Array,
-    scale: Scale,
-    lr: float,
+    scale: Late,
+    lr: Late,
     eps: float,
     weight_decay: float,
 ) -> None:

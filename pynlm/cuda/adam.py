@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from ._updates import Scale, launch_flat, launch_rows
-from .device import Array
+import numpy as np
+
+from ._updates import launch_flat, launch_rows
+from .device import Array, Late, current
 
 _SOURCE = "optim/adam.cu"
 
@@ -17,14 +18,14 @@ def adam_update(
     g: Array,
     m: Array,
     v: Array,
-    scale: Scale,
-    lr: float,
+    scale: Late,
+    lr: Late,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     decoupled: bool,
-    t: int,
+    t: Late,
 ) -> None:
     """One step on flat parameters; see `pynlm.kernels.adam_update`."""
     rates = _rates(lr, beta1, beta2, eps, weight_decay, decoupled, t)
@@ -38,14 +39,14 @@ def adam_update_rows(
     drows: Array,
     m: Array,
     v: Array,
-    scale: Scale,
-    lr: float,
+    scale: Late,
+    lr: Late,
     beta1: float,
     beta2: float,
     eps: float,
     weight_decay: float,
     decoupled: bool,
-    t: int,
+    t: Late,
 ) -> None:
     """The same step for a row-sparse gradient; see `pynlm.kernels.adam_update_rows`."""
     rates = _rates(lr, beta1, beta2, eps, weight_decay, decoupled, t)
@@ -55,17 +56,21 @@ def adam_update_rows(
 
 
 def _rates(
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, t: int
+    lr: Late, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool, t: Late
 ) -> dict[str, Any]:
-    """The members of AdamRates but the scale (csrc/optim/adam_math.h), in double precision."""
+    """The members of AdamRates but the scale (csrc/optim/adam_math.h)."""
+    device = current()
+    rates = device.empty((3,), np.float64)
+    device.launch(
+        _SOURCE, "adam_rates", 1, rates=rates, lr=lr, t=t, beta1=beta1, beta2=beta2,
+        weight_decay=weight_decay, decoupled=decoupled,
+    )  # fmt: skip
     return {
-        "keep": 1 - lr * weight_decay if decoupled else 1.0,
+        "rates": rates,
         "decay": 0.0 if decoupled else weight_decay,
         "beta1": beta1,
         "one_minus_beta1": 1 - beta1,
         "beta2": beta2,
         "one_minus_beta2": 1 - beta2,
-        "step": lr / (1 - beta1**t),
-        "correction": 1 / math.sqrt(1 - beta2**t),
         "eps": eps,
     }

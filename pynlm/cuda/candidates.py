@@ -125,7 +125,9 @@ def _gradients(
     shared = _begin(
         device, w, b, targets, samples, counts, log_expected, logistic, remove_hits, temperature
     )
-    found = sort_ids(device.xp.concatenate([samples, targets]), len(w))
+    both = device.empty((K + N,), np.int32)
+    both[:K], both[K:] = samples, targets
+    found = sort_ids(both, len(w))
     # What samples and targets add to rows of dw and to numbers of db, before equal ids are joined.
     parts, bias_parts = device.empty((K + N, H), real), device.empty((K + N, 1), real)
     dt = bias_parts.reshape(-1)[K:]

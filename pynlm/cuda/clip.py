@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .device import Array, current
+from .device import Array, Late, current
 
 _SOURCE = "optim/clip.cu"
 _BLOCK = 4096
 _SHARED = 8 * 8  # a double of each warp
+
+MOST_SCALE = 2.0**24
+PATIENCE = 2000
 
 
 def sum_squares(*, x: Array) -> float:
@@ -67,7 +70,18 @@ def clip_scale(totals: Array, limit: float) -> Array:
     return scale
 
 
-def clip_values(*, x: Array, limit: float) -> None:
+def clip_scale_scaled(totals: Array, limit: float, scaling: Array) -> Array:
+    """`clip_scale` of a gradient that is scaling[0] times too large; see `kernels.queued`."""
+    device = current()
+    scale = device.empty((1,), np.float64)
+    device.launch(
+        _SOURCE, "clip_scale_scaled", 1, scale=scale, totals=totals, scaling=scaling,
+        n=totals.size, limit=limit, most=MOST_SCALE, patience=PATIENCE,
+    )  # fmt: skip
+    return scale
+
+
+def clip_values(*, x: Array, limit: Late) -> None:
     """x = min(max(x, -limit), limit), in place; see `pynlm.kernels.clip_values`."""
     device = current()
     device.launch(

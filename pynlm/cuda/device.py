@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
+from .graphs import CaptureError, CupyRecorder, Recorder
+from .lanes import CupyStreams, Forks
 from .source import Kernel, Source, read
 
 Array = Any
 """A CuPy array; in tests without a GPU a NumPy array."""
+Late = float | Array
+"""A number, or where it stands on the device as float64 [1]: such a number a CUDA graph reads anew
+each time it runs."""
 
 _TYPES = {
     "float": np.float32,
@@ -30,7 +34,7 @@ _REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 MATH = ("float32", "tf32", "bf16", "fp16")
 
 
-class Device(ABC):
+class Device(Forks):
     """One GPU, or what stands for it in tests.
 
     Attributes
@@ -38,7 +42,7 @@ class Device(ABC):
     xp
         The array module: cupy, or numpy in tests.
     processors
-        Streaming multiprocessors: a cooperative launch has at most so many blocks.
+        Streaming multiprocessors.
     shared_limit
         Bytes of shared memory that a block may have.
     math
@@ -48,10 +52,6 @@ class Device(ABC):
     xp: Any
     processors: int
     shared_limit: int
-
-    @functools.cached_property
-    def _of_thread(self) -> threading.local:
-        return threading.local()
 
     @property
     def math(self) -> str:
@@ -78,6 +78,10 @@ class Device(ABC):
     def bring(self, x: np.ndarray) -> Array:
         """A copy of a NumPy array, not to be changed until the next wait; does not wait itself."""
         return self.xp.array(x)
+
+    def recorder(self) -> Recorder | None:
+        """What makes CUDA graphs here; None where nothing does."""
+        return None
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
@@ -135,7 +139,8 @@ class Device(ABC):
         defines
             Further macros, "NAME=value".
         **given
-            The kernel's parameters by name: arrays (or None) for pointers, numbers.
+            The kernel's parameters by name: arrays (or None) for pointers, numbers; in the place
+            of a number x for which there is an x_at also float64 [1] on the device.
 
         Raises
         ------
@@ -148,14 +153,19 @@ class Device(ABC):
         found = read(source)
         entry = found.kernels[kernel]
         real = np.dtype(real)
+        for late in entry.late:
+            there = getattr(given.get(late), "shape", ())
+            given[f"{late}_at"] = given[late] if there else None
+            if there:
+                given[late] = 0
         arguments = [
             self._argument(entry, p.name, p.type, p.pointer, real, given) for p in entry.parameters
         ]
         if given:
             raise TypeError(f"{kernel}: no parameters {sorted(given)}")
         grid = (blocks, 1) if isinstance(blocks, int) else blocks
-        if cooperative and grid[0] * grid[1] > self.processors:
-            raise ValueError(f"{kernel}: {grid} blocks cannot be on {self.processors} processors")
+        if cooperative and grid[0] * grid[1] > self.share:
+            raise ValueError(f"{kernel}: {grid} blocks cannot be on {self.share} processors")
         if shared > self.shared_limit:
             raise ValueError(
                 f"{kernel}: {shared} bytes of shared memory, limit {self.shared_limit}"
@@ -221,7 +231,7 @@ def _mebibytes(size: int) -> str:
     return f"{size / (1 << 20):,.1f} MiB"
 
 
-class CupyDevice(Device):
+class CupyDevice(CupyStreams, Device):
     """The current CUDA device of CuPy."""
 
     def __init__(self, cupy: Any) -> None:
@@ -278,6 +288,23 @@ class CupyDevice(Device):
             )
         return self._modules[key]
 
+    def bring(self, x: np.ndarray) -> Array:
+        # A copy in a graph would read again what by then stands at that place of the host.
+        if self.xp.cuda.get_current_stream().is_capturing():
+            raise CaptureError("an array of the host cannot be brought while a graph is made")
+        return super().bring(x)
+
+    def recorder(self) -> Recorder:
+        return CupyRecorder(self.xp)
+
+    def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
+        try:
+            return super()._allocate(shape, dtype, zero=zero)
+        except MemoryError:
+            # Graphs have a pool of their own, and what is free in this one is not free there.
+            self.xp.get_default_memory_pool().free_all_blocks()
+            return super()._allocate(shape, dtype, zero=zero)
+
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
         # What CuPy keeps for the next array is free, too.
@@ -297,7 +324,7 @@ class CupyDevice(Device):
         out_transposed, out_stride = columns_first(out)
         if out_transposed:
             raise ValueError("matmul: out must have contiguous rows")
-        handle = self.xp.cuda.device.get_cublas_handle()
+        handle = self.cublas_handle()
         beta = (self._one if accumulate else self._zero)[out.dtype]
         (rows, columns), depth = out.shape, a.shape[1]
         sizes = (handle, left, right, columns, rows, depth, self._one[out.dtype].ctypes.data)

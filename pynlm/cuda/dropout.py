@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .device import Array, current
+from .device import Array, Late, current
 
 
 def dropout(
@@ -11,7 +11,7 @@ def dropout(
     x: Array,
     p: float,
     seed: int,
-    step: int,
+    step: Late,
     site: int,
     layer: int,
     time0: int = 0,

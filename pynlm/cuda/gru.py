@@ -53,9 +53,12 @@ def gru_forward(
         division = recurrent.divide(device, B, x.itemsize, *parts)
         division.launch(device, _BEFORE, "gru_before_forward", dtype, rh=hn, **variants, **common)
         return
-    division = recurrent.divide(device, B, x.itemsize, Part(H, 3, H), norms=ln_gates is not None)
+    plain = recurrent.is_plain(variant, mask_h, ln_gates)
+    division = recurrent.divide(
+        device, B, x.itemsize, Part(H, 3, H), plain=plain, norms=ln_gates is not None
+    )
     common |= {"hn": hn, "b_hn": b_hn}
-    if recurrent.is_plain(variant, mask_h, ln_gates):
+    if plain:
         division.launch(device, _PLAIN, "gru_forward", dtype, **common)
         return
     if ln_gates is not None:
@@ -114,10 +117,11 @@ def gru_backward(
             rh=hn, mask_h=mask_h, rec=device.zeros((B, H), dtype), **given, **common,
         )  # fmt: skip
     else:
+        plain, part = recurrent.is_plain(variant, mask_h, ln_gates), Part(H, 1, 3 * H, of_unit=3)
         division = recurrent.divide(
-            device, B, x.itemsize, Part(H, 1, 3 * H), norms=ln_gates is not None
+            device, B, x.itemsize, part, plain=plain, norms=ln_gates is not None
         )
-        if recurrent.is_plain(variant, mask_h, ln_gates):
+        if plain:
             division.launch(device, _PLAIN, "gru_backward", dtype, hn=hn, **common)
         else:
             division.launch(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ._columns import column_sum
-from ._sorted import sort_ids, sum_sorted
+from ._sorted import check_sortable, sort_ids, sum_sorted
 from .device import Array, current
 
 _SOURCE, _PREDICT = "softmax/hsoftmax.cu", "softmax/hsoftmax_predict.cu"
@@ -102,6 +102,7 @@ def _gradients(
     device = current()
     tree = _shape(first, parent, len(w) + 1, measure=True)
     N, root = len(h), tree.root
+    check_sortable(f"hsoftmax: {N} tokens with up to {tree.cost} nodes", N * tree.cost)
     distinct = device.empty((1,), np.int32)
     distinct.fill(root)
     root_loss = None

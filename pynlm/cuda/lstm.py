@@ -55,7 +55,7 @@ def lstm_forward(
         "w_hh": w_hh, "lengths": lengths, "T": T, "B": B, "H": H, "saves": saves,
     }  # fmt: skip
     if recurrent.is_plain(variant, mask_h, peephole, w_hr, ln_gates):
-        division = recurrent.divide(device, B, x.itemsize, Part(H, 4, H))
+        division = recurrent.divide(device, B, x.itemsize, Part(H, 4, H), plain=True)
         division.launch(device, _PLAIN, "lstm_forward", dtype, b=b, **common)
         return
     given, P = variant or Variant(), h0.shape[1]
@@ -139,7 +139,8 @@ def lstm_backward(
     d_x = d_h = gates
     if recurrent.is_plain(variant, mask_h, peephole, w_hr, ln_gates):
         if T * B:
-            division = recurrent.divide(device, B, x.itemsize, Part(H, 1, columns))
+            part = Part(H, 1, columns, of_unit=4)
+            division = recurrent.divide(device, B, x.itemsize, part, plain=True)
             division.launch(device, _PLAIN, "lstm_backward", dtype, **common)
     else:
         given = variant or Variant()

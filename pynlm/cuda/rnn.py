@@ -41,8 +41,11 @@ def rnn_forward(
         "y": y, "h_last": h_last, "h0": h0, "w_hh": w_hh, "b": b, "lengths": lengths,
         "T": T, "B": B, "H": H, "relu": nonlinearity == "relu",
     }  # fmt: skip
-    division = recurrent.divide(device, B, x.itemsize, Part(H, 1, H), norms=ln_gates is not None)
-    if recurrent.is_plain(variant, mask_h, ln_gates):
+    plain = recurrent.is_plain(variant, mask_h, ln_gates)
+    division = recurrent.divide(
+        device, B, x.itemsize, Part(H, 1, H), plain=plain, norms=ln_gates is not None
+    )
+    if plain:
         division.launch(device, _PLAIN, "rnn_forward", dtype, **common)
         return
     if ln_gates is not None:
@@ -92,10 +95,11 @@ def rnn_backward(
             "dh0": dh0, "dpre": dpre, "y": y, "w_hh": w_hh, "dy": dy, "lengths": lengths,
             "T": T, "B": B, "H": H, "relu": nonlinearity == "relu",
         }  # fmt: skip
+        plain, part = recurrent.is_plain(variant, mask_h, ln_gates), Part(H, 1, H, of_unit=1)
         division = recurrent.divide(
-            device, B, x.itemsize, Part(H, 1, H), norms=ln_gates is not None
+            device, B, x.itemsize, part, plain=plain, norms=ln_gates is not None
         )
-        if recurrent.is_plain(variant, mask_h, ln_gates):
+        if plain:
             division.launch(device, _PLAIN, "rnn_backward", dtype, **common)
         else:
             division.launch(

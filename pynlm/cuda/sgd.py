@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._updates import Scale, launch_flat, launch_rows
-from .device import Array
+from ._updates import launch_flat, launch_rows
+from .device import Array, Late
 
 _SOURCE = "optim/sgd.cu"
 
@@ -13,8 +13,8 @@ def sgd_update(
     w: Array,
     g: Array,
     momentum_buffer: Array | None = None,
-    scale: Scale,
-    lr: float,
+    scale: Late,
+    lr: Late,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
@@ -32,8 +32,8 @@ def sgd_update_rows(
     rows: Array,
     drows: Array,
     momentum_buffer: Array | None = None,
-    scale: Scale,
-    lr: float,
+    scale: Late,
+    lr: Late,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,

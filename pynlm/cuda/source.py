@@ -26,11 +26,18 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What `NLM_KERNEL(name, threads, parameters)` says."""
+    """What `NLM_KERNEL(name, threads, parameters)` says.
+
+    Attributes
+    ----------
+    late
+        Parameters x that have an x_at: numbers that may stand on the device (`late` of cuda.h).
+    """
 
     name: str
     threads: int
     parameters: tuple[Parameter, ...]
+    late: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,9 @@ def read(path: str) -> Source:
     kernels = {}
     for name, threads, inside in _KERNEL.findall(text):
         parameters = tuple(_parameter(path, name, part) for part in inside.split(","))
-        kernels[name] = Kernel(name, int(threads), parameters)
+        names = {p.name for p in parameters}
+        late = tuple(p.name for p in parameters if f"{p.name}_at" in names)
+        kernels[name] = Kernel(name, int(threads), parameters, late)
     return Source(path, text, kernels)
 
 

@@ -14,6 +14,8 @@ _SOURCE = "softmax/xent.cu"
 _PREDICT = "softmax/xent_predict.cu"
 _BLOCK = 256
 _WARP_WORDS = 1024  # rows of up to so many words are one warp's
+_PART_WORDS = 4096  # that a block has of a row, where blocks divide few rows
+_FEW_ROWS = 16
 _SPAN = 128  # rows that a block sums, and that a filter looks at
 _FACTS = 5
 
@@ -135,10 +137,25 @@ def xent_log_prob(
     device = current()
     device.matmul(log_prob, h, w.T)
     N, V = log_prob.shape
+    if 0 < N <= _FEW_ROWS and V > _PART_WORDS:
+        _log_prob_of_few_rows(device, log_prob, b, inverse(temperature, h.dtype))
+        return
     launch_rows(
         device, "xent_log_prob", h.dtype, N, V, z=log_prob, b=b,
         inverse=inverse(temperature, h.dtype),
     )  # fmt: skip
+
+
+def _log_prob_of_few_rows(device: Device, z: Array, b: Array | None, inverse: float) -> None:
+    """In place of the logits: as many blocks as the card has use for, where rows alone are few."""
+    N, V = z.shape
+    blocks = (-(-V // _PART_WORDS), N)
+    parts = device.empty((N, blocks[0], 2), np.float64)
+    given = {"z": z, "parts": parts, "b": b, "V": V, "words": _PART_WORDS, "inverse": inverse}
+    for kernel, shared in (("xent_part_sums", _JOIN_BYTES), ("xent_part_log_prob", 0)):
+        device.launch(
+            _SOURCE, kernel, blocks, real=z.dtype, shared=shared, defines=("ROW_WARPS=8",), **given
+        )
 
 
 def xent_entropy(

@@ -47,10 +47,14 @@ class Head(Protocol):
     learns_likelihood
         Whether training approaches the distribution of the text. Else (negative sampling) the head
         has no perplexity worth the name, and evaluation refuses it.
+    fixed_launches
+        Whether a training step on a GPU is the same launches for all targets, so that it can be a
+        CUDA graph: else Python decides by the targets how many there are, and how large.
     """
 
     exact_in_training: bool
     learns_likelihood: bool
+    fixed_launches: bool
 
     def __call__(
         self, h: Array, targets: object, ctx: Context, weights: object = None
@@ -95,6 +99,14 @@ class Head(Protocol):
         """Arrays by name that belong to the model without being learnt: a tree, for example."""
         ...
 
+    def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
+        """NumPy arrays by name that a training step on targets `ids` [N] takes from the host.
+
+        With `fixed_launches` they always have the same shapes; a context may bring them
+        (`Context.drawn`).
+        """
+        ...
+
 
 class BaseHead:
     """What users call, over what a subclass fills in.
@@ -105,6 +117,7 @@ class BaseHead:
     """
 
     learns_likelihood = True
+    fixed_launches = False
 
     name: str
     pool: Pool
@@ -113,6 +126,10 @@ class BaseHead:
 
     def constants(self) -> dict[str, Array]:
         """None; see `Head.constants`."""
+        return {}
+
+    def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
+        """None; see `Head.draw`."""
         return {}
 
     def _losses(
@@ -289,6 +306,10 @@ class BaseHead:
         func = func or self.name
         if weights is None:
             return None
+        if is_one_there(weights):
+            every = self.pool.lease((n,), self.dtype)
+            every[...] = weights
+            return every
         if getattr(weights, "ndim", 0):
             given = as_exact_floats(weights, self.dtype, func=func, name=name)
         else:
@@ -313,7 +334,7 @@ class BaseHead:
 
     def _there(self, ids: IntArray) -> IntArray:
         """Checked targets as the kernels take them, which on a GPU do not look at them."""
-        if self.pool.device is None:
+        if self.pool.device is None or on_device(ids):
             return ids
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         return self.pool.bring(ids)
@@ -355,6 +376,11 @@ class _Scattered(Once):
         dh.fill(0)
         dh[head.pool.bring(kept)] = some
         return dh
+
+
+def is_one_there(weights: Any) -> bool:
+    """Whether these weights are one number that stands on a GPU, as float64 [1]."""
+    return on_device(weights) and weights.shape == (1,) and weights.dtype == np.float64
 
 
 def _per_token(given: Array, n: int, func: str, name: str) -> Array:

@@ -82,6 +82,7 @@ class Full(FusedHead):
     """
 
     exact_in_training = True
+    fixed_launches: bool = True
 
     def __init__(
         self,

@@ -72,6 +72,8 @@ class Hierarchical(FusedHead):
     [0, 1]
     """
 
+    fixed_launches = True
+
     def __init__(
         self, parameters: Mapping[str, Parameter], tree: Tree, prefix: str = "head"
     ) -> None:

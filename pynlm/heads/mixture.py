@@ -78,6 +78,8 @@ class Mixture(FusedHead):
     ([0, 1, 2], [9, 1, 7, 8, 2])
     """
 
+    fixed_launches = True
+
     def __init__(
         self,
         parameters: Mapping[str, Parameter],
@@ -135,6 +137,15 @@ class Mixture(FusedHead):
     ) -> None:
         self._joint(nll, h, ids, ctx)
 
+    def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
+        """Targets of the experts' rows; see `Head.draw`."""
+        return {"targets": np.repeat(ids, self.experts)}
+
+    def _repeated(self, ids: IntArray, ctx: Context) -> IntArray:
+        """Targets [N * K], for a graph where kernels read them."""
+        repeated: IntArray = (ctx.drawn or self.draw(ids, ctx.seed, 0))["targets"]
+        return repeated
+
     def _joint(self, nll: Array, h: Array, ids: IntArray, ctx: Context) -> tuple[Array, Array]:
         """Fill nll; the experts' inputs [N * K, H] and log(pi_k p_k(target)) [N, K]."""
         e = self._experts(h, ctx)
@@ -142,7 +153,7 @@ class Mixture(FusedHead):
         check(ids, "N", {"N": len(h)}, func=self.name, name="targets", dtype=INT32)
         check_ids(ids, self.vocab_size, func=self.name, name="targets")
         each = self.pool.lease((len(e),), self.dtype)
-        self.softmax._forward(each, None, e, np.repeat(ids, self.experts), ctx)
+        self.softmax._forward(each, None, e, self._repeated(ids, ctx), ctx)
         joint = self._log_prior(h, ctx) - each.reshape(-1, self.experts)
         np.negative(_log_sum(joint), out=nll)
         return e, joint
@@ -164,7 +175,7 @@ class Mixture(FusedHead):
             prior *= weights[:, None]
         each = self.pool.lease((len(e),), self.dtype)
         made = self.softmax._gradients(
-            each, None, e, np.repeat(ids, self.experts), ctx, shares.reshape(-1)
+            each, None, e, self._repeated(ids, ctx), ctx, shares.reshape(-1)
         )
         # Through the tanh, in place: e is not needed any more.
         np.multiply(e, e, out=e)

@@ -81,6 +81,7 @@ class SampledHead(Full):
             raise TypeError(
                 f"{func}: remove_hits must be True, False or None, got {describe(remove_hits)}"
             )
+        self.fixed_launches = unique  # else the number of distinct samples differs
         own = unique if self._remove_hits is None else self._remove_hits
         self.remove_hits = own if remove_hits is None else remove_hits
         self.sampler = TokenSampler(
@@ -150,25 +151,34 @@ class SampledHead(Full):
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
         """Add the claims of what is subtracted from all logits, whose gradients add up to -`db`."""
 
-    def _inputs(self, h: Array, ids: IntArray, ctx: Context) -> dict[str, Any]:
-        """All that both kernels read but the weights of the losses."""
-        check_ids(ids, self.vocab_size, func=self.name, name="targets")
-        drawn = self.sampler.draw(seed=ctx.seed, step=ctx.step)
-        bring = self.pool.bring
-        counts = None if drawn.counts is None else bring(drawn.counts.astype(self.dtype))
-        # Rows are gathered from the weight as it stands.
-        own = self._map(h, ctx, self.weight.data)
-        given = {**own, "targets": bring(ids), "samples": bring(drawn.ids)}
+    def draw(self, ids: IntArray, seed: int, step: int) -> dict[str, Array]:
+        """The samples of a step, and what is subtracted from logits; see `Head.draw`."""
+        drawn = self.sampler.draw(seed=seed, step=step)
+        found: dict[str, Array] = {"samples": drawn.ids}
+        if drawn.counts is not None:
+            found["counts"] = drawn.counts.astype(self.dtype)
         if self._corrected:
             for name, tokens in (("log_expected", drawn.ids), ("target_log_expected", ids)):
                 expected = np.log(self.sampler.expected(tokens, drawn.tries))
-                given[name] = self._corrections(expected)
-        options = {"objective": self._objective, "remove_hits": self.remove_hits}
-        return {**given, "counts": counts, **options}
+                found[name] = (expected + self._constant).astype(self.dtype)
+        return found
 
-    def _corrections(self, expected: Array) -> Array:
-        """What is subtracted from the logits, where the weights are; `expected` is NumPy's."""
-        return self.pool.bring(expected.astype(self.dtype))
+    @property
+    def _constant(self) -> float:
+        """What besides is subtracted from all logits, as far as the host knows it."""
+        return 0.0
+
+    def _inputs(self, h: Array, ids: IntArray, ctx: Context) -> dict[str, Any]:
+        """All that both kernels read but the weights of the losses."""
+        check_ids(ids, self.vocab_size, func=self.name, name="targets")
+        drawn = ctx.drawn
+        if drawn is None:
+            found = self.draw(ids, ctx.seed, ctx.step)
+            drawn = {name: self.pool.bring(x) for name, x in found.items()}
+        # Rows are gathered from the weight as it stands.
+        own = self._map(h, ctx, self.weight.data)
+        options = {"objective": self._objective, "remove_hits": self.remove_hits}
+        return {**own, "targets": self.pool.bring(ids), **drawn, **options}
 
 
 class Sampled(SampledHead):
@@ -264,11 +274,17 @@ class NCE(SampledHead):
         """The constant that logits exceed log-probabilities by, as it stands."""
         return float(self._fixed if self._learned is None else to_host(self._learned.data)[0])
 
-    def _corrections(self, expected: Array) -> Array:
-        if self._learned is None or self.pool.device is None:
-            return super()._corrections(expected + self.log_z)
-        # A constant on the device is not waited for.
-        return super()._corrections(expected) + self._learned.data
+    @property
+    def _constant(self) -> float:
+        # A learnt one on the device is not waited for.
+        return 0.0 if self._learned is not None and self.pool.device is not None else self.log_z
+
+    def _inputs(self, h: Array, ids: IntArray, ctx: Context) -> dict[str, Any]:
+        given = super()._inputs(h, ids, ctx)
+        if self._learned is not None and self.pool.device is not None:
+            for name in ("log_expected", "target_log_expected"):
+                given[name] = given[name] + self._learned.data
+        return given
 
     def _claim_constants(self, claims: list[Any], db: Array) -> None:
         if self._learned is not None:

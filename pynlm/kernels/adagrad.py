@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynlm.arrays import INT32, Array, check, check_number, check_rows
+from pynlm.arrays import INT32, Array, Dims, check, check_number, check_rows
 
 from ._backend import function
-from .queued import check_scale
+from .queued import check_scale_and_rate
 
 
 def adagrad_update(
@@ -36,7 +36,7 @@ def adagrad_update(
     scale : float
         Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
-        Learning rate, >= 0.
+        Learning rate, >= 0. On a GPU also float64 [1] there.
     eps : float
         Positive.
     weight_decay : float
@@ -68,7 +68,7 @@ def adagrad_update(
     check(w, "P", d, func=f, name="w", out=True)
     check(g, "P", d, func=f, name="g")
     check(v, "P", d, func=f, name="v", out=True)
-    _check_rates(f, scale, lr, eps, weight_decay)
+    _check_rates(f, d, scale, lr, eps, weight_decay)
     function(f, backend, d)(w=w, g=g, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay)
 
 
@@ -127,14 +127,15 @@ def adagrad_update_rows(
     check(drows, "R D", d, func=f, name="drows")
     check_rows(rows, d["V"], func=f)
     check(v, "V D", d, func=f, name="v", out=True)
-    _check_rates(f, scale, lr, eps, weight_decay)
+    _check_rates(f, d, scale, lr, eps, weight_decay)
     function(f, backend, d)(
         w=w, rows=rows, drows=drows, v=v, scale=scale, lr=lr, eps=eps, weight_decay=weight_decay
     )
 
 
-def _check_rates(func: str, scale: float, lr: float, eps: float, weight_decay: float) -> None:
-    check_scale(scale, func=func)
-    check_number(lr, func=func, name="lr", low=0.0)
+def _check_rates(
+    func: str, d: Dims, scale: float, lr: float, eps: float, weight_decay: float
+) -> None:
+    check_scale_and_rate(scale, lr, d, func=func)
     check_number(eps, func=func, name="eps", low=0.0, low_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynlm.arrays import INT32, Array, check, check_integer, check_number, check_rows
+from pynlm.arrays import INT32, Array, Dims, check, check_integer, check_number, check_rows
 
 from ._backend import function
-from .queued import check_scale
+from .queued import check_scale_and_rate, is_late
 
 
 def adam_update(
@@ -43,7 +43,7 @@ def adam_update(
     scale : float
         Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
-        Learning rate, >= 0.
+        Learning rate, >= 0. On a GPU also float64 [1] there.
     beta1, beta2 : float
         In [0, 1).
     eps : float
@@ -52,7 +52,7 @@ def adam_update(
         >= 0.
     decoupled : bool
     t : int
-        Number of this update, counted from 1.
+        Number of this update, counted from 1. On a GPU also float64 [1] there.
     backend : "cpu", "cuda", "reference" or None
         None: "cuda" for arrays of a GPU, else "cpu".
 
@@ -83,7 +83,7 @@ def adam_update(
     check(g, "P", d, func=f, name="g")
     check(m, "P", d, func=f, name="m", out=True)
     check(v, "P", d, func=f, name="v", out=True)
-    _check_rates(f, scale, lr, beta1, beta2, eps, weight_decay, t)
+    _check_rates(f, d, scale, lr, beta1, beta2, eps, weight_decay, t)
     function(f, backend, d)(
         w=w,
         g=g,
@@ -162,7 +162,7 @@ def adam_update_rows(
     check_rows(rows, d["V"], func=f)
     check(m, "V D", d, func=f, name="m", out=True)
     check(v, "V D", d, func=f, name="v", out=True)
-    _check_rates(f, scale, lr, beta1, beta2, eps, weight_decay, t)
+    _check_rates(f, d, scale, lr, beta1, beta2, eps, weight_decay, t)
     function(f, backend, d)(
         w=w,
         rows=rows,
@@ -182,6 +182,7 @@ def adam_update_rows(
 
 def _check_rates(
     func: str,
+    d: Dims,
     scale: float,
     lr: float,
     beta1: float,
@@ -190,10 +191,10 @@ def _check_rates(
     weight_decay: float,
     t: int,
 ) -> None:
-    check_scale(scale, func=func)
-    check_number(lr, func=func, name="lr", low=0.0)
+    check_scale_and_rate(scale, lr, d, func=func)
     check_number(beta1, func=func, name="beta1", low=0.0, high=1.0, high_open=True)
     check_number(beta2, func=func, name="beta2", low=0.0, high=1.0, high_open=True)
     check_number(eps, func=func, name="eps", low=0.0, low_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)
-    check_integer(t, func=func, name="t", low=1, high=2**53)
+    if not is_late(t, d, func=func, name="t"):
+        check_integer(t, func=func, name="t", low=1, high=2**53)

@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import Array, check_any_shape, check_number
 
 from ._backend import function
+from .queued import is_late
 
 
 def sum_squares(*, x: Array, backend: str | None = None) -> float:
@@ -53,7 +54,7 @@ def clip_values(*, x: Array, limit: float, backend: str | None = None) -> None:
     ----------
     x : any shape, changed in place
     limit : float
-        Positive.
+        Positive. On a GPU also float64 [1] there.
     backend : "cpu", "cuda", "reference" or None
         None: "cuda" for arrays of a GPU, else "cpu".
 
@@ -78,5 +79,6 @@ def clip_values(*, x: Array, limit: float, backend: str | None = None) -> None:
     """
     d: dict[str, Any] = {}
     flat = check_any_shape(x, d, func="clip_values", name="x", out=True)
-    check_number(limit, func="clip_values", name="limit", low=0.0, low_open=True)
+    if not is_late(limit, d, func="clip_values", name="limit"):
+        check_number(limit, func="clip_values", name="limit", low=0.0, low_open=True)
     function("clip_values", backend, d)(x=flat, limit=limit)

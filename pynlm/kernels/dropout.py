@@ -7,6 +7,7 @@ from typing import Any
 from pynlm.arrays import UINT32_MAX, Array, check, check_integer, check_number
 
 from ._backend import function
+from .queued import is_late
 
 _P_MAX = 1 - 2.0**-32
 
@@ -38,7 +39,7 @@ def dropout(
     p : float
         Probability of dropping, 0 to 1 - 2**-32.
     seed, step : int
-        0 to 2**32 - 1.
+        0 to 2**32 - 1. On a GPU `step` may also be float64 [1] there.
     site : int
         Purpose, 1 to 65535; the numbers are in `pynlm.reference.philox`.
     layer : int
@@ -77,7 +78,8 @@ def dropout(
     if p > _P_MAX:  # the threshold of the 32-bit words would round to 2**32
         raise ValueError(f"{f}: p must be at most 1 - 2**-32, got {float(p)!r}")
     check_integer(seed, func=f, name="seed", low=0, high=UINT32_MAX)
-    check_integer(step, func=f, name="step", low=0, high=UINT32_MAX)
+    if not is_late(step, d, func=f, name="step"):
+        check_integer(step, func=f, name="step", low=0, high=UINT32_MAX)
     check_integer(site, func=f, name="site", low=1, high=0xFFFF)
     check_integer(layer, func=f, name="layer", low=0, high=0xFFFF)
     check_integer(time0, func=f, name="time0", low=0, high=UINT32_MAX - d["T"])

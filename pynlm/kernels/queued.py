@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -144,9 +145,70 @@ def clip_scale(*, totals: Array, limit: float) -> Array:
     return scale(totals, limit)
 
 
-def check_scale(scale: object, *, func: str) -> None:
-    """Raise unless it is a finite number, or what `clip_scale` returns, which is not looked at."""
-    if on_device(scale):
-        check(scale, "1", {}, func=func, name="scale", dtype=FLOAT64)
-    else:
+def clip_scale_scaled(*, totals: Array, limit: float, scaling: Array) -> Array:
+    """`clip_scale` of a gradient that was multiplied by a loss scale, and the next loss scale.
+
+    Products of half precision lose small gradients; so the loss is multiplied by a power of two,
+    which is halved where that made the gradient overflow, and else doubled every 2000 steps, up to
+    2**24.
+
+    Parameters
+    ----------
+    totals : float64 [n], changed in place
+        Sums of squares of the gradient's parts, which become those without the loss scale.
+    limit : float
+        Positive; may be infinite.
+    scaling : float64 [2], changed in place
+        The loss scale, and for how many steps it has been the same.
+
+    Returns
+    -------
+    float64 [1] on the GPU: the updates' `scale`, which takes the loss scale out, too; NaN where the
+    norm is not finite: then updates change nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Dtype, shape or layout; a limit that is not positive.
+
+    Notes
+    -----
+    Source: Micikevicius et al., arXiv:1710.03740, §3.2; with the intervals of NVIDIA's Apex.
+    """
+    from pynlm.cuda.clip import clip_scale_scaled as scale
+
+    f = "clip_scale_scaled"
+    check(totals, "N", {}, func=f, name="totals", dtype=FLOAT64, out=True)
+    check(scaling, "2", {}, func=f, name="scaling", dtype=FLOAT64, out=True)
+    if limit != math.inf:
+        check_number(limit, func=f, name="limit", low=0.0, low_open=True)
+    return scale(totals, limit, scaling)
+
+
+def is_late(value: object, d: Dims, *, func: str, name: str) -> bool:
+    """Whether a number stands on a GPU, as float64 [1]: a step in a CUDA graph reads it there.
+
+    What changes from step to step may (an update's `scale`, `lr` and `t`, the `step` of random
+    numbers). It is not looked at; then the call's arrays, which `d` is about, must be there, too.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another dtype or shape.
+    """
+    if not on_device(value):
+        return False
+    check(value, "1", {}, func=func, name=name, dtype=FLOAT64)
+    d.setdefault("device", name)
+    return True
+
+
+def check_scale_and_rate(scale: object, lr: object, d: Dims, *, func: str) -> None:
+    """Raise unless an update's `scale` is finite and its `lr` finite and not negative.
+
+    Either may be on a GPU, see `is_late`.
+    """
+    if not is_late(scale, d, func=func, name="scale"):
         check_number(scale, func=func, name="scale")  # type: ignore[arg-type]
+    if not is_late(lr, d, func=func, name="lr"):
+        check_number(lr, func=func, name="lr", low=0.0)  # type: ignore[arg-type]

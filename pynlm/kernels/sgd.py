@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pynlm.arrays import INT32, Array, check, check_number, check_rows
+from pynlm.arrays import INT32, Array, Dims, check, check_number, check_rows
 
 from ._backend import function
-from .queued import check_scale
+from .queued import check_scale_and_rate
 
 
 def sgd_update(
@@ -40,7 +40,7 @@ def sgd_update(
     scale : float
         Multiplies the gradient first (clipping by norm). On a GPU also float64 [1] there.
     lr : float
-        Learning rate, >= 0.
+        Learning rate, >= 0. On a GPU also float64 [1] there.
     momentum : float
         In [0, 1); must be 0 without a buffer.
     weight_decay : float
@@ -75,7 +75,7 @@ def sgd_update(
     check(g, "P", d, func=f, name="g")
     if momentum_buffer is not None:
         check(momentum_buffer, "P", d, func=f, name="momentum_buffer", out=True)
-    _check_rates(f, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
+    _check_rates(f, d, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
     function(f, backend, d)(
         w=w,
         g=g,
@@ -145,7 +145,7 @@ def sgd_update_rows(
     check_rows(rows, d["V"], func=f)
     if momentum_buffer is not None:
         check(momentum_buffer, "V D", d, func=f, name="momentum_buffer", out=True)
-    _check_rates(f, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
+    _check_rates(f, d, momentum_buffer, scale, lr, momentum, weight_decay, nesterov)
     function(f, backend, d)(
         w=w,
         rows=rows,
@@ -161,6 +161,7 @@ def sgd_update_rows(
 
 def _check_rates(
     func: str,
+    d: Dims,
     momentum_buffer: Array | None,
     scale: float,
     lr: float,
@@ -168,8 +169,7 @@ def _check_rates(
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    check_scale(scale, func=func)
-    check_number(lr, func=func, name="lr", low=0.0)
+    check_scale_and_rate(scale, lr, d, func=func)
     check_number(momentum, func=func, name="momentum", low=0.0, high=1.0, high_open=True)
     check_number(weight_decay, func=func, name="weight_decay", low=0.0)
     if momentum_buffer is None and (momentum or nesterov):

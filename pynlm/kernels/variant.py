@@ -18,6 +18,8 @@ from pynlm.arrays import (
     on_device,
 )
 
+from .queued import is_late
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -47,7 +49,7 @@ class Variant:
         True (training): d is 1 with that probability and else 0, drawn for each step, row and unit.
         False (evaluation): d is the probability itself.
     seed, step, layer, time0 : int
-        Key and counter of the random numbers, as in `dropout`.
+        Key and counter of the random numbers, as in `dropout`; so is `step` on a GPU.
     rows : int32 [B] or None
         Number of each row in the caller's batch, if rows were sorted.
 
@@ -65,7 +67,7 @@ class Variant:
     norm_state: bool = False
     sample: bool = False
     seed: int = 0
-    step: int = 0
+    step: Any = 0
     layer: int = 0
     time0: int = 0
     rows: Array | None = None
@@ -123,7 +125,8 @@ def check_variant(
                 f"{func}: variant.{name} is for the LSTM, a {cell.upper()} has no cell state"
             )
     integer("seed", UINT32_MAX)
-    integer("step", UINT32_MAX)
+    if not is_late(variant.step, d, func=func, name="variant.step"):
+        integer("step", UINT32_MAX)
     integer("layer", 0xFFFF)
     integer("time0", UINT32_MAX - d["T"])
     if variant.rows is not None:

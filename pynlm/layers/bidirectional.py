@@ -188,6 +188,10 @@ class Bidirectional:
             raise ValueError(f"{self.name}: merge must be concat or sum, got {merge!r}")
         self.forward_layer, self.backward_layer, self.merge = forward_layer, backward_layer, merge
         self._reversed = Reversed(backward_layer)
+        # Side by side both could not add to one gradient.
+        self._apart = not {id(p) for p in forward_layer.owned} & {
+            id(p) for p in backward_layer.owned
+        }
         self.pool = forward_layer.pool
         self.dtype = forward_layer.dtype
         self.states = 2 * forward_layer.states
@@ -250,8 +254,16 @@ class Bidirectional:
             x, state = order.sort(x, self.pool), order.sort_state(state, self.pool)
             rows = order.rows if rows is None else rows[order.rows]
         half = self.forward_layer.states
-        (there, ends), forward = self.forward_layer(x, state[:half], ctx, lengths, rows, c_there)
-        (back, begins), backward = self._reversed(x, state[half:], ctx, lengths, rows, c_back)
+        count = self.pool.pair(self.forward_layer, *x.shape[:2]) if self._apart else 1
+        with self.pool.lanes(count) as lanes:
+            with lanes[0]:
+                (there, ends), forward = self.forward_layer(
+                    x, state[:half], ctx, lengths, rows, c_there
+                )
+            with lanes[1]:
+                (back, begins), backward = self._reversed(
+                    x, state[half:], ctx, lengths, rows, c_back
+                )
         if cells is not None and wanted is not None and order is not None:
             for c, found in zip(cells, wanted, strict=True):
                 c[...] = order.restore(found, self.pool)
@@ -266,7 +278,10 @@ class Bidirectional:
             y, last = order.restore(y, self.pool), order.restore_state(last, self.pool)
         backprop = None
         if ctx.train:
-            backprop = BidirectionalBackprop(self.name, self, order, forward, backward, y.shape)
+            read_by_both = x if count > 1 else None
+            backprop = BidirectionalBackprop(
+                self.name, self, order, forward, backward, y.shape, count, read_by_both
+            )
         return (y, last), backprop
 
     def _check_cells(self, cells: object, time: int, batch: int) -> tuple[Array, Array]:
@@ -310,7 +325,7 @@ class BidirectionalBackprop(Once):
         ndarray
             [T, B, I], of both directions.
         """
-        layer, order, forward, backward, shape = self._take()
+        layer, order, forward, backward, shape, count, read_by_both = self._take()
         dy, dstate = _upstream(self._name, layer, dy, dstate, shape)
         if order is not None:
             dy = order.sort(dy, layer.pool)
@@ -322,8 +337,14 @@ class BidirectionalBackprop(Once):
             there, back = (layer.pool.lease((*shape[:2], size), dy.dtype) for _ in range(2))
             there[...] = dy[..., :size]
             back[...] = dy[..., size:]
-        dx: Array = forward(there, None if dstate is None else dstate[:half])
-        np.add(dx, backward(back, None if dstate is None else dstate[half:]), out=dx)
+        with layer.pool.lanes(count) as lanes:
+            lanes.hold(read_by_both)
+            with lanes[0]:
+                dx: Array = forward(there, None if dstate is None else dstate[:half])
+            with lanes[1]:
+                dx_back = backward(back, None if dstate is None else dstate[half:])
+        np.add(dx, dx_back, out=dx)
+        del dx_back
         dstart: State = forward.dstart + backward.dstart
         if order is not None:
             dx, dstart = order.restore(dx, layer.pool), order.restore_state(dstart, layer.pool)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from pynlm.arrays import on_device
 
 UINT32_MAX = 0xFFFFFFFF
 
@@ -40,11 +43,14 @@ class Context:
     train
         True: apply dropout and return backprops. False: no dropout, backprops are None.
     seed, step
-        The generator's key, each in [0, 2^32).
+        The generator's key, each in [0, 2^32). In a step that a CUDA graph is made of, `step` is
+        float64 [1] on the GPU, which each run of the graph reads anew.
     time0
         Absolute time of the first step of the input.
     backend
         Passed through to the kernels; None: by the arrays' type.
+    drawn
+        What the head's `draw` gave for this step, where its weights are; None: the head draws.
 
     Raises
     ------
@@ -54,13 +60,16 @@ class Context:
 
     train: bool
     seed: int = 0
-    step: int = 0
+    step: Any = 0
     time0: int = 0
     backend: str | None = None
+    drawn: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("seed", "step", "time0"):
             value = getattr(self, name)
+            if name == "step" and on_device(value):
+                continue
             if not 0 <= value <= UINT32_MAX:
                 raise ValueError(f"Context: {name} must be in [0, 2^32), got {value}")
 

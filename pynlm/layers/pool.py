@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, insort
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import prod
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,29 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from pynlm.cuda.device import Device
+    from pynlm.cuda.lanes import Lanes
+    from pynlm.layers.recurrent import Recurrent
 
 Array = npt.NDArray[Any]
 
 ALIGN = 64
 DEVICES = ("cpu", "cuda")
+
+
+class OneLane:
+    """`pynlm.cuda.lanes.Lanes` where nothing runs side by side: no waiting, nothing to keep."""
+
+    def __getitem__(self, i: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def mark(self) -> None:
+        """No event."""
+
+    def wait(self, event: object, *arrays: Array) -> None:
+        """Nothing to wait for."""
+
+    def hold(self, *arrays: Array) -> None:
+        """Nothing to keep."""
 
 
 class _Buffer:
@@ -85,6 +103,7 @@ class Pool:
         self.xp: Any = np if device is None else device.xp
         self._buffers: list[_Buffer] = []  # by rising size
         self._lock = threading.Lock()
+        self._staged: tuple[tuple[Array, Array], ...] = ()
         self.allocations = 0
         """How many buffers were ever made; constant in a steady state."""
 
@@ -151,6 +170,45 @@ class Pool:
         finally:
             device.math = before
 
+    def lanes(self, count: int) -> AbstractContextManager[OneLane | Lanes]:
+        """So many lanes of a GPU that run side by side until the end of the block.
+
+        Examples
+        --------
+        >>> with Pool().lanes(2) as lanes:
+        ...     with lanes[0]:
+        ...         x, done = np.ones(3), lanes.mark()
+        ...     with lanes[1]:
+        ...         lanes.wait(done, x)  # what is read of another lane
+        ...         y = 2 * x
+        >>> y
+        array([2., 2., 2.])
+        """
+        if self.device is None or count == 1:
+            return nullcontext(OneLane())
+        return self.device.fork(count)
+
+    def waves(self, layers: Sequence[Recurrent], time: int, batch: int) -> tuple[int, int]:
+        """Lanes, and chunks of time, in which layers one upon another are fastest; (1, 1): whole.
+
+        Depends on shapes and the kind of device only.
+        """
+        if self.device is None or len(layers) < 2:
+            return 1, 1
+        from pynlm.cuda import waves
+
+        cells = tuple(waves.Cell(**layer.sizes()) for layer in layers)  # type: ignore[arg-type]
+        return waves.chunks_of(self.device, cells, time, batch)
+
+    def pair(self, layer: Recurrent, time: int, batch: int) -> int:
+        """Lanes, 1 or 2, in which two like layers that need nothing of each other are fastest."""
+        if self.device is None:
+            return 1
+        from pynlm.cuda import waves
+
+        cell = waves.Cell(**layer.sizes())  # type: ignore[arg-type]
+        return 1 + waves.worth_two_lanes(self.device, cell, time, batch)
+
     def explained(self, error: MemoryError) -> MemoryError:
         """The same, with what is free on a GPU."""
         return error if self.device is None else self.device.explained(error)
@@ -159,8 +217,25 @@ class Pool:
         """A NumPy array to where the pool's are: itself, or a copy on the GPU, without waiting."""
         if self.device is None:
             return x
+        if self._staged:
+            for own, place in self._staged:
+                if own.dtype == x.dtype and own.ctypes.data == x.ctypes.data and own.size == x.size:
+                    staged: Array = place.reshape(x.shape)
+                    return staged
         there: Array = self.device.bring(x)
         return there
+
+    @contextmanager
+    def staged(self, pairs: Sequence[tuple[Array, Array]]) -> Iterator[None]:
+        """Within the block `bring` of these NumPy arrays gives the GPU's arrays beside them.
+
+        That of a view of the whole, too.
+        """
+        self._staged = tuple(pairs)
+        try:
+            yield
+        finally:
+            self._staged = ()
 
     def load(self, out: Array, x: Array) -> None:
         """Copy a NumPy array into one of the pool's device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -211,6 +212,22 @@ class Recurrent(ABC):
             "norm": self.pool.lease((2, time, batch, width), self.dtype),
             "rstd": self.pool.lease((self.states + 1, time, batch), self.dtype),
         }
+
+    @property
+    def owned(self) -> list[Parameter]:
+        """All parameters."""
+        return [self.w_ih, self.w_hh, self.b, *self.extra.values()]
+
+    def sizes(self) -> dict[str, int]:
+        """What the work of a call depends on besides T and B."""
+        options = self.options
+        return {
+            "inputs": self.input_size, "hidden": self.hidden_size, "output": self.output_size,
+            "gates": self.gates, "itemsize": self.dtype.itemsize,
+            "plain": replace(options, weight_drop=0.0) == RecurrentOptions(),
+            "projected": options.projection > 0, "reset_before": options.reset_before,
+            "norms": options.layer_norm, "copies": 6 if options.weight_drop else 0,
+        }  # fmt: skip
 
     @property
     def recurrent_gates(self) -> int | tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pynlm.arrays import describe, to_host
 from pynlm.heads.adaptive import Adaptive
-from pynlm.heads.base import Head, HeadBackprop
+from pynlm.heads.base import Head, HeadBackprop, is_one_there
 from pynlm.heads.trees import Tree
 from pynlm.layers.adaptive_embedding import AdaptiveEmbedding, AdaptiveEmbeddingBackprop
 from pynlm.layers.backprop import Once
@@ -22,8 +22,9 @@ from pynlm.layers.gru import GRU
 from pynlm.layers.lstm import LSTM
 from pynlm.layers.parameters import Parameters, Spec
 from pynlm.layers.pool import Pool, pool_on
-from pynlm.layers.recurrent import Recurrent, RecurrentBackprop, State
+from pynlm.layers.recurrent import Recurrent, State
 from pynlm.layers.rnn import RNN
+from pynlm.layers.stack import Stack, StackBackprop
 from pynlm.models.config import RecurrentLMConfig
 from pynlm.models.initialise import initialise
 
@@ -133,6 +134,12 @@ class RecurrentLM:
             for i in range(len(config.hidden_sizes) - 1)
         )
         self.dropout_output = self._dropout(config.dropout_output, Site.OUTPUT, 0)
+        self._stack = Stack(
+            self.layers,
+            (*self.dropout_between, self.dropout_output),
+            [config.is_residual(layer.index) for layer in self.layers],
+            self.pool,
+        )
 
     def _layer(self, i: int) -> Recurrent:
         cell, prefix, options = self.config.cell, f"recurrent.{i}", self.config.recurrent
@@ -142,6 +149,12 @@ class RecurrentLM:
 
     def _dropout(self, p: float, site: int, layer: int) -> Dropout:
         return Dropout(p, site=site, layer=layer, locked=self.config.locked, pool=self.pool)
+
+    @property
+    def fixed_launches(self) -> bool:
+        """Whether a training step without lengths can be a CUDA graph: see `heads.Head`."""
+        # An adaptive input deals ids out to its tables on the host.
+        return self.head.fixed_launches and not self.config.adaptive_input
 
     def initialise(self, seed: int) -> None:
         """Draw the weights that `config` asks for; the same for the same seed.
@@ -184,8 +197,8 @@ class RecurrentLM:
         lengths
             Integers [B] in [0, T], in any order; None means T for every row.
         weights
-            Of the losses in the gradient: [T, B], or one number for all; None means 1. One number
-            here is cheaper than the same number given to backprop.
+            Of the losses in the gradient: [T, B], or one number for all (on a GPU also float64 [1]
+            there); None means 1. One number here is cheaper than the same number given to backprop.
 
         Returns
         -------
@@ -210,30 +223,33 @@ class RecurrentLM:
             raise ValueError(
                 f"{func}: targets must be [T, B] = {list(shape)}, got {list(goals.shape)}"
             )
-        factors: Array | None = None
-        if weights is not None:
+        factors: Any = None
+        if is_one_there(weights):
+            factors = weights
+        elif weights is not None:
             factors = np.asarray(to_host(weights), self.dtype)
             if factors.shape not in ((), shape):
                 raise ValueError(
                     f"{func}: weights must be [T, B] = {list(shape)} or a number, "
                     f"got {list(factors.shape)}"
                 )
+        each = factors is not None and factors.ndim == 2
         lengths, order = row_order(lengths, time, batch, func=func)
         if order is not None:
             goals = order.sort(goals, self.pool)
-            if factors is not None and factors.ndim:
+            if each:
                 factors = order.sort(factors, self.pool)
         hidden, last, trail = self._hidden(ids, state, ctx, lengths, order)
         flat = hidden.reshape(time * batch, hidden.shape[2])
         del hidden
         goals = goals.reshape(-1)
-        if factors is not None and factors.ndim:
+        if each:
             factors = factors.reshape(-1)
         scored = _scored(lengths, time, batch)
         if scored is not None:
             # The head is most of the work: it sees the tokens only, not the padding.
             flat, goals = take(flat, scored, self.pool), take(goals, scored, self.pool)
-            if factors is not None and factors.ndim:
+            if each:
                 factors = take(factors, scored, self.pool)
         nll, head = self.head(flat, goals, ctx, factors)
         if scored is not None:
@@ -249,7 +265,7 @@ class RecurrentLM:
         return (
             nll,
             last,
-            RecurrentLMBackprop(func, head, trail, scored, shape, self.pool, self.config),
+            RecurrentLMBackprop(func, head, trail, scored, shape, self.pool),
         )
 
     def hidden(
@@ -319,32 +335,21 @@ class RecurrentLM:
         if order is not None:
             ids = order.sort(ids, self.pool)
             state = [order.sort_state(entry, self.pool) for entry in state]
-        rows = None if order is None else order.rows
         x, embedding = self.embedding(ids, ctx)
         # Nothing else needs the embedding's output; the recurrent layers' outputs are needed.
         x, drop = self.dropout_input(x, ctx, inplace=True, order=order)
-        drops, layers = [drop], []
-        last: list[State] = []
-        after = (*self.dropout_between, self.dropout_output)
-        for layer, dropout, start in zip(self.layers, after, state, strict=True):
-            below = x
-            (x, end), backprop = layer(x, start, ctx, lengths, rows)
-            last.append(end if order is None else order.restore_state(end, self.pool))
-            layers.append(backprop)
-            x, drop = dropout(x, ctx, inplace=not ctx.train, order=order)
-            drops.append(drop)
-            if self.config.is_residual(layer.index):
-                # Neither may be overwritten in training: the layers need their outputs.
-                x = np.add(x, below, out=self.pool.like(x))
-        return x, tuple(last), (embedding, layers, drops) if ctx.train else None
+        (x, last), layers = self._stack(x, state, ctx, lengths, order)
+        if order is not None:
+            last = [order.restore_state(end, self.pool) for end in last]
+        return x, tuple(last), (embedding, drop, layers) if ctx.train else None
 
 
 _Trail = tuple[
     EmbeddingBackprop | AdaptiveEmbeddingBackprop | None,
-    list[RecurrentBackprop | None],
-    list[DropoutBackprop | None],
+    DropoutBackprop | None,
+    StackBackprop | None,
 ]
-"""Backprops of embedding, recurrent layers and (one more) dropouts, all there in training."""
+"""Backprops of embedding, its dropout and the recurrent layers, all there in training."""
 
 
 class RecurrentLMBackprop(Once):
@@ -359,8 +364,7 @@ class RecurrentLMBackprop(Once):
         """
         head: HeadBackprop
         pool: Pool
-        config: RecurrentLMConfig
-        head, (embedding, layers, drops), scored, (time, batch), pool, config = self._take()
+        head, (embedding, drop, layers), scored, (time, batch), pool = self._take()
         dy = head(scale)
         if scored is not None:
             padded = pool.lease((time * batch, dy.shape[1]), dy.dtype)
@@ -368,13 +372,8 @@ class RecurrentLMBackprop(Once):
             padded[scored] = dy
             dy = padded
             del padded
-        # `layers` and `drops` are emptied on the way, so that buffers are free as soon as may be.
-        dy = dy.reshape(time, batch, dy.shape[1])
-        while layers:
-            past = dy if config.is_residual(len(layers) - 1) else None
-            dx = layers.pop()(drops.pop()(dy, inplace=past is None))
-            dy = dx if past is None else np.add(dx, past, out=dx)
-        embedding(drops.pop()(dy, inplace=True))
+        dy = layers(dy.reshape(time, batch, dy.shape[1]))
+        embedding(drop(dy, inplace=True))
 
 
 def _difference(own: Array, given: Any) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pynlm.arrays import describe, device_types
+from pynlm.testing import capture
+from pynlm.testing.races import timeline
 
 
 class DeviceArray:
@@ -34,18 +37,21 @@ class DeviceArray:
     TypeError: implicit conversion of a GPU's array to NumPy's
     """
 
-    __slots__ = ("__weakref__", "_array")
+    __slots__ = ("__weakref__", "_array", "_lease")
 
     waits = 0
 
     def __init__(self, array: Any) -> None:
         self._array = np.asarray(array)
+        timeline.made(self._array)
+        self._lease = capture.lease_of(self._array)
 
     # ---- what waits
 
     def get(self) -> Any:
         """A NumPy copy."""
-        DeviceArray.waits += 1
+        _wait("a wait for the device")
+        timeline.operation("get", reads=[self._array])
         return self._array.copy()
 
     def item(self) -> Any:
@@ -72,6 +78,8 @@ class DeviceArray:
         """Overwrite by a NumPy array of the same shape and dtype."""
         assert type(array) is np.ndarray and array.flags.c_contiguous
         assert array.shape == self.shape and array.dtype == self.dtype, describe(array)
+        capture.refuse("a copy from the host")
+        timeline.operation("set", writes=[self._array])
         self._array[...] = array
 
     @property
@@ -89,7 +97,7 @@ class DeviceArray:
             return getattr(self._array, name)
         if name not in _METHODS:
             raise AttributeError(f"a GPU's array has no {name}")
-        return _wrapped(getattr(self._array, name))
+        return partial(_wrapped(partial(_call_method, name), fills=name == "fill"), self)
 
     def __len__(self) -> int:
         return len(self._array)
@@ -100,11 +108,12 @@ class DeviceArray:
     def __getitem__(self, index: Any) -> DeviceArray:
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(i, DeviceArray) and i.dtype == bool for i in parts):
-            DeviceArray.waits += 1  # how large is the result?
-        return DeviceArray(self._array[unwrap(index)])
+            _wait("an index whose size must be known")
+        found: DeviceArray = _wrapped(_item)(self, index)
+        return found
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._array[unwrap(index)] = unwrap(value)
+        _wrapped(operator.setitem, fills=True)(self, index, value)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method != "__call__":
@@ -137,11 +146,18 @@ class Cupy:
 
     def array(self, x: Any, dtype: Any = None) -> DeviceArray:
         """A copy on the device."""
-        return DeviceArray(np.array(x._array if isinstance(x, DeviceArray) else x, dtype))
+        if not isinstance(x, DeviceArray):
+            capture.refuse("a copy from the host")
+        own = x._array if isinstance(x, DeviceArray) else x
+        copy = DeviceArray(capture.compute(np.array, own, dtype))
+        timeline.operation("array", _arrays([own]) if own is not x else [], [copy._array])
+        return copy
 
     def empty(self, shape: Any, dtype: Any = float) -> DeviceArray:
         """Memory filled with NaN or -1."""
         dtype = np.dtype(dtype)
+        if capture.arena is not None:
+            return DeviceArray(capture.arena.take(shape, dtype))
         return DeviceArray(np.full(shape, np.nan if dtype.kind == "f" else -1).astype(dtype))
 
     def empty_like(self, x: DeviceArray) -> DeviceArray:
@@ -152,11 +168,13 @@ class Cupy:
         found = getattr(np, name)
         if isinstance(found, type) or not callable(found):
             return found
-        function = _wrapped(found)
+        function = _wrapped(found, fills=name == "copyto")
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if name in _WAITING:
-                DeviceArray.waits += 1
+                _wait(name)
+            if name in _COPYING:
+                capture.refuse(name)
             return function(*args, **kwargs)
 
         return call
@@ -169,6 +187,25 @@ _METHODS = {
 }
 # How large their results are is known only when they are.
 _WAITING = {"unique", "nonzero", "flatnonzero", "argwhere", "array_equal"}
+# CuPy copies the arrays' addresses from the host.
+_COPYING = {"concatenate", "stack", "vstack", "hstack"}
+
+
+def _wait(what: str) -> None:
+    capture.refuse(what)
+    DeviceArray.waits += 1
+
+
+def _item(x: Any, index: Any) -> Any:
+    """CuPy's x[index]: one number is a view, too."""
+    found = x[index]
+    if isinstance(found, np.generic):
+        return x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+    return found
+
+
+def _call_method(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(x, name)(*args, **kwargs)
 
 
 def unwrap(x: Any) -> Any:
@@ -189,10 +226,62 @@ def wrap(x: Any) -> Any:
     return tuple(map(wrap, x)) if isinstance(x, tuple) else x
 
 
-def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(function: Callable[..., Any], *, fills: bool = False) -> Callable[..., Any]:
+    """The function of arrays of the device; `fills`: it writes to the first of them."""
+    name = getattr(function, "__name__", None) or getattr(function, "args", ("",))[0]
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = {name: unwrap(value) for name, value in kwargs.items()}
-        return wrap(function(*unwrap(args), **given))
+        given = {key: unwrap(value) for key, value in kwargs.items()}
+        own = unwrap(args)
+        reads, out = _arrays([*own, *given.values()]), given.get("out")
+        if fills:
+            reads, out = _arrays([*own[1:], *given.values()]), own[0]
+            if function is operator.setitem and not _gathers(own[1]):
+                out = _item(own[0], own[1])
+        if out is not None:
+            timeline.operation(str(name), reads, _arrays([out]))
+            capture.queue(function, *own, **given)
+            out = kwargs.get("out")
+            return out[0] if isinstance(out, tuple) else out
+        found = wrap(capture.compute(function, *own, **given))
+        made = found if isinstance(found, tuple) else (found,)
+        copies = [
+            x._array
+            for x in made
+            if isinstance(x, DeviceArray)
+            and not any(np.may_share_memory(x._array, y) for y in reads)
+        ]
+        if copies:  # what is left are views
+            timeline.operation(str(name), reads, copies)
+        return found
+
+    return call
+
+
+def _gathers(index: Any) -> bool:
+    """Whether what an index finds is a copy."""
+    return any(isinstance(i, (list, np.ndarray)) for i in _parts(index))
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _arrays(values: Any) -> list[Any]:
+    """NumPy's arrays in nested sequences."""
+    found = []
+    for x in values:
+        if isinstance(x, np.ndarray):
+            found.append(x)
+        elif isinstance(x, (tuple, list)):
+            found += _arrays(x)
+    return found
+
+
+def _unary(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: DeviceArray) -> DeviceArray:
+        found: DeviceArray = _wrapped(function)(self)
+        return found
 
     return call
 
@@ -201,13 +290,14 @@ def _operators() -> None:
     def infix(function: Callable[..., Any], *, swapped: bool) -> Callable[..., Any]:
         def call(self: DeviceArray, other: Any) -> DeviceArray:
             pair = (other, self) if swapped else (self, other)
-            return DeviceArray(function(*map(unwrap, pair)))
+            found: DeviceArray = _wrapped(function)(*pair)
+            return found
 
         return call
 
     def inplace(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: DeviceArray, other: Any) -> DeviceArray:
-            function(self._array, unwrap(other))
+            _wrapped(function, fills=True)(self, other)
             return self
 
         return call
@@ -222,7 +312,7 @@ def _operators() -> None:
         setattr(DeviceArray, f"__{name}__", infix(function, swapped=False))
     for name in ("neg", "abs", "invert"):
         function = getattr(operator, f"__{name}__")
-        setattr(DeviceArray, f"__{name}__", lambda self, f=function: DeviceArray(f(self._array)))
+        setattr(DeviceArray, f"__{name}__", _unary(function))
 
 
 _operators()

@@ -14,7 +14,7 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ import numpy as np
 
 from pynlm.cuda import device as devices
 from pynlm.cuda.device import Array, Device, columns_first
+from pynlm.cuda.lanes import Lanes
 from pynlm.cuda.source import Kernel, Source, root
+from pynlm.testing import capture
 from pynlm.testing.device_arrays import Cupy, DeviceArray, unwrap
+from pynlm.testing.races import timeline
 
 # PYNLM_EMULATION_FLAGS adds to them: -fsanitize=address,undefined
 _FLAGS = [
@@ -103,9 +106,23 @@ class EmulatedDevice(Device):
     def memory(self) -> tuple[int, int]:
         return 0, 0
 
+    def streams(self, count: int) -> Sequence[Any]:
+        return [f"lane {i}" for i in range(count)]
+
+    def on_lane(self, i: int, streams: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def record(self) -> Any:
+        return None
+
+    def wait(self, event: Any) -> None:
+        pass
+
 
 class StrictDevice(EmulatedDevice):
     """An emulated card whose arrays are no NumPy arrays; see `pynlm.testing.device_arrays`.
+
+    What runs on its streams must be ordered; see `pynlm.testing.races`.
 
     Parameters
     ----------
@@ -131,8 +148,61 @@ class StrictDevice(EmulatedDevice):
             raise MemoryError("out of memory")
         return self.xp.zeros(shape, dtype) if zero else self.xp.empty(shape, dtype)
 
+    def recorder(self) -> capture.EmulatedRecorder:
+        return capture.EmulatedRecorder()
+
     def memory(self) -> tuple[int, int]:
         return self.memory_limit, 2 * self.memory_limit
+
+    def _start(
+        self,
+        source: Source,
+        kernel: Kernel,
+        grid: tuple[int, int, int],
+        shared: int,
+        cooperative: bool,
+        macros: tuple[str, ...],
+        arguments: list[Any],
+    ) -> None:
+        given = [
+            (parameter.const, unwrap(argument))
+            for parameter, argument in zip(kernel.parameters, arguments, strict=True)
+            if isinstance(argument, DeviceArray)
+        ]
+        timeline.operation(
+            kernel.name,
+            reads=[array for _, array in given],
+            writes=[array for const, array in given if not const],
+        )
+        own = [unwrap(x) for x in arguments]
+        capture.queue(super()._start, source, kernel, grid, shared, cooperative, macros, own)
+
+    def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
+        own = unwrap((out, a, b))
+        timeline.operation("matmul", reads=own[1:], writes=own[:1])
+        capture.queue(super().matmul, *own, accumulate=accumulate)
+
+    @contextlib.contextmanager
+    def fork(self, count: int) -> Iterator[Lanes]:
+        """As any device's; the stream that is forked must be left alone meanwhile."""
+        with super().fork(count) as lanes:
+            if len(lanes) == 1 or timeline.forked is not None:
+                yield lanes
+                return
+            timeline.forked = timeline.current
+            try:
+                yield lanes
+            finally:
+                timeline.forked = None
+
+    def on_lane(self, i: int, streams: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+        return timeline.on(streams[i])
+
+    def record(self) -> Any:
+        return timeline.record()
+
+    def wait(self, event: Any) -> None:
+        timeline.wait(event)
 
 
 def has_card() -> bool:

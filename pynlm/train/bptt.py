@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pynlm.arrays import to_host
-from pynlm.kernels.queued import clip_scale
+from pynlm.kernels.queued import clip_scale, clip_scale_scaled
 from pynlm.layers.context import Context
 from pynlm.models import RecurrentLM
-from pynlm.models.recurrent_lm import ModelState
+from pynlm.models.recurrent_lm import ModelState, RecurrentLMBackprop
 from pynlm.text import Batch
 from pynlm.train.config import TrainConfig
+from pynlm.train.graphs import Queued, StepGraphs
 from pynlm.train.optimisers import (
     Optimiser,
     clip_gradient_values,
@@ -25,6 +26,13 @@ from pynlm.train.optimisers import (
 from pynlm.train.position import Position
 
 Tensors = dict[str, NDArray[Any]]
+
+
+FIRST_SCALE = 2.0**16
+"""What the loss is multiplied by at first where products are of half precision."""
+
+MOST_OVERFLOWS = 40
+"""Steps in a row without a finite gradient, after which no smaller scale will help."""
 
 
 class TrainingDiverged(ArithmeticError):
@@ -38,7 +46,8 @@ class StepResult(NamedTuple):
     ----------
     nats : summed negative log-likelihood of the batch, before the update.
     tokens : targets that count.
-    grad_norm : of the gradient that was clipped by value, before it is clipped by norm.
+    grad_norm : of the gradient that was clipped by value, before it is clipped by norm. Not finite:
+        with `math` fp16 the loss scale made it overflow, and the step updated nothing.
     """
 
     nats: float
@@ -86,6 +95,16 @@ class BPTT:
     ) -> None:
         self.model, self.optimiser, self.config, self.backend = model, optimiser, config, backend
         self.state: ModelState | None = None
+        device = model.pool.device
+        self._scaling: Any = None
+        self._overflows = 0
+        if device is not None and config.math == "fp16":
+            self._scaling = model.pool.bring(np.array([FIRST_SCALE, 0.0]))
+        self._graphs: StepGraphs | None = None
+        if device is not None and config.graph and model.fixed_launches:
+            recorder = device.recorder()
+            if recorder is not None:
+                self._graphs = StepGraphs(self, recorder)
 
     def step(self, batch: Batch, *, lr: float, step: int) -> StepResult | Pending:
         """Learn from one batch.
@@ -101,28 +120,15 @@ class BPTT:
         TrainingDiverged : loss or gradient is NaN or infinite; nothing has been changed. On a GPU
             `settle` raises it, when weights have been changed.
         """
-        config, model = self.config, self.model
-        rows, tokens = batch.ids.shape[1], batch.tokens
-        state = self.state
-        if batch.fresh or state is None:
-            state = model.initial_state(rows)
-        context = Context(train=True, seed=config.seed, step=step, backend=self.backend)
-        model.parameters.zero_grad()
-        nll, state, backprop = model(
-            batch.ids,
-            batch.targets,
-            state,
-            context,
-            batch.lengths,
-            weights=1.0 / (rows if config.loss == "sum_time" else tokens),
-        )
-        assert backprop is not None, "a model in training returns its backprop"
+        config, model, tokens = self.config, self.model, batch.tokens
+        state = None if batch.fresh else self.state
         if model.pool.device is not None:
-            total = nll.sum(dtype=np.float64)
-            backprop()
-            squares = self._update_queued(lr)
-            self.state = state
-            return Pending(total, squares, tokens, step)
+            numbers = {"step": step, **self.optimiser.rates(lr)}
+            queue = self.queue if self._graphs is None else self._graphs.step
+            nats, squares, self.state = queue(batch, state, numbers)
+            self.optimiser.count()
+            return Pending(nats, squares, tokens, step)
+        nll, state, backprop = self._forward(batch, state, step)
         nats = float(nll.sum(dtype=np.float64))
         _check_loss(nats / tokens, step)
         backprop()
@@ -144,20 +150,78 @@ class BPTT:
         _check_norm(norm, step)
         return norm
 
-    def _update_queued(self, lr: float) -> Any:
+    def _forward(
+        self,
+        batch: Batch,
+        state: ModelState | None,
+        step: Any,
+        drawn: dict[str, Any] | None = None,
+    ) -> tuple[Any, ModelState, RecurrentLMBackprop]:
+        """Losses [T, B], the new state, and the backprop."""
+        config, rows = self.config, batch.ids.shape[1]
+        context = Context(
+            train=True, seed=config.seed, step=step, backend=self.backend, drawn=drawn
+        )
+        self.model.parameters.zero_grad()
+        nll, state, backprop = self.model(
+            batch.ids,
+            batch.targets,
+            state,
+            context,
+            batch.lengths,
+            weights=self._scaled(1.0 / (rows if config.loss == "sum_time" else batch.tokens)),
+        )
+        assert backprop is not None, "a model in training returns its backprop"
+        return nll, state, backprop
+
+    def queue(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, Any]) -> Queued:
+        """`queue_gradients` and `queue_update`."""
+        nats, after = self.queue_gradients(batch, state, numbers)
+        return Queued(nats, self.queue_update(numbers), after)
+
+    def queue_gradients(
+        self,
+        batch: Batch,
+        state: ModelState | None,
+        numbers: Mapping[str, Any],
+        drawn: dict[str, Any] | None = None,
+    ) -> tuple[Any, ModelState]:
+        """Forward and backward on a GPU without waiting; the loss and the state after it.
+
+        Parameters
+        ----------
+        batch, state : what is learnt from, and where it begins; None: the zero state.
+        numbers : the step's ("step") and the optimiser's `rates`; they may stand on the GPU.
+        drawn : what the head's `draw` gave, on the GPU; None: it draws.
+        """
+        nll, after, backprop = self._forward(batch, state, numbers["step"], drawn)
+        nats = nll.sum(dtype=np.float64)
+        backprop()
+        return nats, after
+
+    def queue_update(self, numbers: Mapping[str, Any]) -> Any:
         """Clip and update on a GPU without waiting; what the norm is the root of."""
         config, parameters = self.config, self.model.parameters
         squares = gradient_squares(parameters)
         if config.clip_value is not None:
             # As on the CPU, an infinite gradient must not pass for a finite one.
             infinite = squares
-            clip_gradient_values(parameters, config.clip_value, backend=self.backend)
+            limit = self._scaled(config.clip_value)
+            clip_gradient_values(parameters, limit, backend=self.backend)
             squares = gradient_squares(parameters) + (infinite - infinite)
         scale: Any = 1.0
-        if config.clip_norm is not None:
+        if self._scaling is not None:
+            most = math.inf if config.clip_norm is None else config.clip_norm
+            scale = clip_scale_scaled(totals=squares, limit=most, scaling=self._scaling)
+        elif config.clip_norm is not None:
             scale = clip_scale(totals=squares, limit=config.clip_norm)
-        self.optimiser.step(lr=lr, scale=scale)
+        rates = {name: number for name, number in numbers.items() if name != "step"}
+        self.optimiser.update(rates, scale)
         return squares
+
+    def _scaled(self, number: float) -> Any:
+        """A number times the loss scale, if there is one, on the GPU."""
+        return number if self._scaling is None else self._scaling[:1] * number
 
     def settle(self, results: Sequence[StepResult | Pending]) -> list[StepResult]:
         """What steps measured; on a GPU fetched in one transfer, which waits for them.
@@ -176,13 +240,20 @@ class BPTT:
             nats = next(numbers)
             norm = math.sqrt(sum(next(numbers) for _ in range(r.squares.size)))
             _check_loss(nats / r.tokens, r.step)
-            _check_norm(norm, r.step)
+            if self._scaling is None:
+                _check_norm(norm, r.step)
+            else:
+                self._overflows = 0 if math.isfinite(norm) else self._overflows + 1
+                if self._overflows > MOST_OVERFLOWS:
+                    _check_norm(norm, r.step)
             settled.append(StepResult(nats, r.tokens, norm))
         return settled
 
     def tensors(self) -> Tensors:
         """Optimiser and recurrent state by name, for a checkpoint."""
         found = {f"optimiser.{name}": x for name, x in self.optimiser.state_dict().items()}
+        if self._scaling is not None:
+            found["scaling"] = self._scaling
         for layer, parts in enumerate(self.state or ()):
             found.update({f"state.{layer}.{i}": part for i, part in enumerate(parts)})
         return found
@@ -193,6 +264,8 @@ class BPTT:
         self.optimiser.load_state_dict(
             {n[len(prefix) :]: x for n, x in tensors.items() if n.startswith(prefix)}
         )
+        if self._scaling is not None and "scaling" in tensors:
+            self.model.pool.load(self._scaling, tensors["scaling"])
         if "state.0.0" not in tensors:
             self.state = None
             return

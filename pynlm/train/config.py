@@ -149,7 +149,10 @@ class TrainConfig(_Section):
     which makes the gradient `bptt` times larger: Zaremba's rate 1.0 means the latter.
     `valid_stripes` > 1 validates faster on parallel stripes while training, a little
     pessimistically; the figures printed at the end always come from one stripe.
-    `math` is what products of float32 numbers are computed in on a GPU, with float32 sums.
+    `math` is what products of float32 numbers are computed in on a GPU, with float32 sums. With
+    "fp16" the loss is scaled, and a step whose gradient overflows updates nothing.
+    `graph`: on a GPU steps that are all alike are recorded once, as a CUDA graph, and repeated, to
+    the same bits (see `pynlm.train.graphs`); False where that does harm.
     """
 
     batch_size: int = Field(default=20, ge=1)
@@ -160,6 +163,7 @@ class TrainConfig(_Section):
     clip_value: float | None = Field(default=None, gt=0.0)
     dtype: Literal["float32", "float64"] = "float32"
     math: Literal["float32", "tf32", "bf16", "fp16"] = "float32"
+    graph: bool = True
     valid_stripes: int = Field(default=1, ge=1)
     checkpoint_seconds: float = Field(default=60.0, ge=0.0)
     log_every: int = Field(default=50, ge=1)

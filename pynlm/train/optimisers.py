@@ -8,7 +8,7 @@ moments and decay move the rows that no token touched, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,11 +34,21 @@ Array = NDArray[Any]
 class Optimiser(Protocol):
     """What the trainer needs of an optimiser.
 
-    A `scale` is a number, or on a GPU what `pynlm.kernels.queued.clip_scale` returns.
+    A `scale` is a number, or on a GPU what `pynlm.kernels.queued.clip_scale` returns. A step is
+    `update(rates(lr), scale)` and `count()`; the first is what a CUDA graph may repeat.
     """
 
     def step(self, *, lr: float, scale: Any = 1.0) -> None:
         """Update all weights from `scale` times their gradients."""
+
+    def rates(self, lr: float) -> dict[str, float]:
+        """What changes from update to update, by the kernels' names; for the next one."""
+
+    def update(self, rates: Mapping[str, Any], scale: Any = 1.0) -> None:
+        """Update all weights, nothing else; on a GPU rates may stand there."""
+
+    def count(self) -> None:
+        """An update has been made."""
 
     def state_dict(self) -> dict[str, Array]:
         """Arrays from which `load_state_dict` restores the optimiser exactly."""
@@ -77,10 +87,8 @@ def gradient_norm(parameters: Parameters, *, backend: str | None = None) -> floa
     return math.sqrt(total)
 
 
-def clip_gradient_values(
-    parameters: Parameters, limit: float, *, backend: str | None = None
-) -> None:
-    """Limit every gradient element to [-limit, limit] in place."""
+def clip_gradient_values(parameters: Parameters, limit: Any, *, backend: str | None = None) -> None:
+    """Limit every gradient element to [-limit, limit] in place; on a GPU it may stand there."""
     for block in parameters.blocks():
         clip_values(x=parameters.grad[block.start : block.stop], limit=limit, backend=backend)
     for table in parameters.tables():
@@ -116,18 +124,30 @@ class _Flat:
 
     def step(self, *, lr: float, scale: Any = 1.0) -> None:
         """Update all weights from `scale` times their gradients."""
+        self.update(self.rates(lr), scale)
+        self.count()
+
+    def rates(self, lr: float) -> dict[str, float]:
+        """The learning rate."""
+        return {"lr": lr}
+
+    def count(self) -> None:
+        """Nothing is counted."""
+
+    def update(self, rates: Mapping[str, Any], scale: Any = 1.0) -> None:
+        """Update all weights from `scale` times their gradients."""
         p = self.parameters
         for start, stop, group in p.blocks():
             if not group.frozen:
                 state = {name: x[start:stop] for name, x in self.state.items()}
-                rule = self._rule_for(group, lr, scale)
+                rule = self._rule_for(group, rates, scale)
                 self._dense(w=p.data[start:stop], g=p.grad[start:stop], **state, **rule)
         for table in p.tables():
             if not table.group.frozen:
                 w, (rows, drows) = table.data, table.rows
                 own = slice(table.start, table.start + w.size)
                 state = {name: x[own].reshape(w.shape) for name, x in self.state.items()}
-                rule = self._rule_for(table.group, lr, scale)
+                rule = self._rule_for(table.group, rates, scale)
                 self._rows(w=w, rows=rows, drows=drows, **state, **rule)
 
     def state_dict(self) -> dict[str, Array]:
@@ -146,9 +166,10 @@ class _Flat:
         for name, own in self.state.items():
             self.parameters.pool.load(own, state[name])
 
-    def _rule_for(self, group: Group, lr: float, scale: Any) -> dict[str, Any]:
+    def _rule_for(self, group: Group, rates: Mapping[str, Any], scale: Any) -> dict[str, Any]:
         decay = self.weight_decay if group.decay else 0.0
-        return {**self._rule, "lr": lr * group.lr, "scale": scale, "weight_decay": decay}
+        lr = rates["lr"] if group.lr == 1.0 else rates["lr"] * group.lr
+        return {**self._rule, **rates, "lr": lr, "scale": scale, "weight_decay": decay}
 
 
 class SGD(_Flat):
@@ -199,10 +220,13 @@ class Adam(_Flat):
         )
         self.t = 0
 
-    def step(self, *, lr: float, scale: Any = 1.0) -> None:
-        """Update all weights from `scale` times their gradients."""
+    def rates(self, lr: float) -> dict[str, float]:
+        """The learning rate, and the number of the update."""
+        return {"lr": lr, "t": self.t + 1}
+
+    def count(self) -> None:
+        """One more update."""
         self.t += 1
-        super().step(lr=lr, scale=scale)
 
     def state_dict(self) -> dict[str, Array]:
         """The moments, and the number of updates made."""
@@ -214,9 +238,6 @@ class Adam(_Flat):
             raise ValueError("optimiser state 't' must be int64 [1], got nothing")
         super().load_state_dict(state)
         self.t = int(state["t"][0])
-
-    def _rule_for(self, group: Group, lr: float, scale: Any) -> dict[str, Any]:
-        return {**super()._rule_for(group, lr, scale), "t": self.t}
 
 
 class Adagrad(_Flat):

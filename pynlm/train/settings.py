@@ -33,6 +33,7 @@ FREE_KEYS = {
     "description",
     "train.checkpoint_seconds",
     "train.log_every",
+    "train.graph",
     "train.epochs",
     "schedule.early_stop",
 }
@@ -45,6 +46,7 @@ FIGURE_KEYS = {
     "train.dtype",
     "train.checkpoint_seconds",
     "train.log_every",
+    "train.graph",
 }
 
 

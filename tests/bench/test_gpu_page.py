@@ -23,9 +23,28 @@ def test_page() -> None:
         for case in gpu.SOFTMAXES
         for precision in gpu.PRECISIONS
     ]
-    text = gpu.render(facts, LIMITS, cells, heads)
+    seconds = {"alone": 0.003, "lanes": 0.004, "counted": 0.002}
+    pairs = [
+        {
+            "kind": kind,
+            "case": str(shape),
+            "precision": "tf32",
+            "choice": [2, 4],
+            "seconds": seconds,
+        }
+        for kind in gpu.KINDS
+        for shape in gpu.LANES
+    ]
+    steps = [
+        {"case": name, "precision": precision, "seconds": {"queued": 0.003, "graph": 0.002},
+         "tokens": 700}
+        for name in gpu.RECIPES for precision in gpu.PRECISIONS
+    ]  # fmt: skip
+    text = gpu.render(facts, LIMITS, cells, heads, pairs, steps)
+    assert "| 3.00 ms | 4.00 ms | 2.00 ms | 2 lanes, 4 chunks | 1.50× |" in text
     assert "| GPU | Some GPU |" in text
     assert "Geometric mean 1.50×, least 1.50×" in text
+    assert "| zaremba-large | tf32 | 3.00 ms | 2.00 ms | 1.50× | 350,000 |" in text
     assert "| 700,650,10000 | bf16 | 2.00 ms | 1 % | 1.50× |" in text
 
 

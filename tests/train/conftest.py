@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pynlm import _kernels
+from pynlm.kernels import Variant, _backend
+from pynlm.testing import FUNCTIONS, capture
+from pynlm.testing.device_arrays import DeviceArray, unwrap
+from pynlm.testing.emulated import StrictDevice, emulation
 from pynlm.train import Trainer
 
 WORDS = ["the", "cat", "dog", "sat", "on", "mat", "and", "ran", "far", "home"]
@@ -89,3 +95,56 @@ def weights(run: Path, which: str = "last") -> str:
 def weights_of() -> Callable[..., str]:
     """`weights_of(run, which="last")`: digest of a checkpoint's weights."""
     return weights
+
+
+def behind_the_wall(name: str) -> Callable[..., Any]:
+    """A kernel of the CPU that takes arrays of the device only."""
+
+    def call(**given: Any) -> Any:
+        values = {key: unwrap(value) for key, value in given.items()}
+        variant = values.pop("variant", None)
+        if variant is not None:
+            values |= {"rows": unwrap(variant.rows), "step": unwrap(variant.step)}
+        return capture.queue(run, values, variant)
+
+    def run(values: dict[str, Any], variant: Variant | None) -> Any:
+        for late in ("scale", "limit", "lr", "t", "step"):
+            if isinstance(values.get(late), np.ndarray):  # on the device, not waited for
+                number = values[late].item()
+                values[late] = int(number) if late in ("t", "step") else number
+        scale = values.get("scale", 1.0)
+        if scale != scale:
+            return None  # as those of the GPU: no update
+        if variant is not None:
+            moved = {part: values.pop(part) for part in ("rows", "step")}
+            values["variant"] = replace(variant, **moved)
+        count = getattr(_kernels, name)(**values)
+        if count is not None:
+            DeviceArray.waits += 1
+        return count
+
+    return call
+
+
+@pytest.fixture
+def device() -> Iterator[StrictDevice]:
+    with emulation(StrictDevice()) as found:
+        yield found
+
+
+@pytest.fixture
+def fast(device: StrictDevice, monkeypatch: pytest.MonkeyPatch) -> StrictDevice:
+    """The device, with kernels of the CPU in the place of the GPU's."""
+    for name in FUNCTIONS:
+        monkeypatch.setitem(_backend._found, (name, "cuda"), behind_the_wall(name))
+    return device
+
+
+@pytest.fixture
+def few_lines(texts: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """The beginnings of the tiny texts."""
+    found = {}
+    for name, lines in {"text": 14, "valid": 2, "test": 2}.items():
+        found[name] = tmp_path / f"{name}.txt"
+        found[name].write_text("".join(texts[name].read_text().splitlines(True)[:lines]))
+    return found

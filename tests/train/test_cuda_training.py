@@ -10,72 +10,30 @@ from __future__ import annotations
 import gc
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pynlm import _kernels
 from pynlm.arrays import to_host
+from pynlm.cuda import waves
 from pynlm.cuda.device import DeviceMemoryError, DeviceUnavailable, import_cupy
 from pynlm.heads import HeadOptions
-from pynlm.kernels import _backend
 from pynlm.language_model import LanguageModel, LMState
 from pynlm.layers import Context
 from pynlm.models import RecurrentLM, RecurrentLMConfig
-from pynlm.testing import FUNCTIONS, assert_close
-from pynlm.testing.device_arrays import DeviceArray, unwrap
-from pynlm.testing.emulated import StrictDevice, emulation, has_card
+from pynlm.testing import assert_close
+from pynlm.testing.device_arrays import DeviceArray
+from pynlm.testing.emulated import StrictDevice, has_card
+from pynlm.testing.races import timeline
 from pynlm.testing.tolerances import device_tolerance
 from pynlm.train import RecipeError, Trainer, TrainingDiverged
 from pynlm.train.checkpoint import load_checkpoint
 from pynlm.train.position import Progress
 
 Make = Callable[..., Trainer]
-
-
-def behind_the_wall(name: str) -> Callable[..., Any]:
-    """A kernel of the CPU that takes arrays of the device only."""
-
-    def call(**given: Any) -> Any:
-        values = {key: unwrap(value) for key, value in given.items()}
-        if isinstance(values.get("scale"), np.ndarray):  # of `clip_scale`, not waited for
-            values["scale"] = values["scale"][0]
-        if values.get("variant") is not None:
-            values["variant"] = replace(values["variant"], rows=unwrap(values["variant"].rows))
-        count = getattr(_kernels, name)(**values)
-        if count is not None:
-            DeviceArray.waits += 1
-        return count
-
-    return call
-
-
-@pytest.fixture
-def device() -> Iterator[StrictDevice]:
-    with emulation(StrictDevice()) as found:
-        yield found
-
-
-@pytest.fixture
-def fast(device: StrictDevice, monkeypatch: pytest.MonkeyPatch) -> StrictDevice:
-    """The device, with kernels of the CPU in the place of the GPU's."""
-    for name in FUNCTIONS:
-        monkeypatch.setitem(_backend._found, (name, "cuda"), behind_the_wall(name))
-    return device
-
-
-@pytest.fixture
-def few_lines(texts: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
-    """The beginnings of the tiny texts."""
-    found = {}
-    for name, lines in {"text": 14, "valid": 2, "test": 2}.items():
-        found[name] = tmp_path / f"{name}.txt"
-        found[name].write_text("".join(texts[name].read_text().splitlines(True)[:lines]))
-    return found
 
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -227,6 +185,20 @@ def test_training_in_the_emulation(
     assert weights_of(tmp_path / "broken") == weights_of(tmp_path / "cuda")
 
 
+@pytest.mark.parametrize("name", ["lstm", "variants", "residual", "sentences-gru"])
+def test_training_in_lanes(
+    name: str, make: Make, device: StrictDevice, few_lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers a chunk of time behind each other; nothing races (`pynlm.testing.races`)."""
+    chosen = {**SHORT, "model.hidden_sizes": [6, 6], **MODELS[name]}
+    want = losses(make, "cpu", "cpu", chosen, **few_lines)
+    monkeypatch.setattr(waves, "chunks_of", lambda *_: (2, 2))
+    timeline.used.clear()
+    got = losses(make, "cuda", "cuda", chosen, **few_lines)
+    assert {"lane 0", "lane 1"} <= timeline.used
+    assert_close(got, want, device_tolerance("float32"), what="losses", case=name)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_card(), reason="no GPU")
 @pytest.mark.parametrize("name", MODELS)
@@ -328,7 +300,8 @@ def test_no_memory(
     make: Make, fast: StrictDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The run says what was asked for and what is there, lets go of it, is saved, and goes on."""
-    trainer = make(device="cuda", overrides={"train.epochs": 1})
+    # A graph asks for nothing.
+    trainer = make(device="cuda", overrides={"train.epochs": 1, "train.graph": False})
     rescue, arrays = Trainer._rescue, []
 
     def count() -> None:

@@ -1,0 +1,100 @@
+"""CUDA graphs through CuPy, without CuPy: what it is told, in which order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from pynlm.cuda.device import CupyDevice
+from pynlm.cuda.graphs import CaptureError
+
+
+class Stream:
+    """What CupyRecorder asks of a stream; tells `told`."""
+
+    told: ClassVar[list[str]] = []
+
+    def __init__(self, name: str = "own", non_blocking: bool = True) -> None:
+        self.name, self.capturing = name, False
+
+    def record(self) -> str:
+        return f"event of {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.told.append(f"{self.name} waits for {event}")
+
+    def __enter__(self) -> None:
+        self.told.append(f"on {self.name}")
+
+    def __exit__(self, *_: Any) -> None:
+        self.told.append(f"off {self.name}")
+
+    def begin_capture(self) -> None:
+        self.capturing = True
+
+    def end_capture(self) -> Any:
+        assert self.capturing
+        self.capturing = False
+        return SimpleNamespace(launch=lambda: self.told.append("launched"))
+
+    def is_capturing(self) -> bool:
+        return self.capturing
+
+
+@pytest.fixture
+def device() -> CupyDevice:
+    """With what graphs need."""
+
+    @contextlib.contextmanager
+    def using_allocator(malloc: str) -> Iterator[None]:
+        Stream.told.append(f"memory: {malloc}")
+        yield
+        Stream.told.append("memory as before")
+
+    Stream.told.clear()
+    here = Stream("here")
+    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+    cuda = SimpleNamespace(
+        Device=lambda: SimpleNamespace(id=0, attributes=attributes),
+        Stream=Stream,
+        using_allocator=using_allocator,
+        MemoryPool=lambda: SimpleNamespace(malloc="own"),
+        get_current_stream=lambda: here,
+    )
+    return CupyDevice(SimpleNamespace(cuda=cuda, array=np.array))
+
+
+ELSEWHERE = ["memory: own", "on own"], ["off own", "memory as before"]
+
+
+def test_graphs_are_made_on_a_stream_of_their_own(device: CupyDevice) -> None:
+    recorder, told = device.recorder(), Stream.told
+    assert recorder.rehearse(lambda: told.append("work") or 3) == 3  # type: ignore[func-returns-value]
+    begin, end = ELSEWHERE
+    first, last = "own waits for event of here", "here waits for event of own"
+    assert told == [first, *begin, "work", *end, last]
+    told.clear()
+    graph = recorder.record(lambda: told.append("work"))
+    assert told == [*begin, "work", *end]
+    graph.launch()
+    assert told[-1] == "launched"
+
+
+def test_a_capture_that_fails_ends(device: CupyDevice) -> None:
+    """And what cannot be captured is told as such."""
+    recorder = device.recorder()
+
+    def work() -> None:
+        device.xp.cuda.get_current_stream().capturing = True
+        device.bring(np.ones(3))
+
+    with pytest.raises(CaptureError, match="an array of the host cannot be brought while a graph"):
+        recorder.record(work)
+    device.xp.cuda.get_current_stream().capturing = False
+    assert device.bring(np.ones(3)).size == 3
+    recorder.record(lambda: None)  # begins anew
