@@ -96,8 +96,8 @@ class BPTT:
         self.model, self.optimiser, self.config, self.backend = model, optimiser, config, backend
         self.state: ModelState | None = None
         device = model.pool.device
-        self._scaling: Any = None
-        self._overflows = 0
+        self._scaling: Any = None  # of `clip_scale_scaled`
+        self._overflows = 0  # steps in a row
         if device is not None and config.math == "fp16":
             self._scaling = model.pool.bring(np.array([FIRST_SCALE, 0.0]))
         self._graphs: StepGraphs | None = None

@@ -143,7 +143,7 @@ def test_the_same_bits_in_lanes(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_card(), reason="no GPU")
-@pytest.mark.parametrize("math", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("math", ["float32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_bits_on_a_card(
     name: str, math: str, make: Make, weights_of: Callable[..., str], tmp_path: Path
