@@ -7,10 +7,10 @@
 // of threads, so results depend on none of them. (A product of up to four rows may be taken as dot
 // products, few_rows-inl.h: as independent of threads, but rounded otherwise.)
 
-// A panel block [depth][width] should stay in the first-level cache while row blocks pass over it;
-// a shorter depth would read and write C more often. 352 floats were the best of 256 to 448.
+// A panel block [depth][width] should stay in the first-level cache while row blocks pass over it,
+// and the next of these is fetched; a shorter depth would read and write C more often.
 #if defined(NLM_ISA_avx512)
-constexpr int64_t kPanelBytes = 44 << 10;
+constexpr int64_t kPanelBytes = 36 << 10;
 #else
 constexpr int64_t kPanelBytes = 32 << 10;
 #endif
@@ -38,11 +38,6 @@ struct TileColumn {
 
 template <class T, int R, int NV>
 void tile(int64_t depth, const T* __restrict a, const T* __restrict b, const TileColumn<T>* to) {
-    // C comes from afar, and is wanted when the products are done
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v)
-#pragma GCC unroll 14
-        for (int r = 0; r < R; ++r) __builtin_prefetch(to[v].p + r * to[v].ld, 1);
     Vec<T> sum[R][NV];
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {
@@ -50,22 +45,37 @@ void tile(int64_t depth, const T* __restrict a, const T* __restrict b, const Til
 #pragma GCC unroll 14
         for (int r = 0; r < R; ++r) sum[r][v] = start;
     }
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec<T> bv[NV];
+    // C comes from afar and is wanted when the products are done. Its rows are asked for one by one
+    // meanwhile: all at once they would hold up A and B.
+    const int64_t stretch = depth / (R + 1);
+    int64_t k = 0;
+    for (int64_t row = 0; row <= R; ++row) {
+        const int64_t end = row < R ? k + stretch : depth;
+        if (row < R)
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) {
-            bv[v] = load(b + v * kLanes<T>);
-            // what follows this panel block is wanted next: to the second-level cache with it
-            __builtin_prefetch(b + (depth * NV + v) * kLanes<T>, 0, 2);
-        }
+            for (int v = 0; v < NV; ++v) {
+                const T* const p = to[v].p + row * to[v].ld;
+                __builtin_prefetch(p, 1);
+                __builtin_prefetch(p + kLanes<T> - 1, 1);
+            }
+        for (; k < end; ++k) {
+            Vec<T> bv[NV];
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; ++v) {
+                bv[v] = load(b + v * kLanes<T>);
+                // what follows this panel block is wanted next: to the second-level cache with it
+                __builtin_prefetch(b + (depth * NV + v) * kLanes<T>, 0, 2);
+            }
+            __builtin_prefetch(a + depth * R);  // the next row block
 #pragma GCC unroll 14
-        for (int r = 0; r < R; ++r) {
-            const Vec<T> ar = splat(a[r]);
+            for (int r = 0; r < R; ++r) {
+                const Vec<T> ar = splat(a[r]);
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; ++v) sum[r][v] += ar * bv[v];
+                for (int v = 0; v < NV; ++v) sum[r][v] += ar * bv[v];
+            }
+            a += R;
+            b += NV * kLanes<T>;
         }
-        a += R;
-        b += NV * kLanes<T>;
     }
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) {

@@ -61,12 +61,11 @@ inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, i
     int64_t k = 0;
 #if defined(NLM_ISA_avx512)
     if constexpr (sizeof(T) == 4) {
-        // runs of `depth` in the many rows of a panel are too short for the hardware to foresee
+        // runs of `depth` in the many rows of a piece are too short for the hardware to foresee
         constexpr int64_t kAhead = 64;
         for (; k + 16 <= depth; k += 16) {
             const T* ahead = k + kAhead < depth ? p + k + kAhead : p + n * ld + k + kAhead - depth;
-            if (width > 16)
-                for (int64_t r = 0; r < n; ++r) __builtin_prefetch(ahead + r * ld);
+            for (int64_t r = 0; r < n; ++r) __builtin_prefetch(ahead + r * ld);
             for (int64_t r = 0; r < width; r += 16)
                 transpose_16(out + k * stride + r, stride, p + r * ld + k, ld,
                              n - r < 0 ? 0 : n - r, width - r);
@@ -100,13 +99,18 @@ inline void pack_transposed(T* out, int64_t stride, int64_t width, const T* p, i
         for (int64_t r = 0; r < width; ++r) out[k * stride + r] = r < n ? p[r * ld + k] : T(0);
 }
 
+// Rows of a k_major factor that are packed before its next piece is.
+constexpr int64_t kPackedRun = 16;
+
 // out[k * stride + r] = p[k * ld + r], r < n; zero for n <= r < width.
+// Pieces of a row are too short for the hardware to foresee the next rows'.
 template <class T>
 inline void pack_straight(T* out, int64_t stride, int64_t width, const T* p, int64_t ld, int64_t n,
                           int64_t depth) {
     for (int64_t k = 0; k < depth; ++k) {
         const T* from = p + k * ld;
         T* to = out + k * stride;
+        for (int64_t i = 0; i < n; i += kLanes<T>) __builtin_prefetch(from + kPackedRun * ld + i);
         int64_t r = 0;
         for (; r + kLanes<T> <= n; r += kLanes<T>) store(to + r, load(from + r));
         if (r < n) {
@@ -184,7 +188,7 @@ struct Factor {
     // along its rows: those of a k_major factor cross all pieces.
     template <class Pack>
     void pack_all(Range pieces, int64_t depth, const Pack& pack_piece) const {
-        const int64_t run = k_major ? 16 : depth;
+        const int64_t run = k_major ? kPackedRun : depth;
         for (int64_t k = 0; k < depth; k += run)
             for (int64_t i = pieces.begin; i < pieces.end; ++i)
                 pack_piece(i, k, depth - k < run ? depth - k : run);
