@@ -9,11 +9,11 @@
 // shared memory for kGroup TILE_ROWS multiply-adds, at 10 rows in 1.4 times the time of these for
 // four columns and 0.9 times for eight (TILE_FOURS = 2), which need more splits. With TF32, BF16 or
 // FP16 (mma.h) a worker is a warp and a step eight words; reading shared memory bounds it. Rows
-// come from the second-level cache, 16 bytes a copy, the next chunk of k while one is computed.
+// come from the second-level cache, 16 bytes a copy, the next chunks of k while one is computed.
 // A worker keeps the weights of its first HELD steps in registers, over all steps of the sequence:
-// these cost no bandwidth, and the register file is as large as shared memory. There the weights
-// of the next `kept` numbers of the depth are; what fits into neither comes from the second-level
-// cache at each step.
+// these cost no bandwidth, and the register file is as large as shared memory, which has those of
+// the next `kept` numbers of the depth. What fits into neither comes from the second-level cache at
+// each step.
 #pragma once
 
 #include "common/cuda.h"
