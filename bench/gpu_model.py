@@ -2,7 +2,7 @@
 
 ``python -m bench.gpu_model`` prints, for shapes of the GPU row and each kind of product, about how
 long a step of each pass takes, with weights in registers and divided depths and without, and what
-takes longest by itself. A model (the constants at the head of `pynlm.cuda.recurrent`), no
+takes longest by itself. A model (the constants at the head of `pynlm.cuda.division`), no
 measurement: it chooses among divisions of the work, and a card has the last word.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pynlm.cuda.recurrent import Division, Part, divide
+from pynlm.cuda.division import Division, Part, divide
 
 CLOCK = 1.755e3  # cycles a microsecond
 MATHS = ("float32", "tf32", "bf16")

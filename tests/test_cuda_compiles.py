@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pynlm.cuda.recurrent import forms_of
+from pynlm.cuda.forms import forms_of
 from pynlm.cuda.source import read, root
 from pynlm.testing import nvrtc
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pynlm.cuda import recurrent
-from pynlm.cuda.recurrent import Form, Part, forms_of
+from pynlm.cuda import division as dividing
+from pynlm.cuda.division import Part
+from pynlm.cuda.forms import Form, forms_of
 from pynlm.testing import arguments, assert_close, check_against_reference, find_case
 from pynlm.testing.checks import assert_same_bits, run, run_oracle, specified
 from pynlm.testing.emulated import EmulatedDevice, emulation
@@ -80,9 +81,9 @@ class Forced:
                 if self.held in form.held
             )
 
-        recurrent._divide.cache_clear()
-        patch.setattr(recurrent, "forms_of", forms)
-        patch.setattr(recurrent, "_PARTS", (self.parts,))
+        dividing._divide.cache_clear()
+        patch.setattr(dividing, "forms_of", forms)
+        patch.setattr(dividing, "_PARTS", (self.parts,))
         device = EmulatedDevice(self.processors, self.shared_limit)
         device.math = "float32" if self.math == "float64" else self.math
         return device
@@ -113,7 +114,7 @@ FORCED_RUNS = [
 @pytest.fixture
 def forgets() -> Iterator[None]:
     yield
-    recurrent._divide.cache_clear()
+    dividing._divide.cache_clear()
 
 
 @pytest.mark.usefixtures("forgets")
@@ -154,7 +155,7 @@ def test_those_cards_put_weights_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
         for part in (Part(H, 4, H), Part(H, 1, 4 * H, of_unit=4), Part(H, 1, H, of_unit=1)):
             parts = forced.parts if part.of_unit else 1
             device = replace(forced, parts=parts).apply(monkeypatch)
-            division = recurrent.divide(device, B, itemsize, part, plain=True)
+            division = dividing.divide(device, B, itemsize, part, plain=True)
             assert (division.held, division.parts) == (forced.held, parts)
             (product,) = division.products
             depths = product.held, product.kept, product.depth - product.held - product.kept
@@ -167,8 +168,8 @@ def test_those_cards_put_weights_everywhere(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_only_plain_cells_hold_weights_in_registers() -> None:
     device, part = H200("bf16"), Part(1500, 1, 6000, of_unit=4)
-    plain = recurrent.divide(device, 20, 4, part, plain=True)  # type: ignore[arg-type]
-    general = recurrent.divide(device, 20, 4, part)  # type: ignore[arg-type]
+    plain = dividing.divide(device, 20, 4, part, plain=True)  # type: ignore[arg-type]
+    general = dividing.divide(device, 20, 4, part)  # type: ignore[arg-type]
     assert plain.parts > 1 and plain.cycles < general.cycles
     assert (general.held, general.parts) == (0, 1)
 
@@ -188,7 +189,7 @@ class H200:
 @pytest.mark.parametrize("B", [1, 20, 128, 1000])
 def test_divisions_fit_the_card(B: int, H: int, itemsize: int, math: str) -> None:
     for part in (Part(H, 4, H), Part(H, 1, 4 * H, of_unit=4)):
-        division = recurrent.divide(
+        division = dividing.divide(
             H200(math),  # type: ignore[arg-type]
             B, itemsize, part, plain=True,
         )  # fmt: skip
@@ -209,4 +210,4 @@ def test_too_many_units_are_refused() -> None:
         emulation(EmulatedDevice(1, 1 << 10)) as device,
         pytest.raises(ValueError, match="9999 units are too many for 1 multiprocessors with 1024"),
     ):
-        recurrent.divide(device, 3, 4, Part(9999, 4, 9999))
+        division.divide(device, 3, 4, Part(9999, 4, 9999))

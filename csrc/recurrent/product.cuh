@@ -61,7 +61,7 @@ NLM_FN int padded_depth(int64_t depth) {
     return int((depth + kDepthGrain - 1) / kDepthGrain) * kDepthGrain;
 }
 
-// How a block divides a product; what pynlm/cuda/recurrent.py plans.
+// How a block divides a product; what pynlm/cuda/division.py plans.
 struct Product {
     int columns;    // of this block
     int depth;      // padded

@@ -1,4 +1,4 @@
-// What the persistent kernels of all recurrent cells share (planned by pynlm/cuda/recurrent.py).
+// What the persistent kernels of all recurrent cells share (planned by pynlm/cuda/division.py).
 //
 // One cooperative launch runs a whole sequence. Block (x, y) of the grid owns units and rows: all
 // gates of its units, for its rows. Rows do not meet in a recurrence, so only blocks of one row

@@ -7,7 +7,7 @@ from pynlm.kernels.variant import Variant
 from . import recurrent
 from ._columns import column_sum
 from .device import Array, current
-from .recurrent import Part
+from .division import Part, divide
 
 _PLAIN, _GENERAL = "recurrent/gru.cu", "recurrent/gru_general.cu"
 _BEFORE = "recurrent/gru_before.cu"
@@ -50,13 +50,11 @@ def gru_forward(
     }  # fmt: skip
     if b_hn is None:
         parts = Part(H, 2, H), Part(H, 1, H)
-        division = recurrent.divide(device, B, x.itemsize, *parts)
+        division = divide(device, B, x.itemsize, *parts)
         division.launch(device, _BEFORE, "gru_before_forward", dtype, rh=hn, **variants, **common)
         return
     plain = recurrent.is_plain(variant, mask_h, ln_gates)
-    division = recurrent.divide(
-        device, B, x.itemsize, Part(H, 3, H), plain=plain, norms=ln_gates is not None
-    )
+    division = divide(device, B, x.itemsize, Part(H, 3, H), plain=plain, norms=ln_gates is not None)
     common |= {"hn": hn, "b_hn": b_hn}
     if plain:
         division.launch(device, _PLAIN, "gru_forward", dtype, **common)
@@ -112,15 +110,13 @@ def gru_backward(
         pass
     elif db_hn is None:
         parts = Part(H, 1, 2 * H), Part(H, 1, H)
-        recurrent.divide(device, B, x.itemsize, *parts).launch(
+        divide(device, B, x.itemsize, *parts).launch(
             device, _BEFORE, "gru_before_backward", dtype,
             rh=hn, mask_h=mask_h, rec=device.zeros((B, H), dtype), **given, **common,
         )  # fmt: skip
     else:
         plain, part = recurrent.is_plain(variant, mask_h, ln_gates), Part(H, 1, 3 * H, of_unit=3)
-        division = recurrent.divide(
-            device, B, x.itemsize, part, plain=plain, norms=ln_gates is not None
-        )
+        division = divide(device, B, x.itemsize, part, plain=plain, norms=ln_gates is not None)
         if plain:
             division.launch(device, _PLAIN, "gru_backward", dtype, hn=hn, **common)
         else:

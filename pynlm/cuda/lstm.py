@@ -9,7 +9,7 @@ from pynlm.kernels.variant import Variant
 from . import recurrent
 from ._columns import column_sum
 from .device import Array, current
-from .recurrent import Part
+from .division import Part, divide
 
 _PLAIN, _GENERAL = "recurrent/lstm.cu", "recurrent/lstm_general.cu"
 
@@ -55,7 +55,7 @@ def lstm_forward(
         "w_hh": w_hh, "lengths": lengths, "T": T, "B": B, "H": H, "saves": saves,
     }  # fmt: skip
     if recurrent.is_plain(variant, mask_h, peephole, w_hr, ln_gates):
-        division = recurrent.divide(device, B, x.itemsize, Part(H, 4, H), plain=True)
+        division = divide(device, B, x.itemsize, Part(H, 4, H), plain=True)
         division.launch(device, _PLAIN, "lstm_forward", dtype, b=b, **common)
         return
     given, P = variant or Variant(), h0.shape[1]
@@ -65,7 +65,7 @@ def lstm_forward(
             norm = device.empty((B, columns), dtype)
             norm_c = device.empty((B, H), dtype)
     parts = [Part(H, columns // H, P), *([] if w_hr is None else [Part(P, 1, H)])]
-    division = recurrent.divide(device, B, x.itemsize, *parts, norms=ln_gates is not None)
+    division = divide(device, B, x.itemsize, *parts, norms=ln_gates is not None)
     division.launch(
         device,
         _GENERAL,
@@ -140,7 +140,7 @@ def lstm_backward(
     if recurrent.is_plain(variant, mask_h, peephole, w_hr, ln_gates):
         if T * B:
             part = Part(H, 1, columns, of_unit=4)
-            division = recurrent.divide(device, B, x.itemsize, part, plain=True)
+            division = divide(device, B, x.itemsize, part, plain=True)
             division.launch(device, _PLAIN, "lstm_backward", dtype, **common)
     else:
         given = variant or Variant()
@@ -153,7 +153,7 @@ def lstm_backward(
         dr = sums(w_hr, T * B, P)
         parts = [Part(P, 1, columns), *([] if w_hr is None else [Part(H, 1, P)])]
         if T * B:
-            division = recurrent.divide(device, B, x.itemsize, *parts, norms=ln_gates is not None)
+            division = divide(device, B, x.itemsize, *parts, norms=ln_gates is not None)
             division.launch(
                 device,
                 _GENERAL,

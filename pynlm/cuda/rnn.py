@@ -7,7 +7,7 @@ from pynlm.kernels.variant import Variant
 from . import recurrent
 from ._columns import column_sum
 from .device import Array, current
-from .recurrent import Part
+from .division import Part, divide
 
 _PLAIN, _GENERAL = "recurrent/rnn.cu", "recurrent/rnn_general.cu"
 
@@ -42,9 +42,7 @@ def rnn_forward(
         "T": T, "B": B, "H": H, "relu": nonlinearity == "relu",
     }  # fmt: skip
     plain = recurrent.is_plain(variant, mask_h, ln_gates)
-    division = recurrent.divide(
-        device, B, x.itemsize, Part(H, 1, H), plain=plain, norms=ln_gates is not None
-    )
+    division = divide(device, B, x.itemsize, Part(H, 1, H), plain=plain, norms=ln_gates is not None)
     if plain:
         division.launch(device, _PLAIN, "rnn_forward", dtype, **common)
         return
@@ -96,9 +94,7 @@ def rnn_backward(
             "T": T, "B": B, "H": H, "relu": nonlinearity == "relu",
         }  # fmt: skip
         plain, part = recurrent.is_plain(variant, mask_h, ln_gates), Part(H, 1, H, of_unit=1)
-        division = recurrent.divide(
-            device, B, x.itemsize, part, plain=plain, norms=ln_gates is not None
-        )
+        division = divide(device, B, x.itemsize, part, plain=plain, norms=ln_gates is not None)
         if plain:
             division.launch(device, _PLAIN, "rnn_backward", dtype, **common)
         else:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from . import recurrent
+from . import division
 from .device import Device
-from .recurrent import _BARRIER, Part
+from .division import _BARRIER, Part
 
 _CALL = 54_000  # of the launches of a call, forward and backward: 30 us
 _HOST = 540_000  # of a call, forward and backward, until it is queued: 300 us of Python
@@ -117,7 +117,7 @@ def _cycles(processors: int, limit: int, math_: str, cell: Cell, steps: int, bat
     total = _CALL + flops / rate + weights / (processors * _MEMORY_RATE)
     for parts in cell.parts:
         try:
-            step, load = recurrent.expected(
+            step, load = division.expected(
                 processors, limit, math_, batch, size, *parts, plain=cell.plain, norms=cell.norms
             )
         except ValueError:
