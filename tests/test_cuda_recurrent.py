@@ -210,4 +210,4 @@ def test_too_many_units_are_refused() -> None:
         emulation(EmulatedDevice(1, 1 << 10)) as device,
         pytest.raises(ValueError, match="9999 units are too many for 1 multiprocessors with 1024"),
     ):
-        division.divide(device, 3, 4, Part(9999, 4, 9999))
+        dividing.divide(device, 3, 4, Part(9999, 4, 9999))

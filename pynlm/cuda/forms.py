@@ -68,7 +68,8 @@ def forms_of(math_: str, itemsize: int) -> tuple[Form, ...]:
         return (Form(("TILE_FOURS=1",), 8, 8, THREADS, 4, 1, 4, (4, 8), (0, 8)),)
     if math_ == "float32":
         return (
-            Form(("TILE_FOURS=1",), 4, 4, THREADS, 4, 1, 4, (4, 8, 10), (0, 16)),
+            Form(("TILE_FOURS=1",), 4, 4, THREADS, 4, 1, 4, (4, 8), (0, 16, 24)),
+            Form(("TILE_FOURS=1",), 4, 4, THREADS, 4, 1, 4, (10,), (0, 16)),
             Form(("TILE_FOURS=2",), 4, 4, THREADS, 8, 1, 8, (8, 10), (0, 8)),
         )
     macros, warps, rows = (f"{math_.upper()}=1",), THREADS // 32, (8, 16, 24, 32)
