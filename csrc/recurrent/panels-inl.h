@@ -89,23 +89,24 @@ inline void run_panel(const RowBlocks& blocks, int64_t first_row, int vecs, int6
     }
 }
 
-// Panels of vectors of units, kGates of each, `wide` vectors in a panel, over all row blocks;
+// Panels of vectors of units, kGates of each, `wide` vectors in a panel, over all row blocks, by
+// `at_once` vectors, which are a panel or, for few rows, may be two;
 // finish(unit, n) follows when a vector's gates are complete.
 template <class T, int kGates, class Column, class Finish>
-inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vectors, int wide,
-                        int64_t units, int64_t depth, const T* a, const T* panels,
+inline void run_vectors(const RowBlocks& blocks, int64_t first_row, Range vectors, int at_once,
+                        int wide, int64_t units, int64_t depth, const T* a, const T* panels,
                         const Column& column, const Finish& finish) {
     constexpr int64_t L = kLanes<T>;
     const int64_t last = vectors.end * kGates;
     int64_t unit = vectors.begin;
-    for (int64_t j = vectors.begin * kGates; j < last; j += wide) {
-        const int vecs = int(last - j < wide ? last - j : wide);
+    for (int64_t j = vectors.begin * kGates; j < last; j += at_once) {
+        const int vecs = int(last - j < at_once ? last - j : at_once);
         const auto to = [&](int v, int64_t row) {
             const int64_t u = (j + v) / kGates;
             return column(row, (j + v) % kGates, u * L, units_in<T>(units, u));
         };
-        if (wide > kTileVecs)
-            run_few(blocks.rows, vecs, depth, a + first_row * depth, panels + j * depth * L,
+        if (at_once > kTileVecs)
+            run_few(blocks.rows, vecs, wide, depth, a + first_row * depth, panels + j * depth * L,
                     [&](int v) { return to(v, first_row); });
         else
             run_panel(blocks, first_row, vecs, depth, a, panels + j * depth * L, to);

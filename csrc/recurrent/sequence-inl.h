@@ -105,7 +105,7 @@ struct Share {
     int tid, size;
 };
 
-// Vectors in a panel of recurrent weights.
+// Vectors of recurrent weights that are taken at once.
 template <class T>
 inline int panel_vecs(const Sequence<T>& s, const Split& split) {
     return s.batch <= kFewRows && !split.by_rows ? kFewVecs : kTileVecs;
@@ -175,10 +175,13 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
     constexpr int G = Cell::kGates;
     const int64_t H = s.hidden, P = s.width(), B = s.batch;
     const bool dots = takes_dots(s, split);
-    const int wide = panel_vecs(s, split);
+    const int at_once = panel_vecs(s, split);
+    // for many steps of few rows it pays to pack wider panels than frozen weights come in
+    constexpr int64_t kMostSteps = 24;
     const auto packed = [&](const Weights<T>& w) {
-        return w.panels != nullptr && wide == kTileVecs;
+        return w.panels != nullptr && (at_once == kTileVecs || s.steps <= kMostSteps);
     };
+    const auto wide = [&](const Weights<T>& w) { return packed(w) ? kTileVecs : at_once; };
     const T* const w_panels = packed(w_hh) ? w_hh.panels : panels;
     // a member's units begin where a panel of all units does
     int64_t grain = packed(w_hh) && G % kTileVecs != 0 ? kTileVecs : 1;
@@ -190,12 +193,12 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
         // own panels depend on the size of the team, which another caller's work may have changed
         if (!dots && (!own.by_rows || pack_weights)) {
             const int of = own.by_rows ? tid : 0, all = own.by_rows ? size : 1;
-            if (!packed(w_hh)) pack_forward(panels, H, P, w_hh.p, G, wide, own.vectors, of, all);
+            if (!packed(w_hh)) pack_forward(panels, H, P, w_hh.p, G, at_once, own.vectors, of, all);
             if constexpr (Cell::kGeneral) {
                 const Second<T>& second = cell.second;
                 if (second.w.p != nullptr && !packed(second.w))
-                    pack_forward(second.panels, second.columns, second.depth, second.w.p, 1, wide,
-                                 out.vectors, of, all);
+                    pack_forward(second.panels, second.columns, second.depth, second.w.p, 1,
+                                 at_once, out.vectors, of, all);
             }
         }
         const Range units = units_of<T>(own.vectors, H), kept = units_of<T>(out.vectors, P);
@@ -222,8 +225,8 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                 dot_vectors<T, G>(end, own.vectors, H, P, t > t0 ? h_in + (t - 1) * B * P : h_start,
                                   w_hh.p, column, finish);
             else if (end > begin)
-                run_vectors<T, G>(blocks, begin, own.vectors, wide, H, P, now, w_panels, column,
-                                  finish);
+                run_vectors<T, G>(blocks, begin, own.vectors, at_once, wide(w_hh), H, P, now,
+                                  w_panels, column, finish);
             if constexpr (Cell::kGeneral) {
                 if (cell.whole_rows) {
                     if (!own.by_rows) team_barrier(size);
@@ -246,9 +249,10 @@ void forward_loop(const Cell& cell, const Sequence<T>& s, int64_t t0, int64_t t1
                         dot_vectors<T, 1>(end, out.vectors, P, second.depth, cell.operand(t),
                                           second.w.p, column_2, finish_2);
                     else if (end > begin)
-                        run_vectors<T, 1>(
-                            blocks, begin, out.vectors, wide, P, second.depth, second.packed,
-                            packed(second.w) ? second.w.panels : second.panels, column_2, finish_2);
+                        run_vectors<T, 1>(blocks, begin, out.vectors, at_once, wide(second.w), P,
+                                          second.depth, second.packed,
+                                          packed(second.w) ? second.w.panels : second.panels,
+                                          column_2, finish_2);
                 }
             }
             for (int64_t r = end; r < own.rows.end; ++r)
@@ -318,7 +322,7 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
                     if (!own.by_rows) team_barrier(size);
                     if (end > begin)
                         run_vectors<T, 1>(
-                            blocks, begin, own.vectors, wide, H, second.depth, second.packed,
+                            blocks, begin, own.vectors, wide, wide, H, second.depth, second.packed,
                             second.panels,
                             [&](int64_t row, int64_t, int64_t unit, int64_t n) {
                                 return cell.second_column(t, row, unit, n);
@@ -347,7 +351,7 @@ void backward_loop(const Cell& cell, const Sequence<T>& s, const T* w_hh, T* rec
             if (!own.by_rows) team_barrier(size);
             if (end > begin)
                 run_vectors<T, 1>(
-                    blocks, begin, out.vectors, wide, P, depth, now, panels,
+                    blocks, begin, out.vectors, wide, wide, P, depth, now, panels,
                     [&](int64_t row, int64_t, int64_t unit, int64_t n) {
                         return TileColumn<T>{rec + row * P + unit, P, n, Cell::kDirect, nullptr};
                     },
