@@ -56,7 +56,7 @@ bench-quick: $(VENV)/.test-tools  ## small benchmarks of each family in two minu
 	$(bin)/python -m bench.report --quick $(ARGS)
 
 bench-smoke: $(VENV)/.test-tools  ## each benchmark once, results compared, nothing timed
-	$(bin)/pytest bench --benchmark-disable $(ARGS)
+	$(bin)/pytest $(side_by_side) bench --benchmark-disable $(ARGS)
 
 # RECIPE-SEED
 recipe_runs := $(foreach recipe,zaremba-small gal-variational-small lstm-layernorm-small,$(addprefix $(recipe)-,1 2 3)) \

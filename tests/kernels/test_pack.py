@@ -20,7 +20,11 @@ FORWARD = {
     "xent_forward": ("w",),
     "xent_log_prob": ("w",),
 }
-FORWARD_CASES = [(f, case) for f in FORWARD for case in FUNCTIONS[f].cases]
+FORWARD_CASES = [
+    pytest.param(f, case, id=f"{f}-{case}", marks=[pytest.mark.pair] if "+" in case.name else [])
+    for f in FORWARD
+    for case in FUNCTIONS[f].cases
+]
 
 
 def gates_of(function: str, name: str, given: dict[str, Any]) -> int | tuple[int, int]:
@@ -45,7 +49,7 @@ def with_packed(function: str, given: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("function", "case"), FORWARD_CASES, ids=str)
+@pytest.mark.parametrize(("function", "case"), FORWARD_CASES)
 def test_same_bits(function: str, case: cases.Case, dtype: str, threads: int) -> None:
     """Every case of every forward kernel."""
     set_num_threads(threads)
