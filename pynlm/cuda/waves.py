@@ -71,14 +71,19 @@ def chunks_of(device: Device, cells: tuple[Cell, ...], steps: int, batch: int) -
     )  # fmt: skip
 
 
-def worth_two_lanes(device: Device, cell: Cell, steps: int, batch: int) -> bool:
-    """Whether two layers that need nothing of each other run side by side."""
+def worth_two_lanes(device: Device, cells: tuple[Cell, ...], steps: int, batch: int) -> bool:
+    """Whether two layers that need nothing of each other run side by side.
+
+    Options may make one slower than the other: together they last as long as the slower one.
+    """
     whole, limit = device.processors, device.shared_limit
     if whole < 2 or not steps * batch:
         return False
-    alone = 2 * _cycles(whole, limit, device.math, cell, steps, batch)
-    together = _cycles(whole // 2, limit, device.math, cell, steps, batch)
-    return together < _WORTH * alone
+    alone, together = (
+        [_cycles(share, limit, device.math, cell, steps, batch) for cell in cells]
+        for share in (whole, whole // 2)
+    )
+    return max(together) < _WORTH * sum(alone)
 
 
 @functools.lru_cache(1024)
