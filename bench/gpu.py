@@ -458,6 +458,13 @@ def main(arguments: list[str] | None = None) -> None:
         "torch": f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}",
     }
     contest = Contest(cupy, given.seconds)
+    # First: that two cooperative grids on two streams overlap is promised nowhere.
+    pairs = [
+        side_by_side(kind, shape, precision, contest, cupy)
+        for kind in KINDS
+        for shape in LANES
+        for precision in PRECISIONS
+    ]
     most = limits(cupy, contest)
     cells = [
         recurrent(cell, shape, precision, contest, cupy)
@@ -467,12 +474,6 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     heads = [
         softmax(case, precision, contest, cupy) for case in SOFTMAXES for precision in PRECISIONS
-    ]
-    pairs = [
-        side_by_side(kind, shape, precision, contest, cupy)
-        for kind in KINDS
-        for shape in LANES
-        for precision in PRECISIONS
     ]
     steps = [training(name, precision, contest) for name in RECIPES for precision in PRECISIONS]
     report.write(

@@ -277,7 +277,7 @@ def test_layers_are_handed_the_only_reference(
 
     for kind in (Stack, StackBackprop):
         monkeypatch.setattr(kind, "__call__", counted(kind.__call__))
-    model(IDS, TARGETS, None, Context(), lengths)
+    model(IDS, TARGETS, None, replace(train, train=False), lengths)
     _, _, backprop = model(IDS, TARGETS, None, train, lengths)
     assert backprop is not None
     backprop()
