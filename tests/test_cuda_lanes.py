@@ -230,7 +230,7 @@ def test_two_directions_of_different_options() -> None:
 
 
 def test_where_nothing_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU; one multiprocessor; where it is turned off; layers too large for a part of the card."""
+    """The CPU; one multiprocessor; turned off; layers too large for a part of the card."""
     small = layers_of(256)
     for pool in (Pool(), Pool(EmulatedDevice(processors=1))):
         assert pool.waves(small, 512, 16) == (1, 1) and pool.pair(small, 512, 16) == 1
@@ -238,7 +238,7 @@ def test_where_nothing_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = Pool(EmulatedDevice(processors=132))
     assert whole.waves(small, 512, 16) == (1, 1) and whole.pair(small, 512, 16) == 1
     monkeypatch.setenv("PYNLM_CUDA_LANES", "4")
-    with pytest.raises(ValueError, match="PYNLM_CUDA_LANES must be 1 .* got '4'"):
+    with pytest.raises(ValueError, match=r"PYNLM_CUDA_LANES must be 1 .* got '4'"):
         whole.pair(small, 512, 16)
     monkeypatch.delenv("PYNLM_CUDA_LANES")
     tight = Pool(EmulatedDevice(processors=4, shared_limit=9 << 10))
