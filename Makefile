@@ -132,11 +132,11 @@ cuda-check: $(VENV)/.test-tools  ## compile every CUDA kernel for cards from sm_
 	PYNLM_CUDA_ARCHITECTURES="sm_75 sm_80 sm_86 sm_89 sm_90 sm_100" \
 	  $(bin)/pytest -q $(side_by_side) tests/test_cuda_compiles.py $(ARGS)
 
-gpu: $(VENV)/.test-tools  ## on a machine with a GPU: the catalogue of cases on the card, then the bench beside cuDNN
+gpu: $(VENV)/.test-tools  ## on a machine with a GPU: the catalogue of cases on the card, under the sanitisers, too, then the bench beside cuDNN
 	$(bin)/pytest -q -m gpu tests $(ARGS)
-	$(bin)/python -m bench.gpu
 	for tool in memcheck racecheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 9 $(bin)/python -m pytest -q -m gpu -k 'primes and float32' tests || exit 1; done
+	$(bin)/python -m bench.gpu
 
 lint: $(VENV)/.lint-tools  ## formatting, style and types
 	$(bin)/ruff check .

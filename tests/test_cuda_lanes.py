@@ -215,18 +215,34 @@ def test_what_waits_runs_side_by_side(math: str) -> None:
             (large, 512, 128), (small, 0, 16), (small, 512, 0),
         ]:  # fmt: skip
             assert pool.waves(layers, time, batch) == (1, 1)
-        assert pool.pair(small[0], 35, 16) == 2
-        assert pool.pair(small[0], 0, 16) == pool.pair(small[0], 35, 0) == 1
-        assert pool.pair(layers_of(1500)[0], 35, 128) == 1
+        assert pool.pair(small, 35, 16) == 2
+        assert pool.pair(small, 0, 16) == pool.pair(small, 35, 0) == 1
+        assert pool.pair(large, 35, 128) == 1
 
 
-def test_where_nothing_runs_side_by_side() -> None:
-    """The CPU; one multiprocessor; layers too large for a part of the card."""
+def test_two_directions_of_different_options() -> None:
+    """Either kind gains by lanes, but the slower one lasts nearly as long as both by turns."""
+    pool = Pool(EmulatedDevice(processors=132))
+    plain, dropped = layers_of(512), layers_of(512, weight_drop=0.5)
+    assert pool.pair(plain, 35, 64) == pool.pair(dropped, 35, 64) == 2
+    for layers in (plain[0], dropped[1]), (dropped[0], plain[1]):
+        assert pool.pair(layers, 35, 64) == 1
+
+
+def test_where_nothing_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU; one multiprocessor; turned off; layers too large for a part of the card."""
     small = layers_of(256)
     for pool in (Pool(), Pool(EmulatedDevice(processors=1))):
-        assert pool.waves(small, 512, 16) == (1, 1) and pool.pair(small[0], 512, 16) == 1
+        assert pool.waves(small, 512, 16) == (1, 1) and pool.pair(small, 512, 16) == 1
+    monkeypatch.setenv("PYNLM_CUDA_LANES", "1")
+    whole = Pool(EmulatedDevice(processors=132))
+    assert whole.waves(small, 512, 16) == (1, 1) and whole.pair(small, 512, 16) == 1
+    monkeypatch.setenv("PYNLM_CUDA_LANES", "4")
+    with pytest.raises(ValueError, match=r"PYNLM_CUDA_LANES must be 1 .* got '4'"):
+        whole.pair(small, 512, 16)
+    monkeypatch.delenv("PYNLM_CUDA_LANES")
     tight = Pool(EmulatedDevice(processors=4, shared_limit=9 << 10))
-    assert tight.waves(small, 512, 16) == (1, 1) and tight.pair(small[0], 512, 16) == 1
+    assert tight.waves(small, 512, 16) == (1, 1) and tight.pair(small, 512, 16) == 1
 
 
 @pytest.mark.parametrize("option", ["weight_drop", "layer_norm", "projection"])
@@ -235,7 +251,7 @@ def test_what_a_chunk_costs(option: str) -> None:
 
     def cycles(**options: Any) -> float:
         (layer,) = layers_of(256, depth=1, **options)
-        cell = waves.Cell(**layer.sizes())  # type: ignore[arg-type]
+        cell = waves.Cell(**layer.sizes)  # type: ignore[arg-type]
         return waves._cycles(132, 227 << 10, "float32", cell, 10, 16)
 
     value: Any = {"weight_drop": 0.5, "layer_norm": True, "projection": 256}[option]
@@ -343,11 +359,13 @@ def stacked(
     if lengths is not None:
         order = RowOrder(np.array(lengths, np.int32))
         lengths = order.lengths
-    (y, last), backprop = made(x, entries, Context(train, 3, 5, 7), lengths, order)
+    below, above = [x], [dy]
+    del x, dy
+    (y, last), backprop = made(below, entries, Context(train, 3, 5, 7), lengths, order)
     found = [y, *(s for entry in last for s in entry)]
-    del x, y, last, entries, states
+    del y, last, entries, states
     if backprop is not None:
-        dx = backprop(dy)
+        dx = backprop(above)
         found += [dx, *(p.grad for p in parameters.values())]
     return [to_host(value) for value in found]
 

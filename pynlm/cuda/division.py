@@ -365,8 +365,6 @@ def _product(
         best = max(form.workers // (groups * row_tiles), 1)
         for splits in {best, min(2 * best, form.workers // row_tiles), -(-best // 2), 1}:
             splits = min(splits, form.padded(depth) // form.step)
-            if choice.held and splits * _SEGMENT * form.step % form.grain:
-                splits += -1 if splits > 1 else 1
             given = (choice, depth, groups, blocks, row_tiles, splits)
             if choice.held:
                 found += _workers(*given, _SEGMENT * splits * form.step, limit, space)
@@ -400,7 +398,7 @@ def _workers(
     held = 0
     if choice.held:
         held = min(choice.held // _SEGMENT, depth // chunk) * chunk
-        if not held or at_once < groups or chunk % form.grain:
+        if not held or at_once < groups:
             return []
     sums = groups * form.group * pass_rows * (splits | 1) * form.itemsize
     staged = _STAGES * pass_rows * (chunk * form.operand + _COPY)

@@ -10,6 +10,7 @@ their gradients. Shapes and the card decide, nothing that is measured: same mode
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 
 from . import division
@@ -67,18 +68,31 @@ class Cell:
 def chunks_of(device: Device, cells: tuple[Cell, ...], steps: int, batch: int) -> tuple[int, int]:
     """Lanes and chunks of time for layers one upon another; (1, 1): one layer after another."""
     return _chunks_of(
-        device.processors, device.shared_limit, device.math, cells, steps, batch
+        _divisible(device), device.shared_limit, device.math, cells, steps, batch
     )  # fmt: skip
 
 
-def worth_two_lanes(device: Device, cell: Cell, steps: int, batch: int) -> bool:
-    """Whether two layers that need nothing of each other run side by side."""
-    whole, limit = device.processors, device.shared_limit
+def worth_two_lanes(device: Device, cells: tuple[Cell, ...], steps: int, batch: int) -> bool:
+    """Whether two layers that need nothing of each other run side by side.
+
+    Options may make one slower than the other: together they last as long as the slower one.
+    """
+    whole, limit = _divisible(device), device.shared_limit
     if whole < 2 or not steps * batch:
         return False
-    alone = 2 * _cycles(whole, limit, device.math, cell, steps, batch)
-    together = _cycles(whole // 2, limit, device.math, cell, steps, batch)
-    return together < _WORTH * alone
+    alone, together = (
+        [_cycles(share, limit, device.math, cell, steps, batch) for cell in cells]
+        for share in (whole, whole // 2)
+    )
+    return max(together) < _WORTH * sum(alone)
+
+
+def _divisible(device: Device) -> int:
+    """Multiprocessors that lanes may divide; 1 with PYNLM_CUDA_LANES=1."""
+    switch = os.environ.get("PYNLM_CUDA_LANES", "")
+    if switch not in ("", "1"):
+        raise ValueError(f"PYNLM_CUDA_LANES must be 1 (no lanes) or not set, got {switch!r}")
+    return 1 if switch else device.processors
 
 
 @functools.lru_cache(1024)

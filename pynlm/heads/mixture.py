@@ -143,7 +143,8 @@ class Mixture(FusedHead):
 
     def _repeated(self, ids: IntArray, ctx: Context) -> IntArray:
         """Targets [N * K], for a graph where kernels read them."""
-        repeated: IntArray = (ctx.drawn or self.draw(ids, ctx.seed, 0))["targets"]
+        drawn = self.draw(ids, ctx.seed, 0) if ctx.drawn is None else ctx.drawn
+        repeated: IntArray = drawn["targets"]
         return repeated
 
     def _joint(self, nll: Array, h: Array, ids: IntArray, ctx: Context) -> tuple[Array, Array]:

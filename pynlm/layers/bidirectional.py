@@ -254,7 +254,8 @@ class Bidirectional:
             x, state = order.sort(x, self.pool), order.sort_state(state, self.pool)
             rows = order.rows if rows is None else rows[order.rows]
         half = self.forward_layer.states
-        count = self.pool.pair(self.forward_layer, *x.shape[:2]) if self._apart else 1
+        both = self.forward_layer, self.backward_layer
+        count = self.pool.pair(both, *x.shape[:2]) if self._apart else 1
         with self.pool.lanes(count) as lanes:
             with lanes[0]:
                 (there, ends), forward = self.forward_layer(

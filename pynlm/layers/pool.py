@@ -197,17 +197,17 @@ class Pool:
             return 1, 1
         from pynlm.cuda import waves
 
-        cells = tuple(waves.Cell(**layer.sizes()) for layer in layers)  # type: ignore[arg-type]
+        cells = tuple(waves.Cell(**layer.sizes) for layer in layers)  # type: ignore[arg-type]
         return waves.chunks_of(self.device, cells, time, batch)
 
-    def pair(self, layer: Recurrent, time: int, batch: int) -> int:
-        """Lanes, 1 or 2, in which two like layers that need nothing of each other are fastest."""
+    def pair(self, layers: Sequence[Recurrent], time: int, batch: int) -> int:
+        """Lanes, 1 or 2, in which two layers that need nothing of each other are fastest."""
         if self.device is None:
             return 1
         from pynlm.cuda import waves
 
-        cell = waves.Cell(**layer.sizes())  # type: ignore[arg-type]
-        return 1 + waves.worth_two_lanes(self.device, cell, time, batch)
+        cells = tuple(waves.Cell(**layer.sizes) for layer in layers)  # type: ignore[arg-type]
+        return 1 + waves.worth_two_lanes(self.device, cells, time, batch)
 
     def explained(self, error: MemoryError) -> MemoryError:
         """The same, with what is free on a GPU."""

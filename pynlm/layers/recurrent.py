@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -218,6 +219,7 @@ class Recurrent(ABC):
         """All parameters."""
         return [self.w_ih, self.w_hh, self.b, *self.extra.values()]
 
+    @functools.cached_property
     def sizes(self) -> dict[str, int]:
         """What the work of a call depends on besides T and B."""
         options = self.options

@@ -23,7 +23,8 @@ Array = npt.NDArray[Any]
 class Stack:
     """Recurrent layers one upon another, dropout after each, residual connections.
 
-    `(y, states), backprop = stack(x, states, ctx, lengths, order)`, with `dx = backprop(dy)`. On a
+    `(y, states), backprop = stack([x], states, ctx, lengths, order)`, with `dx = backprop([dy])`.
+    Lists hand arrays over: no name of the caller's keeps one until all layers are done. On a
     GPU, where that is faster, time is cut into chunks, and each layer runs a chunk behind the one
     below it, in a lane of its own: layer l needs its own state after chunk c - 1, and chunk c of
     the layer below. Results are those of whole layers, but for the order of sums over time; masks
@@ -49,8 +50,8 @@ class Stack:
     >>> dropouts = [Dropout(0.5, site=3, layer=i) for i in range(2)]
     >>> stack = Stack(layers, dropouts, [False, False], parameters.pool)
     >>> x, states = np.ones((7, 2, 3), np.float32), [layer.initial_state(2) for layer in layers]
-    >>> (y, states), backprop = stack(x, states, Context(train=True))
-    >>> y.shape, backprop(y).shape
+    >>> (y, states), backprop = stack([x], states, Context(train=True))
+    >>> y.shape, backprop([y]).shape
     ((7, 2, 4), (7, 2, 3))
     """
 
@@ -66,7 +67,7 @@ class Stack:
 
     def __call__(
         self,
-        x: Array,
+        given: list[Array],
         states: Sequence[Sequence[Array]],
         ctx: Context,
         lengths: IntArray | None = None,
@@ -76,8 +77,9 @@ class Stack:
 
         Parameters
         ----------
-        x
-            [T, B, I]; in training kept, and not to be changed, until backprop.
+        given
+            x [T, B, I], which is taken out; in training kept, and not to be changed, until
+            backprop.
         states
             One a layer.
         lengths
@@ -88,9 +90,10 @@ class Stack:
         Returns
         -------
         (y, states), backprop
-            y [T, B, H of the last layer]; new states in the order of `states`; `dx = backprop(dy)`,
-            None unless `ctx.train`.
+            y [T, B, H of the last layer]; new states in the order of `states`;
+            `dx = backprop([dy])`, None unless `ctx.train`.
         """
+        x = given.pop()
         time, batch, _ = x.shape
         count, chunks = self.pool.waves(self.layers, time, batch)
         spans = _spans(time, chunks)
@@ -105,27 +108,27 @@ class Stack:
         del x
         with self.pool.lanes(count) as lanes:
             for i, c in _wave(len(self.layers), chunks):
-                event, given = below[c]
+                event, x = below[c]
                 with lanes[i]:
                     if i:
-                        lanes.wait(event, given)
+                        lanes.wait(event, x)
                         if whole is not None and ctx.train:
-                            passed.append(given)
+                            passed.append(x)
                     start = spans[c].start
                     here = replace(ctx, time0=ctx.time0 + start) if start else ctx
                     within = lengths
                     if lengths is not None and whole is not None:
                         within = np.clip(lengths - start, 0, spans[c].stop - start)
-                    (y, ends[i]), backprop = self.layers[i](given, ends[i], here, within, rows)
+                    (y, ends[i]), backprop = self.layers[i](x, ends[i], here, within, rows)
                     y, drop = self.dropouts[i](y, here, inplace=not ctx.train, order=order)
                     backprops[i].append((backprop, drop))
                     if self.residual[i]:
                         # Neither may be overwritten in training: the layers need their outputs.
-                        y = np.add(y, given, out=self.pool.like(y))
+                        y = np.add(y, x, out=self.pool.like(y))
                     if whole is not None and i == len(self.layers) - 1:
                         whole[spans[c]] = y
                     below[c] = lanes.mark() if i < len(self.layers) - 1 else None, y
-                    del given, y
+                    del x, y
         y = below[0][1] if whole is None else whole
         if not ctx.train:
             return (y, ends), None
@@ -133,17 +136,18 @@ class Stack:
 
 
 class StackBackprop(Once):
-    """`dx = backprop(dy)`: adds into all layers' gradients; may be called once.
+    """`dx = backprop([dy])`: adds into all layers' gradients; may be called once.
 
-    `dy` [T, B, H of the last layer] is overwritten.
+    `dy` [T, B, H of the last layer] is taken out of the list and overwritten.
     """
 
     __slots__ = ()
 
-    def __call__(self, dy: Array) -> Array:
+    def __call__(self, given: list[Array]) -> Array:
         """Gradient [T, B, I] of the input."""
         stack: Stack
         stack, backprops, spans, count, passed = self._take()
+        dy = given.pop()
         whole: Array | None = None
         if len(spans) > 1:
             shape = (*dy.shape[:2], stack.layers[0].input_size)
@@ -154,21 +158,21 @@ class StackBackprop(Once):
         with stack.pool.lanes(count) as lanes:
             lanes.hold(*passed)
             for i, c in reversed(list(_wave(len(backprops), len(spans)))):
-                event, given = above[c]
+                event, dy = above[c]
                 with lanes[i]:
                     if i < len(backprops) - 1:
-                        lanes.wait(event, given)
+                        lanes.wait(event, dy)
                     # Taken out, so that buffers are free as soon as may be.
                     backprop, drop = backprops[i].pop()
-                    past = given if stack.residual[i] else None
-                    dx = backprop(drop(given, inplace=past is None), starts[i])
+                    past = dy if stack.residual[i] else None
+                    dx = backprop(drop(dy, inplace=past is None), starts[i])
                     starts[i] = backprop.dstart
                     if past is not None:
                         dx = np.add(dx, past, out=dx)
                     if whole is not None and i == 0:
                         whole[spans[c]] = dx
                     above[c] = lanes.mark() if i else None, dx
-                    del given, past, backprop, drop, dx
+                    del dy, past, backprop, drop, dx
         return above[0][1] if whole is None else whole
 
 

@@ -335,10 +335,12 @@ class RecurrentLM:
         if order is not None:
             ids = order.sort(ids, self.pool)
             state = [order.sort_state(entry, self.pool) for entry in state]
-        x, embedding = self.embedding(ids, ctx)
+        below, embedding = self.embedding(ids, ctx)
         # Nothing else needs the embedding's output; the recurrent layers' outputs are needed.
-        x, drop = self.dropout_input(x, ctx, inplace=True, order=order)
-        (x, last), layers = self._stack(x, state, ctx, lengths, order)
+        below, drop = self.dropout_input(below, ctx, inplace=True, order=order)
+        handed = [below]
+        del below
+        (x, last), layers = self._stack(handed, state, ctx, lengths, order)
         if order is not None:
             last = [order.restore_state(end, self.pool) for end in last]
         return x, tuple(last), (embedding, drop, layers) if ctx.train else None
@@ -372,8 +374,9 @@ class RecurrentLMBackprop(Once):
             padded[scored] = dy
             dy = padded
             del padded
-        dy = layers(dy.reshape(time, batch, dy.shape[1]))
-        embedding(drop(dy, inplace=True))
+        handed = [dy.reshape(time, batch, dy.shape[1])]
+        del dy
+        embedding(drop(layers(handed), inplace=True))
 
 
 def _difference(own: Array, given: Any) -> str:

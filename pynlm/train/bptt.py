@@ -264,8 +264,11 @@ class BPTT:
         self.optimiser.load_state_dict(
             {n[len(prefix) :]: x for n, x in tensors.items() if n.startswith(prefix)}
         )
-        if self._scaling is not None and "scaling" in tensors:
-            self.model.pool.load(self._scaling, tensors["scaling"])
+        # A run that was begun in other products has none.
+        scaling = tensors.get("scaling")
+        if self._scaling is not None and scaling is not None:
+            _check_tensor("the loss's scaling", self._scaling, scaling)
+            self.model.pool.load(self._scaling, scaling)
         if "state.0.0" not in tensors:
             self.state = None
             return
@@ -275,12 +278,7 @@ class BPTT:
             found = []
             for i, part in enumerate(parts):
                 x = tensors.get(f"state.{layer}.{i}")
-                if x is None or x.shape != part.shape or x.dtype != part.dtype:
-                    got = "nothing" if x is None else f"{x.dtype} {list(x.shape)}"
-                    raise ValueError(
-                        f"recurrent state {layer}.{i} must be {part.dtype} {list(part.shape)}, "
-                        f"got {got}"
-                    )
+                _check_tensor(f"recurrent state {layer}.{i}", part, x)
                 found.append(self.model.pool.bring(np.array(x)))
             layers.append(tuple(found))
         self.state = tuple(layers)
@@ -314,6 +312,12 @@ class Measured:
             p.logged_tokens += result.tokens
             self.last, self.loss = result, p.logged_nats / p.logged_tokens
         self._steps.clear()
+
+
+def _check_tensor(name: str, own: Any, x: NDArray[Any] | None) -> None:
+    if x is None or x.shape != own.shape or x.dtype != own.dtype:
+        got = "nothing" if x is None else f"{x.dtype} {list(x.shape)}"
+        raise ValueError(f"{name} must be {own.dtype} {list(own.shape)}, got {got}")
 
 
 def _check_loss(loss: float, step: int) -> None:

@@ -7,10 +7,14 @@ import pytest
 from bench.gpu_model import bound, rows, table
 
 
-def test_registers_and_divided_depths_never_cost_by_the_model() -> None:
+def test_what_registers_and_divided_depths_gain_by_the_model() -> None:
     found = list(rows(("float32", "bf16"), (20,), (200, 1500)))
-    # less than _HELD_GAIN is given up for a variant less
-    assert all(row.gain > 0.99 for row in found)
+    for row in found:
+        # float32 products of 1500 units are bound by arithmetic forward, 200 units by barriers
+        if row.units == 1500 and (row.side == "backward" or row.math == "bf16"):
+            assert row.gain > 1.05 and row.after.held + row.after.parts > 1
+        else:
+            assert row.gain == 1 and row.after.held == 0 and row.after.parts == 1
     assert len(table(found).splitlines()) == 2 + len(found)
 
 

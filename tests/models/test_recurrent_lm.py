@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pynlm.layers import Context
+from pynlm.layers.stack import Stack, StackBackprop
 from pynlm.models import RecurrentLM, RecurrentLMConfig
 from pynlm.testing import assert_close, assert_same_bits
 from pynlm.testing.tolerances import (
@@ -253,6 +255,33 @@ def test_backprop_once(train: Context) -> None:
     backprop()
     with pytest.raises(RuntimeError, match="RecurrentLM: backprop may be called once"):
         backprop()
+
+
+@pytest.mark.parametrize("lengths", [None, RAGGED])
+def test_layers_are_handed_the_only_reference(
+    train: Context, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes in from below, and from above, is free as soon as a layer is done with it."""
+    model = make("lstm", np.float32)
+    freed: list[int] = []
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: object, given: list[Any], *rest: Any) -> Any:
+            result = call(self, [given[0].copy()], *rest)
+            before = model.pool.leased
+            given.pop()
+            freed.append(before - model.pool.leased)
+            return result
+
+        return run
+
+    for kind in (Stack, StackBackprop):
+        monkeypatch.setattr(kind, "__call__", counted(kind.__call__))
+    model(IDS, TARGETS, None, replace(train, train=False), lengths)
+    _, _, backprop = model(IDS, TARGETS, None, train, lengths)
+    assert backprop is not None
+    backprop()
+    assert freed == [1, 1, 1]
 
 
 @cells
