@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .cublas import cublas_of
 from .graphs import CaptureError, CupyRecorder, Recorder
 from .lanes import CupyStreams, Forks
 from .source import Kernel, Source, read
@@ -245,6 +246,10 @@ class CupyDevice(CupyStreams, Device):
         self._one = {t: np.ones((), t) for t in _REALS}
         self._zero = {t: np.zeros((), t) for t in _REALS}
 
+    @functools.cached_property
+    def _cublas(self) -> Any:
+        return cublas_of(self.xp)
+
     def _start(
         self,
         source: Source,
@@ -317,7 +322,6 @@ class CupyDevice(CupyStreams, Device):
             if not accumulate:
                 out.fill(0)
             return
-        cublas = self.xp.cuda.cublas
         # cuBLAS counts columns first: it computes out.T = b.T @ a.T.
         left, left_stride = columns_first(b)
         right, right_stride = columns_first(a)
@@ -329,13 +333,13 @@ class CupyDevice(CupyStreams, Device):
         (rows, columns), depth = out.shape, a.shape[1]
         sizes = (handle, left, right, columns, rows, depth, self._one[out.dtype].ctypes.data)
         if out.dtype == np.float64:
-            cublas.dgemm(
+            self._cublas.dgemm(
                 *sizes, b.data.ptr, left_stride, a.data.ptr, right_stride, beta.ctypes.data,
                 out.data.ptr, out_stride,
             )  # fmt: skip
             return
         real = _CUDA_R_32F
-        cublas.gemmEx(
+        self._cublas.gemmEx(
             *sizes, b.data.ptr, real, left_stride, a.data.ptr, real, right_stride,
             beta.ctypes.data, out.data.ptr, real, out_stride, _COMPUTE[self.math],
             _DEFAULT_ALGORITHM,
