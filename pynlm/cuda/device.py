@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from abc import abstractmethod
 from typing import Any
 
@@ -241,6 +242,7 @@ class CupyDevice(CupyStreams, Device):
         attributes = cupy.cuda.Device().attributes
         self.processors = attributes["MultiProcessorCount"]
         self.shared_limit = attributes["MaxSharedMemoryPerBlockOptin"]
+        self._recorders: weakref.WeakSet[CupyRecorder] = weakref.WeakSet()
         self._kernels: dict[Any, Any] = {}
         self._modules: dict[Any, Any] = {}
         self._one = {t: np.ones((), t) for t in _REALS}
@@ -300,7 +302,9 @@ class CupyDevice(CupyStreams, Device):
         return super().bring(x)
 
     def recorder(self) -> Recorder:
-        return CupyRecorder(self.xp)
+        made = CupyRecorder(self.xp)
+        self._recorders.add(made)
+        return made
 
     def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
         try:
@@ -313,7 +317,8 @@ class CupyDevice(CupyStreams, Device):
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
         # What CuPy keeps for the next array is free, too.
-        return free + self.xp.get_default_memory_pool().free_bytes(), total
+        kept = sum(recorder.spare() for recorder in self._recorders)
+        return free + kept + self.xp.get_default_memory_pool().free_bytes(), total
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         if not out.size:

@@ -8,6 +8,7 @@ anybody else as long as the graph lives.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -77,6 +78,11 @@ class CupyRecorder(Recorder):
         self._cupy = cupy
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._memory = cupy.cuda.MemoryPool(lambda size: device_memory(cupy, size))
+        self._graphs: weakref.WeakSet[_CupyGraph] = weakref.WeakSet()
+
+    def spare(self) -> int:
+        """Bytes that are free here, and of no graph."""
+        return 0 if self._graphs else int(self._memory.free_bytes())
 
     @contextlib.contextmanager
     def _elsewhere(self) -> Iterator[None]:
@@ -102,7 +108,9 @@ class CupyRecorder(Recorder):
                 with contextlib.suppress(Exception):
                     self._stream.end_capture()
                 raise
-            return _CupyGraph(self._stream.end_capture(), self._memory)
+            graph = _CupyGraph(self._stream.end_capture(), self._memory)
+            self._graphs.add(graph)
+            return graph
 
 
 class _CupyGraph:

@@ -91,6 +91,11 @@ class StepGraphs:
         self._seen: dict[Any, int] = {}
         self._kinds: dict[Any, _Kind] = {}
 
+    @property
+    def made(self) -> int:
+        """Graphs that there are."""
+        return sum(kind.graph is not None for kind in self._kinds.values())
+
     def step(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]) -> Queued:
         """A step, by a graph if there is one.
 
@@ -113,9 +118,18 @@ class StepGraphs:
             seen = self._seen[key] = self._seen.get(key, 0) + 1
             if seen <= EAGER or len(self._kinds) >= MOST:
                 return self._queue(self._recorder, batch, state, numbers)
-            kind = _Kind(self._steps, batch, numbers)
-        kind.fill(batch, state, numbers)
         reason = ""
+        try:
+            if kind is None:
+                kind = _Kind(self._steps, batch, numbers)
+            kind.fill(batch, state, numbers)
+        except MemoryError as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            del kind
+            self._give_up(reason)
+            return self._steps.queue(batch, state, numbers)
+        assert kind is not None
         try:
             if not kind.rehearsed:
                 self._recorder.rehearse(kind.work)
@@ -124,8 +138,11 @@ class StepGraphs:
             elif kind.graph is None:
                 kind.graph = self._recorder.record(kind.work)
         except Exception as error:
-            if kind.updated:
-                raise  # what was done cannot be done again
+            if kind.updated:  # what was done cannot be done again
+                self._release()
+                if isinstance(error, MemoryError):
+                    raise _without_graphs(error) from None
+                raise
             reason = f"{type(error).__name__}: {error}"
         if reason:  # and nothing holds the failed step's arrays any more
             del kind
@@ -143,7 +160,25 @@ class StepGraphs:
         numbers: Mapping[str, float],
     ) -> Queued:
         """A step that is no graph, in the graphs' memory: what it needs is not needed twice."""
-        done: Queued = recorder.rehearse(lambda: self._steps.queue(batch, state, numbers))
+        updated, reason = False, ""
+
+        def work() -> Queued:
+            nonlocal updated
+            nats, after = self._steps.queue_gradients(batch, state, numbers)
+            updated = True
+            return Queued(nats, self._steps.queue_update(numbers), after)
+
+        try:
+            done: Queued = recorder.rehearse(work)
+        except MemoryError as error:
+            if updated:  # what was done cannot be done again
+                self._release()
+                raise _without_graphs(error) from None
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            del recorder
+            self._give_up(reason)
+            return self._steps.queue(batch, state, numbers)
         after = tuple(tuple(x.copy() for x in layer) for layer in done.state)
         return Queued(done.nats.copy(), done.squares.copy(), after)
 
@@ -154,11 +189,19 @@ class StepGraphs:
         temperature = getattr(model.head, "temperature", None)
         return batch.ids.shape, groups, temperature, None if device is None else device.math
 
-    def _give_up(self, reason: str) -> None:
+    def _release(self) -> None:
+        """Let go of all graphs, and with them of their memory."""
         self._recorder = None
         self._kinds.clear()
+
+    def _give_up(self, reason: str) -> None:
+        self._release()
         text = f"training steps go on without CUDA graphs, which could not be made ({reason})"
         warn(text, RuntimeWarning, stacklevel=4)
+
+
+def _without_graphs(error: MemoryError) -> MemoryError:
+    return MemoryError(f"{error}; CUDA graphs keep memory: train.graph=false needs less")
 
 
 class _Kind:
