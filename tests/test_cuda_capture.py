@@ -135,3 +135,48 @@ def test_memory_of_graphs_is_refused_as_no_error_of_cuda(refused: int, status: i
     else:
         assert device_memory(cupy, 512) == (512, 0)
         assert told == ["asked", "freed", "asked"][: 1 + 2 * refused]
+
+
+class CupyPool:
+    """What CuPy's MemoryPool does when its allocator fails."""
+
+    def __init__(self, allocator: Any) -> None:
+        self.allocator, self.freed = allocator, 0
+
+    def malloc(self, size: int) -> Any:
+        try:
+            return self.allocator(size)
+        except Refused:
+            self.freed += 1  # what graphs have by address, too
+            return self.allocator(size)
+
+    def free_bytes(self) -> int:
+        return 4096
+
+
+def test_a_graph_keeps_its_memory_when_there_is_no_more(device: CupyDevice) -> None:
+    """The pool frees nothing; without a graph what it has free counts as free."""
+    cupy = device.xp
+
+    def full(size: int) -> None:
+        raise Refused(2)
+
+    cupy.cuda.runtime = SimpleNamespace(
+        CUDARuntimeError=Refused, errorMemoryAllocation=2, memGetInfo=lambda: (100, 9000)
+    )
+    default = SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 10)
+    cupy.get_default_memory_pool = lambda: default
+    cupy.cuda.MemoryPool, cupy.cuda.Memory = CupyPool, full
+    cupy.cuda.MemoryPointer = lambda mem, offset: mem
+    cupy.cuda.using_allocator = lambda malloc: contextlib.nullcontext()
+    recorder: Any = device.recorder()
+    assert device.memory() == (100 + 4096 + 10, 9000)
+    graph = recorder.record(lambda: None)
+    assert device.memory() == (110, 9000)
+    with pytest.raises(MemoryError, match="no 512 bytes"):
+        recorder._memory.malloc(512)
+    assert not recorder._memory.freed
+    del graph
+    assert device.memory() == (100 + 4096 + 10, 9000)
+    del recorder
+    assert device.memory() == (110, 9000)
