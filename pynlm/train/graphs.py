@@ -103,13 +103,27 @@ class StepGraphs:
         ------
         IndexError
             An id or target that is none.
+        MemoryError
+            In an update, which cannot be done again; the graphs' memory has been given back.
         """
         if self._recorder is None:
             return self._steps.queue(batch, state, numbers)
+        try:
+            return self._step(batch, state, numbers)
+        except MemoryError as error:
+            if self._recorder is None:  # what failed was a step without graphs
+                raise
+            text = f"{error}; CUDA graphs keep memory: train.graph=false needs less"
+        # Out there, where the error's frames hold no arrays of the graphs any more.
+        self._release()
+        raise MemoryError(text)
+
+    def _step(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]) -> Queued:
+        assert self._recorder is not None  # not a local name, which would outlive `_give_up`
         if batch.lengths is not None or not batch.ids.size:
             if not self._kinds:
                 return self._steps.queue(batch, state, numbers)
-            return self._queue(self._recorder, batch, state, numbers)
+            return self._queue(batch, state, numbers)
         key = self._key(batch)
         kind = self._kinds.get(key)
         if kind is None:
@@ -117,7 +131,7 @@ class StepGraphs:
                 self._seen.clear()
             seen = self._seen[key] = self._seen.get(key, 0) + 1
             if seen <= EAGER or len(self._kinds) >= MOST:
-                return self._queue(self._recorder, batch, state, numbers)
+                return self._queue(batch, state, numbers)
         reason = ""
         try:
             if kind is None:
@@ -138,11 +152,8 @@ class StepGraphs:
             elif kind.graph is None:
                 kind.graph = self._recorder.record(kind.work)
         except Exception as error:
-            if kind.updated:  # what was done cannot be done again
-                self._release()
-                if isinstance(error, MemoryError):
-                    raise _without_graphs(error) from None
-                raise
+            if kind.updated:
+                raise  # what was done cannot be done again
             reason = f"{type(error).__name__}: {error}"
         if reason:  # and nothing holds the failed step's arrays any more
             del kind
@@ -153,13 +164,10 @@ class StepGraphs:
         return kind.queued()
 
     def _queue(
-        self,
-        recorder: Recorder,
-        batch: Batch,
-        state: ModelState | None,
-        numbers: Mapping[str, float],
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]
     ) -> Queued:
         """A step that is no graph, in the graphs' memory: what it needs is not needed twice."""
+        assert self._recorder is not None
         updated, reason = False, ""
 
         def work() -> Queued:
@@ -169,14 +177,12 @@ class StepGraphs:
             return Queued(nats, self._steps.queue_update(numbers), after)
 
         try:
-            done: Queued = recorder.rehearse(work)
+            done: Queued = self._recorder.rehearse(work)
         except MemoryError as error:
-            if updated:  # what was done cannot be done again
-                self._release()
-                raise _without_graphs(error) from None
+            if updated:
+                raise  # what was done cannot be done again
             reason = f"{type(error).__name__}: {error}"
         if reason:
-            del recorder
             self._give_up(reason)
             return self._steps.queue(batch, state, numbers)
         after = tuple(tuple(x.copy() for x in layer) for layer in done.state)
@@ -197,11 +203,7 @@ class StepGraphs:
     def _give_up(self, reason: str) -> None:
         self._release()
         text = f"training steps go on without CUDA graphs, which could not be made ({reason})"
-        warn(text, RuntimeWarning, stacklevel=4)
-
-
-def _without_graphs(error: MemoryError) -> MemoryError:
-    return MemoryError(f"{error}; CUDA graphs keep memory: train.graph=false needs less")
+        warn(text, RuntimeWarning, stacklevel=5)
 
 
 class _Kind:
