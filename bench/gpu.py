@@ -339,6 +339,8 @@ def training(name: str, precision: str, contest: Contest) -> Row:
 
         for _ in range(EAGER + 2):
             step()
+        if kind == "graph" and (steps._graphs is None or not steps._graphs.made):
+            raise RuntimeError(f"{name}, {precision}: no CUDA graph was made of the step")
         calls[kind] = step
     seconds = contest.run(calls)
     return {"case": name, "precision": precision, "seconds": seconds, "tokens": ids.size}

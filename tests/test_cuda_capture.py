@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pynlm.cuda.device import CupyDevice
-from pynlm.cuda.graphs import CaptureError
+from pynlm.cuda.graphs import CaptureError, device_memory
 
 
 class Stream:
@@ -63,7 +63,7 @@ def device() -> CupyDevice:
         Device=lambda: SimpleNamespace(id=0, attributes=attributes),
         Stream=Stream,
         using_allocator=using_allocator,
-        MemoryPool=lambda: SimpleNamespace(malloc="own"),
+        MemoryPool=lambda _: SimpleNamespace(malloc="own"),
         get_current_stream=lambda: here,
     )
     return CupyDevice(SimpleNamespace(cuda=cuda, array=np.array))
@@ -98,3 +98,85 @@ def test_a_capture_that_fails_ends(device: CupyDevice) -> None:
     device.xp.cuda.get_current_stream().capturing = False
     assert device.bring(np.ones(3)).size == 3
     recorder.record(lambda: None)  # begins anew
+
+
+class Refused(RuntimeError):
+    """CUDA's error, with its number."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize(("refused", "status"), [(0, 2), (1, 2), (2, 2), (1, 700)])
+def test_memory_of_graphs_is_refused_as_no_error_of_cuda(refused: int, status: int) -> None:
+    """At which CuPy's pool would free what graphs have by address; other pools give theirs."""
+    told: list[str] = []
+
+    def memory(size: int) -> int:
+        told.append("asked")
+        if told.count("asked") <= refused:
+            raise Refused(status)
+        return size
+
+    runtime = SimpleNamespace(CUDARuntimeError=Refused, errorMemoryAllocation=2)
+    cuda = SimpleNamespace(
+        Memory=memory, MemoryPointer=lambda mem, offset: (mem, offset), runtime=runtime
+    )
+    default = SimpleNamespace(free_all_blocks=lambda: told.append("freed"))
+    cupy = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: default)
+    if status == 700:
+        with pytest.raises(Refused):
+            device_memory(cupy, 512)
+        assert told == ["asked"]
+    elif refused == 2:
+        with pytest.raises(MemoryError, match="no 512 bytes"):
+            device_memory(cupy, 512)
+        assert told == ["asked", "freed", "asked"]
+    else:
+        assert device_memory(cupy, 512) == (512, 0)
+        assert told == ["asked", "freed", "asked"][: 1 + 2 * refused]
+
+
+class CupyPool:
+    """What CuPy's MemoryPool does when its allocator fails."""
+
+    def __init__(self, allocator: Any) -> None:
+        self.allocator, self.freed = allocator, 0
+
+    def malloc(self, size: int) -> Any:
+        try:
+            return self.allocator(size)
+        except Refused:
+            self.freed += 1  # what graphs have by address, too
+            return self.allocator(size)
+
+    def free_bytes(self) -> int:
+        return 4096
+
+
+def test_a_graph_keeps_its_memory_when_there_is_no_more(device: CupyDevice) -> None:
+    """The pool frees nothing; without a graph what it has free counts as free."""
+    cupy = device.xp
+
+    def full(size: int) -> None:
+        raise Refused(2)
+
+    cupy.cuda.runtime = SimpleNamespace(
+        CUDARuntimeError=Refused, errorMemoryAllocation=2, memGetInfo=lambda: (100, 9000)
+    )
+    default = SimpleNamespace(free_all_blocks=lambda: None, free_bytes=lambda: 10)
+    cupy.get_default_memory_pool = lambda: default
+    cupy.cuda.MemoryPool, cupy.cuda.Memory = CupyPool, full
+    cupy.cuda.MemoryPointer = lambda mem, offset: mem
+    cupy.cuda.using_allocator = lambda malloc: contextlib.nullcontext()
+    recorder: Any = device.recorder()
+    assert device.memory() == (100 + 4096 + 10, 9000)
+    graph = recorder.record(lambda: None)
+    assert device.memory() == (110, 9000)
+    with pytest.raises(MemoryError, match="no 512 bytes"):
+        recorder._memory.malloc(512)
+    assert not recorder._memory.freed
+    del graph
+    assert device.memory() == (100 + 4096 + 10, 9000)
+    del recorder
+    assert device.memory() == (110, 9000)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+import weakref
 from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
+from .cublas import cublas_of
 from .graphs import CaptureError, CupyRecorder, Recorder
 from .lanes import CupyStreams, Forks
 from .source import Kernel, Source, read
@@ -240,10 +242,15 @@ class CupyDevice(CupyStreams, Device):
         attributes = cupy.cuda.Device().attributes
         self.processors = attributes["MultiProcessorCount"]
         self.shared_limit = attributes["MaxSharedMemoryPerBlockOptin"]
+        self._recorders: weakref.WeakSet[CupyRecorder] = weakref.WeakSet()
         self._kernels: dict[Any, Any] = {}
         self._modules: dict[Any, Any] = {}
         self._one = {t: np.ones((), t) for t in _REALS}
         self._zero = {t: np.zeros((), t) for t in _REALS}
+
+    @functools.cached_property
+    def _cublas(self) -> Any:
+        return cublas_of(self.xp)
 
     def _start(
         self,
@@ -295,7 +302,9 @@ class CupyDevice(CupyStreams, Device):
         return super().bring(x)
 
     def recorder(self) -> Recorder:
-        return CupyRecorder(self.xp)
+        made = CupyRecorder(self.xp)
+        self._recorders.add(made)
+        return made
 
     def _allocate(self, shape: tuple[int, ...], dtype: Any, *, zero: bool) -> Array:
         try:
@@ -308,7 +317,8 @@ class CupyDevice(CupyStreams, Device):
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
         # What CuPy keeps for the next array is free, too.
-        return free + self.xp.get_default_memory_pool().free_bytes(), total
+        kept = sum(recorder.spare() for recorder in self._recorders)
+        return free + kept + self.xp.get_default_memory_pool().free_bytes(), total
 
     def matmul(self, out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
         if not out.size:
@@ -317,7 +327,6 @@ class CupyDevice(CupyStreams, Device):
             if not accumulate:
                 out.fill(0)
             return
-        cublas = self.xp.cuda.cublas
         # cuBLAS counts columns first: it computes out.T = b.T @ a.T.
         left, left_stride = columns_first(b)
         right, right_stride = columns_first(a)
@@ -329,13 +338,13 @@ class CupyDevice(CupyStreams, Device):
         (rows, columns), depth = out.shape, a.shape[1]
         sizes = (handle, left, right, columns, rows, depth, self._one[out.dtype].ctypes.data)
         if out.dtype == np.float64:
-            cublas.dgemm(
+            self._cublas.dgemm(
                 *sizes, b.data.ptr, left_stride, a.data.ptr, right_stride, beta.ctypes.data,
                 out.data.ptr, out_stride,
             )  # fmt: skip
             return
         real = _CUDA_R_32F
-        cublas.gemmEx(
+        self._cublas.gemmEx(
             *sizes, b.data.ptr, real, left_stride, a.data.ptr, real, right_stride,
             beta.ctypes.data, out.data.ptr, real, out_stride, _COMPUTE[self.math],
             _DEFAULT_ALGORITHM,

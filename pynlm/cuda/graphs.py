@@ -8,6 +8,7 @@ anybody else as long as the graph lives.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -47,19 +48,41 @@ class Recorder(ABC):
         """
 
 
+def device_memory(cupy: Any, size: int) -> Any:
+    """Memory of the device, a MemoryPointer; MemoryError if there is none.
+
+    For a pool whose free blocks graphs have by address: at a CUDARuntimeError CuPy's pool would
+    free them all and ask again. At a MemoryError it does not.
+    """
+    for last in (False, True):
+        try:
+            return cupy.cuda.MemoryPointer(cupy.cuda.Memory(size), 0)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            if error.status != cupy.cuda.runtime.errorMemoryAllocation:
+                raise
+            if last:
+                raise MemoryError(f"no {size:,} bytes for CUDA graphs or cuBLAS") from None
+        cupy.get_default_memory_pool().free_all_blocks()
+    raise AssertionError
+
+
 class CupyRecorder(Recorder):
     """By capture of a stream of its own.
 
     Cooperative launches become kernel nodes with an attribute for it, which CUDA has since 11, and
-    cuBLAS may be captured; it then adds nodes for working memory where it wants more than its
-    handle has (cuBLAS manual, "CUDA Graphs Support"). CuPy's pool keeps free blocks by stream, so a
-    rehearsal on another stream would leave the capture nothing to take.
+    cuBLAS may be captured, though not through CuPy's functions (`cublas.py`). CuPy's pool keeps
+    free blocks by stream, so a rehearsal on another stream would leave the capture nothing to take.
     """
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
         self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._memory = cupy.cuda.MemoryPool()
+        self._memory = cupy.cuda.MemoryPool(lambda size: device_memory(cupy, size))
+        self._graphs: weakref.WeakSet[_CupyGraph] = weakref.WeakSet()
+
+    def spare(self) -> int:
+        """Bytes that are free here, and of no graph."""
+        return 0 if self._graphs else int(self._memory.free_bytes())
 
     @contextlib.contextmanager
     def _elsewhere(self) -> Iterator[None]:
@@ -85,7 +108,9 @@ class CupyRecorder(Recorder):
                 with contextlib.suppress(Exception):
                     self._stream.end_capture()
                 raise
-            return _CupyGraph(self._stream.end_capture(), self._memory)
+            graph = _CupyGraph(self._stream.end_capture(), self._memory)
+            self._graphs.add(graph)
+            return graph
 
 
 class _CupyGraph:

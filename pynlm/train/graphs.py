@@ -91,6 +91,11 @@ class StepGraphs:
         self._seen: dict[Any, int] = {}
         self._kinds: dict[Any, _Kind] = {}
 
+    @property
+    def made(self) -> int:
+        """Graphs that there are."""
+        return sum(kind.graph is not None for kind in self._kinds.values())
+
     def step(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]) -> Queued:
         """A step, by a graph if there is one.
 
@@ -98,13 +103,27 @@ class StepGraphs:
         ------
         IndexError
             An id or target that is none.
+        MemoryError
+            In an update, which cannot be done again; the graphs' memory has been given back.
         """
         if self._recorder is None:
             return self._steps.queue(batch, state, numbers)
+        try:
+            return self._step(batch, state, numbers)
+        except MemoryError as error:
+            if self._recorder is None:  # what failed was a step without graphs
+                raise
+            text = f"{error}; CUDA graphs keep memory: train.graph=false needs less"
+        # Out there, where the error's frames hold no arrays of the graphs any more.
+        self._release()
+        raise MemoryError(text)
+
+    def _step(self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]) -> Queued:
+        assert self._recorder is not None  # not a local name, which would outlive `_give_up`
         if batch.lengths is not None or not batch.ids.size:
             if not self._kinds:
                 return self._steps.queue(batch, state, numbers)
-            return self._queue(self._recorder, batch, state, numbers)
+            return self._queue(batch, state, numbers)
         key = self._key(batch)
         kind = self._kinds.get(key)
         if kind is None:
@@ -112,10 +131,19 @@ class StepGraphs:
                 self._seen.clear()
             seen = self._seen[key] = self._seen.get(key, 0) + 1
             if seen <= EAGER or len(self._kinds) >= MOST:
-                return self._queue(self._recorder, batch, state, numbers)
-            kind = _Kind(self._steps, batch, numbers)
-        kind.fill(batch, state, numbers)
+                return self._queue(batch, state, numbers)
         reason = ""
+        try:
+            if kind is None:
+                kind = _Kind(self._steps, batch, numbers)
+            kind.fill(batch, state, numbers)
+        except MemoryError as error:
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            del kind
+            self._give_up(reason)
+            return self._steps.queue(batch, state, numbers)
+        assert kind is not None
         try:
             if not kind.rehearsed:
                 self._recorder.rehearse(kind.work)
@@ -136,14 +164,27 @@ class StepGraphs:
         return kind.queued()
 
     def _queue(
-        self,
-        recorder: Recorder,
-        batch: Batch,
-        state: ModelState | None,
-        numbers: Mapping[str, float],
+        self, batch: Batch, state: ModelState | None, numbers: Mapping[str, float]
     ) -> Queued:
         """A step that is no graph, in the graphs' memory: what it needs is not needed twice."""
-        done: Queued = recorder.rehearse(lambda: self._steps.queue(batch, state, numbers))
+        assert self._recorder is not None
+        updated, reason = False, ""
+
+        def work() -> Queued:
+            nonlocal updated
+            nats, after = self._steps.queue_gradients(batch, state, numbers)
+            updated = True
+            return Queued(nats, self._steps.queue_update(numbers), after)
+
+        try:
+            done: Queued = self._recorder.rehearse(work)
+        except MemoryError as error:
+            if updated:
+                raise  # what was done cannot be done again
+            reason = f"{type(error).__name__}: {error}"
+        if reason:
+            self._give_up(reason)
+            return self._steps.queue(batch, state, numbers)
         after = tuple(tuple(x.copy() for x in layer) for layer in done.state)
         return Queued(done.nats.copy(), done.squares.copy(), after)
 
@@ -154,11 +195,15 @@ class StepGraphs:
         temperature = getattr(model.head, "temperature", None)
         return batch.ids.shape, groups, temperature, None if device is None else device.math
 
-    def _give_up(self, reason: str) -> None:
+    def _release(self) -> None:
+        """Let go of all graphs, and with them of their memory."""
         self._recorder = None
         self._kinds.clear()
+
+    def _give_up(self, reason: str) -> None:
+        self._release()
         text = f"training steps go on without CUDA graphs, which could not be made ({reason})"
-        warn(text, RuntimeWarning, stacklevel=4)
+        warn(text, RuntimeWarning, stacklevel=5)
 
 
 class _Kind:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pynlm.cuda import waves
+from pynlm.cuda.graphs import _CupyGraph
 from pynlm.testing import capture
 from pynlm.testing.emulated import StrictDevice, has_card
 from pynlm.testing.races import timeline
@@ -49,13 +50,13 @@ KINDS: dict[str, dict[str, Any]] = {
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A number for each start of a graph."""
     found: list[int] = []
-    launch = capture.EmulatedGraph.launch
+    for kind in (capture.EmulatedGraph, _CupyGraph):
 
-    def counted(self: capture.EmulatedGraph) -> None:
-        found.append(len(found))
-        launch(self)
+        def counted(self: Any, launch: Callable[..., None] = kind.launch) -> None:
+            found.append(len(found))
+            launch(self)
 
-    monkeypatch.setattr(capture.EmulatedGraph, "launch", counted)
+        monkeypatch.setattr(kind, "launch", counted)
     return found
 
 
@@ -146,9 +147,15 @@ def test_the_same_bits_in_lanes(
 @pytest.mark.parametrize("math", ["float32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", KINDS)
 def test_the_same_bits_on_a_card(
-    name: str, math: str, make: Make, weights_of: Callable[..., str], tmp_path: Path
+    name: str,
+    math: str,
+    make: Make,
+    launches: list[int],
+    weights_of: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
     assert_same_runs(make, weights_of, tmp_path, {**KINDS[name], "train.math": math})
+    assert len(launches) > 20
 
 
 @pytest.mark.parametrize("number", ["step", "lr", "t"])
@@ -217,6 +224,45 @@ def test_no_memory_for_a_graph(
     with pytest.warns(RuntimeWarning, match=r"could not be made \(MemoryError: out of memory\)"):
         assert_same_runs(make, weights_of, tmp_path, {})
     assert not launches
+
+
+@pytest.mark.parametrize("full", ["_Kind.__init__", "_Kind.fill", "rehearse"])
+def test_no_memory_before_the_update(
+    full: str,
+    make: Make,
+    fast: StrictDevice,
+    launches: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    weights_of: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    """Of a kind's own arrays, or of a step that is no graph: it is done without graphs."""
+
+    def refuse(*_: Any) -> Any:
+        raise MemoryError("out of memory")
+
+    if full == "rehearse":
+        monkeypatch.setattr(capture.EmulatedRecorder, full, refuse)
+    else:
+        monkeypatch.setattr(graphs._Kind, full.split(".")[1], refuse)
+    with pytest.warns(RuntimeWarning, match=r"could not be made \(MemoryError: out of memory\)"):
+        assert_same_runs(make, weights_of, tmp_path, {})
+    assert not launches
+
+
+def test_no_memory_in_an_update(
+    make: Make, fast: StrictDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which cannot be done again: what could help is said, and the graphs' memory is free."""
+    trainer = make(device="cuda", overrides={"train.epochs": 1})
+
+    def refuse(*_: Any) -> Any:
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(bptt.BPTT, "queue_update", refuse)
+    with pytest.raises(MemoryError, match=r"out of memory; CUDA graphs .* train\.graph=false"):
+        trainer.run()
+    assert trainer._bptt._graphs is not None and trainer._bptt._graphs._recorder is None
 
 
 @pytest.mark.parametrize(
