@@ -13,7 +13,7 @@ from pynlm.testing.emulated import StrictDevice, emulation
 
 def dtypes_of(case: Case) -> list[str]:
     """Pairs of variants in the dtype whose tolerance is tighter, large cases in the faster one."""
-    if "+" in case.name:
+    if case.is_pair:
         return ["float64"]
     return ["float32"] if "threads" in case.name else DTYPES
 

@@ -56,6 +56,11 @@ class Case:
         return self.name
 
     @property
+    def is_pair(self) -> bool:
+        """Whether it has two variants at once; CI runs these at one level only."""
+        return "+" in self.name
+
+    @property
     def terms(self) -> int:
         """A bound on the length of the longest sum, which the tolerance grows with."""
         if self.kernel in ("dropout", "sgd", "adam", "adagrad"):  # element by element

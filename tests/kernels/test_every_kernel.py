@@ -101,7 +101,7 @@ REFERENCE_TORCH = {
 
 def marks_of(case: Case) -> list[pytest.MarkDecorator]:
     """Two variants at once are run at one level, and not under the sanitisers, in CI."""
-    return [pytest.mark.pair] if "+" in case.name else []
+    return [pytest.mark.pair] if case.is_pair else []
 
 
 def functions_on(chosen: dict[str, list[Case]]) -> pytest.MarkDecorator:

@@ -21,7 +21,7 @@ FORWARD = {
     "xent_log_prob": ("w",),
 }
 FORWARD_CASES = [
-    pytest.param(f, case, id=f"{f}-{case}", marks=[pytest.mark.pair] if "+" in case.name else [])
+    pytest.param(f, case, id=f"{f}-{case}", marks=[pytest.mark.pair] if case.is_pair else [])
     for f in FORWARD
     for case in FUNCTIONS[f].cases
 ]
